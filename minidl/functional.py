@@ -1,0 +1,310 @@
+"""The mathematics of layers and losses: pure functions of arrays or Tensors, no state.
+
+Every function also takes plain arrays and then gives plain arrays. The ops of `tensor.py` are offered
+here too, so that one import (`import minidl.functional as F`) has them all.
+"""
+
+import math
+
+import numpy as np
+
+from .tensor import (Fused, Op, Tensor, _array, abs, broadcast_to, clip, concatenate, exp, getitem, log, matmul,  # noqa: F401
+                     max, maximum, mean, min, minimum, power, reshape, sqrt, stack, sum, transpose, var, where)
+
+# --- Activations --------------------------------------------------------------------------------------
+
+relu = Op("relu", lambda x: np.maximum(x, 0),
+          lambda g, y, x: g * (x > 0))
+
+tanh = Op("tanh", lambda x: np.tanh(x),
+          lambda g, y, x: g * (1 - y * y))
+
+_leaky_relu = Op("leaky_relu", lambda x, slope: np.where(x > 0, x, slope * x),
+                 lambda g, y, x, slope: where(x > 0, g, slope * g))
+
+_softplus = Op("softplus", lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+               lambda g, y, x: g * sigmoid(x))
+
+
+def _sigmoid_forward(x):
+    with np.errstate(over="ignore"):  # exp(-x) = inf is right: 1 / (1 + inf) = 0
+        y = np.exp(-x)
+    y += 1
+    return np.divide(1, y, out=y)
+
+
+sigmoid = Op("sigmoid", _sigmoid_forward,
+             lambda g, y, x: g * (y * (1 - y)))
+
+
+def leaky_relu(x, slope=0.01):
+    """x where positive, slope * x elsewhere."""
+    return _leaky_relu(x, slope=slope)
+
+
+def softplus(x):
+    """log(1 + exp(x)), without overflow."""
+    return _softplus(x)
+
+
+def gelu(x):
+    """Gaussian error linear unit, in the tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+
+    Hendrycks and Gimpel 2016, section 2.
+    """
+    return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
+
+
+def linear_activation(x):
+    """x itself: the activation of a layer that has none."""
+    return x
+
+
+# --- Softmax and its logarithm, along `axis`. Subtracting the maximum changes nothing but the range. ---
+
+def _softmax_forward(x, axis):
+    y = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    y /= np.add.reduce(y, axis=axis, keepdims=True)
+    return y
+
+
+_softmax = Op("softmax", _softmax_forward,
+              lambda g, y, x, axis: y * (g - sum(g * y, axis, keepdims=True)))
+
+_logsumexp = Op("logsumexp", lambda x, axis: _logsumexp_forward(x, axis),
+                lambda g, y, x, axis: g * exp(x - y))
+
+_log_softmax = Op("log_softmax", lambda x, axis: x - _logsumexp_forward(x, axis),
+                  lambda g, y, x, axis: g - exp(y) * sum(g, axis, keepdims=True))
+
+
+def _logsumexp_forward(x, axis):
+    largest = np.max(x, axis=axis, keepdims=True)
+    return largest + np.log(np.add.reduce(np.exp(x - largest), axis=axis, keepdims=True))
+
+
+def softmax(x, axis=-1):
+    """exp(x) / sum(exp(x)): positive, sums to 1 along axis."""
+    return _softmax(x, axis=axis)
+
+
+def log_softmax(x, axis=-1):
+    """log(softmax(x)), exact where the softmax itself would be rounded to 0."""
+    return _log_softmax(x, axis=axis)
+
+
+def logsumexp(x, axis=-1):
+    """log(sum(exp(x))) along axis, which is removed."""
+    return getitem(_logsumexp(x, axis=axis), index=(slice(None),) * (axis % x.ndim) + (0,))
+
+
+# --- The affine map of a Dense layer ------------------------------------------------------------------
+
+def _linear_forward(x, kernel, bias):
+    y = x @ kernel
+    y += bias
+    return y
+
+
+_linear = Op("linear", _linear_forward,
+             lambda g, y, x, kernel, bias: g @ kernel.T,
+             lambda g, y, x, kernel, bias: x.T @ g,
+             lambda g, y, x, kernel, bias: sum(g, 0))
+
+
+def linear(x, kernel, bias=None):
+    """x @ kernel + bias. x: (n, inputs), kernel: (inputs, units), bias: (units,) or None."""
+    return matmul(x, kernel) if bias is None else _linear(x, kernel, bias)
+
+
+# --- Losses: scalars, the mean over the batch ---------------------------------------------------------
+
+def _checked_labels(labels, logits):
+    """Class numbers (n,) or rows of class probabilities (n, classes), or a ValueError that says what is wrong."""
+    labels = np.asarray(_array(labels))
+    n, classes = logits.shape if logits.ndim == 2 else (None, None)
+    if n is None or labels.shape not in ((n,), (n, classes)):
+        raise ValueError(f"cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); "
+                         f"got {logits.shape} and {labels.shape}")
+    if n == 0:
+        raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean over")
+    if labels.ndim == 2:
+        return labels.astype(logits.dtype, copy=False)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
+    # Seen as unsigned, a negative label is a huge one: one comparison finds both faults.
+    if labels.view(f"u{labels.itemsize}").max() >= classes:
+        raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
+                         f"got labels from {labels.min()} to {labels.max()}")
+    return labels
+
+
+def _cross_entropy_forward(logits, labels):
+    n = len(logits)
+    shifted = logits - np.max(logits, axis=1, keepdims=True)
+    p = np.exp(shifted)
+    total = np.add.reduce(p, axis=1, keepdims=True)
+    if labels.ndim == 1:
+        rows = np.arange(n)
+        loss = (np.log(total).sum() - shifted[rows, labels].sum()) / n
+    else:
+        loss = (labels * (np.log(total) - shifted)).sum() / n
+
+    def vjp(g):
+        gx = p / total
+        if labels.ndim == 1:
+            gx[rows, labels] -= 1
+        else:
+            gx *= labels.sum(axis=1, keepdims=True)
+            gx -= labels
+        gx *= g / n
+        return (gx,)
+
+    return loss.astype(logits.dtype), vjp
+
+
+_cross_entropy = Fused("cross_entropy", _cross_entropy_forward, composed="cross_entropy_composed")
+
+
+def cross_entropy(logits, labels):
+    """Mean of -log softmax(logits)[label]: softmax and cross-entropy in one, exact for logits of any size.
+
+    logits: (n, classes), what the last layer gives before any softmax. labels: class numbers (n,) or
+    class probabilities such as one-hot rows (n, classes). Raises ValueError or TypeError for labels
+    that do not fit.
+    """
+    return _cross_entropy(logits, labels=_checked_labels(labels, logits))
+
+
+def cross_entropy_composed(logits, labels):
+    """The same value as `cross_entropy` from primitives: slower, but can be differentiated twice."""
+    labels = _checked_labels(labels, logits)
+    if labels.ndim == 1:
+        labels = np.eye(logits.shape[1], dtype=logits.dtype)[labels]
+    return -sum(log_softmax(logits) * labels) / len(labels)
+
+
+def categorical_crossentropy(probabilities, labels):
+    """Cross-entropy of probabilities, for a model that ends in softmax. Shapes as in `cross_entropy`.
+
+    If the probabilities come straight from `softmax`, the loss is computed on its logits and stays exact
+    where a probability is rounded to 0. Raises ValueError for values that are no probabilities.
+    """
+    if _made_by(probabilities, _softmax):
+        return cross_entropy(probabilities.inputs[0], labels)
+    labels = _checked_labels(labels, probabilities)
+    _check_probabilities(probabilities, "Activation('softmax')", "loss='cross_entropy'")
+    if labels.ndim == 1:
+        return -mean(log(getitem(probabilities, index=(np.arange(len(labels)), labels))))
+    # 0 log 0 is 0: what has no weight in the labels is left out of the logarithm.
+    return -sum(labels * log(where(labels > 0, probabilities, 1.0))) / len(labels)
+
+
+def binary_cross_entropy(probabilities, targets):
+    """Mean of -(t log p + (1 - t) log(1 - p)). Exact at p = 0 and 1 if p comes straight from `sigmoid`."""
+    if _made_by(probabilities, sigmoid):
+        return binary_cross_entropy_with_logits(probabilities.inputs[0], targets)
+    targets = _checked_targets(targets, probabilities, "binary_cross_entropy")
+    _check_probabilities(probabilities, "Activation('sigmoid')", "binary_cross_entropy_with_logits")
+    log_p, log_q = log(where(targets > 0, probabilities, 1.0)), log(where(targets < 1, 1 - probabilities, 1.0))
+    return -mean(targets * log_p + (1 - targets) * log_q)
+
+
+def binary_cross_entropy_with_logits(logits, targets):
+    """Mean of softplus(x) - t x: binary cross-entropy of sigmoid(x), exact for any x. Targets lie in [0, 1]."""
+    targets = _checked_targets(targets, logits, "binary_cross_entropy_with_logits")
+    return mean(softplus(logits) - targets * logits)
+
+
+def mse_loss(prediction, target):
+    """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast unseen."""
+    if prediction.shape != target.shape:
+        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}")
+    difference = prediction - target
+    return mean(difference * difference)
+
+
+def _made_by(x, op):
+    """Whether x is the recorded result of op over the last axis, so that x.inputs[0] are its logits."""
+    return isinstance(x, Tensor) and x.op is op and x.saved is not None and x.saved.get("axis", -1) in (-1, x.ndim - 1)
+
+
+def _check_probabilities(p, activation, instead):
+    p = _array(p)
+    if p.size == 0 or not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError(f"this loss takes probabilities between 0 and 1, got values from {p.min()} to {p.max()}: "
+                         f"end the model with {activation}, or use {instead} on what it gives now")
+
+
+def _checked_targets(targets, x, name):
+    targets = np.asarray(_array(targets))
+    if targets.shape != x.shape or x.size == 0:
+        raise ValueError(f"{name} needs targets of the same shape as its input and at least one entry, "
+                         f"got {targets.shape} and {x.shape}")
+    if not (targets.min() >= 0 and targets.max() <= 1):
+        raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to {targets.max()}")
+    return targets.astype(x.dtype, copy=False)
+
+
+# --- Batch Normalization (Ioffe and Szegedy 2015, algorithm 1) -----------------------------------------
+
+def _batch_norm_forward(x, gamma, beta, eps):
+    n = len(x)
+    mean = np.add.reduce(x, axis=0) / n
+    normalized = x - mean
+    var = np.einsum("ij,ij->j", normalized, normalized) / n
+    scale = 1 / np.sqrt(var + eps)
+    normalized *= scale
+    y = normalized * gamma
+    y += beta
+
+    def vjp(g):
+        # The mean and the variance depend on every x, hence two terms more than in an affine map:
+        # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3.
+        g_beta = np.add.reduce(g, axis=0)
+        g_gamma = np.einsum("ij,ij->j", g, normalized)
+        gx = normalized * (g_gamma / -n)
+        gx += g
+        gx -= g_beta / n
+        gx *= gamma * scale
+        return gx, g_gamma, g_beta
+
+    return y, vjp, mean, var
+
+
+_batch_norm = Fused("batch_norm", _batch_norm_forward, composed="batch_norm_composed")
+
+
+def batch_norm(x, gamma, beta, eps=1e-5):
+    """Normalise each feature over the batch, then scale and shift: y = gamma (x - mean) / sqrt(var + eps) + beta.
+
+    x: (n, features), or (n, channels, height, width) normalised per channel. gamma, beta: (features,).
+    Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays, for a layer to keep.
+    Variance by two passes; E[x^2] - E[x]^2 would lose all its digits where the mean is large.
+    """
+    if x.ndim == 2:
+        return _batch_norm(x, gamma, beta, eps=eps)
+    n, c, h, w = x.shape  # per channel is per feature, once every pixel counts as a sample
+    y, mean, var = _batch_norm(x.transpose(0, 2, 3, 1).reshape(n * h * w, c), gamma, beta, eps=eps)
+    return y.reshape(n, h, w, c).transpose(0, 3, 1, 2), mean, var
+
+
+def batch_norm_composed(x, gamma, beta, eps=1e-5):
+    """The definition of `batch_norm`, line by line from primitives: the gradient follows by itself."""
+    axes = (0,) + tuple(range(2, x.ndim))
+    batch_mean = mean(x, axes, keepdims=True)
+    batch_var = mean((x - batch_mean) ** 2, axes, keepdims=True)
+    normalized = (x - batch_mean) / sqrt(batch_var + eps)
+    y = per_channel(gamma, x) * normalized + per_channel(beta, x)
+    return y, _array(batch_mean).reshape(-1), _array(batch_var).reshape(-1)
+
+
+def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5):
+    """The same map with fixed statistics: each sample by itself. Differentiable in x, gamma and beta."""
+    scale = gamma / np.sqrt(running_var + eps)
+    return (x - per_channel(running_mean, x)) * per_channel(scale, x) + per_channel(beta, x)
+
+
+def per_channel(v, x):
+    """v of shape (c,) reshaped to broadcast against x of shape (n, c, ...)."""
+    return v if x.ndim == 2 else v.reshape(-1, *(1,) * (x.ndim - 2))
