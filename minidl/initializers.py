@@ -1,0 +1,62 @@
+"""Initial weights: functions of (shape, rng) that give float32 arrays. A kernel has shape (inputs, units)."""
+
+import math
+from functools import partial
+
+import numpy as np
+
+
+def glorot_uniform(shape, rng):
+    """U(-a, a) with a = sqrt(6 / (inputs + units)): Glorot and Bengio 2010, equation 16."""
+    return _uniform(shape, rng, math.sqrt(6 / (shape[0] + shape[-1])))
+
+
+def glorot_normal(shape, rng):
+    """N(0, s^2) with s = sqrt(2 / (inputs + units)): Glorot and Bengio 2010, equation 12."""
+    return _normal(shape, rng, math.sqrt(2 / (shape[0] + shape[-1])))
+
+
+def he_uniform(shape, rng):
+    """U(-a, a) with a = sqrt(6 / inputs): He et al. 2015, equation 10, as a uniform distribution."""
+    return _uniform(shape, rng, math.sqrt(6 / shape[0]))
+
+
+def he_normal(shape, rng):
+    """N(0, s^2) with s = sqrt(2 / inputs): He et al. 2015, equation 10, for ReLU."""
+    return _normal(shape, rng, math.sqrt(2 / shape[0]))
+
+
+def normal(std=0.05):
+    """An initializer that draws from N(0, std^2)."""
+    return partial(_normal, std=std)
+
+
+def constant(value):
+    """An initializer that sets every weight to value."""
+    return partial(_constant, value=value)
+
+
+def zeros(shape, rng=None):
+    """Every weight 0."""
+    return np.zeros(shape, np.float32)
+
+
+def ones(shape, rng=None):
+    """Every weight 1."""
+    return np.ones(shape, np.float32)
+
+
+def _normal(shape, rng, std):
+    return rng.normal(0, std, shape).astype(np.float32)
+
+
+def _uniform(shape, rng, limit):
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+
+
+def _constant(shape, rng, value):
+    return np.full(shape, value, np.float32)
+
+
+INITIALIZERS = {"glorot_uniform": glorot_uniform, "glorot_normal": glorot_normal, "he_uniform": he_uniform,
+                "he_normal": he_normal, "normal": normal(), "zeros": zeros, "ones": ones}

@@ -1,0 +1,160 @@
+"""What holds parameters: a Module finds its parameters, buffers and submodules among its own attributes.
+
+The rule is by type, in the order of assignment: a Parameter is trained, a NumPy array is a buffer
+(remembered, not trained), a Module, or a list of Modules, is a part of this one.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+
+from .tensor import Tensor, no_grad
+
+
+class Parameter(Tensor):
+    """A Tensor that an optimizer trains: a leaf with requires_grad=True."""
+
+    __slots__ = ()
+
+    def __init__(self, data, requires_grad=True):
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    """A part of a network. Subclass it, assign layers and Parameters to attributes, write `forward`."""
+
+    training = True  # batch statistics and dropout are for training; train() and eval() switch
+    built = True  # False while a layer waits for its first input to tell how many weights it needs
+    forward_hooks = ()  # functions called with (module, inputs, output) after every forward
+    name = ""  # given by the Sequential it is in; errors use it
+
+    def forward(self, *inputs):
+        """Compute the output. Every subclass writes its own."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x)")
+
+    def __call__(self, *inputs):
+        y = self.forward(*inputs)
+        for hook in self.forward_hooks:
+            hook(self, inputs, y)
+        return y
+
+    def build(self, input_shape):
+        """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
+        with evaluation(self), no_grad():
+            self(np.zeros((1, *as_shape(input_shape)), np.float32))
+        return self
+
+    def create_parameters(self):
+        """Make the weights of this layer alone, if it can be known how many; else RuntimeError."""
+        raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: give input_shape, "
+                           "call model.build(input_shape), or send one batch through first")
+
+    @property
+    def label(self):
+        """How errors call this module: its name in the model and what it is."""
+        return f"{self.name} {self!r}".strip()
+
+    def named_modules(self, prefix=""):
+        """Yield (dotted name, module) for this module and all parts, each once, in order of assignment."""
+        seen = set()
+        stack = [(prefix, self)]
+        while stack:
+            path, module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield path, module
+            stack += [(f"{path}.{key}".strip("."), part) for key, part in reversed(list(module.children()))]
+
+    def children(self):
+        """Yield (name, module) for the modules right inside this one."""
+        for key, value in vars(self).items():
+            if isinstance(value, Module):
+                yield key, value
+            elif isinstance(value, (list, tuple)):
+                yield from ((f"{key}.{i}", part) for i, part in enumerate(value) if isinstance(part, Module))
+
+    def modules(self):
+        """This module and all its parts, each once."""
+        return [module for _, module in self.named_modules()]
+
+    def named_parameters(self):
+        """Yield (dotted name, Parameter), each once even when shared. Layers not yet built are built or complain."""
+        yield from self._named(Parameter)
+
+    def named_buffers(self):
+        """Yield (dotted name, array): what is remembered but not trained, such as running means."""
+        yield from self._named(np.ndarray)
+
+    def _named(self, kind):
+        seen = set()
+        for path, module in self.named_modules():
+            if not module.built:
+                module.create_parameters()
+            for key, value in vars(module).items():
+                if isinstance(value, kind) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{path}.{key}".strip("."), value
+
+    def parameters(self):
+        """All Parameters, in order of assignment."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def buffers(self):
+        """All buffers, in order of assignment."""
+        return [buffer for _, buffer in self.named_buffers()]
+
+    def train(self, mode=True):
+        """Switch this module and all its parts to training mode (or, with False, to evaluation). Returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self):
+        """Switch to evaluation mode: running statistics instead of the batch's, no dropout. Returns self."""
+        return self.train(False)
+
+    def zero_grad(self):
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def astype(self, dtype):
+        """Turn all parameters and buffers into another floating dtype, in place. Returns self."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.astype(dtype)
+        for module in self.modules():
+            for key, value in vars(module).items():
+                if isinstance(value, np.ndarray):
+                    setattr(module, key, value.astype(dtype))
+        return self
+
+    def __repr__(self):
+        parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
+        return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
+
+
+@contextmanager
+def evaluation(module):
+    """Evaluation mode inside the block; afterwards every part is back in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def as_shape(shape):
+    """A tuple from a tuple or a single number."""
+    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+
+
+def lookup(name, table, what):
+    """table[name] for a string, name itself for anything else; ValueError with the valid names."""
+    if not isinstance(name, str):
+        return name
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; known are {', '.join(sorted(table))}")
+    return table[name]
