@@ -1,0 +1,120 @@
+"""Figures in one style, readable from the last row: each helper takes `ax=None` and returns the Axes.
+
+The colours are Okabe and Ito's, safe for colour-blind eyes; the line styles differ too, for a poor
+beamer and a black-and-white printer. matplotlib is imported when the first figure is drawn.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+# The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network, dashed.
+LOOKS = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", (0, (5, 1, 1, 1)))]
+STYLE = {"font.size": 15, "axes.titlesize": 16, "axes.labelsize": 15, "legend.fontsize": 14,
+         "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+         "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
+
+
+def figure(rows=1, columns=1, title=None, size=None, **options):
+    """A new figure and its Axes in minidl's style. title: the figure's message, in one sentence."""
+    import matplotlib.pyplot as plt
+    with plt.rc_context(STYLE):
+        fig, axes = plt.subplots(rows, columns, figsize=size or (2 + 5.5 * columns, 1 + 4.5 * rows), **options)
+        if title:
+            fig.suptitle(title, fontsize=18, fontweight="bold")
+    return fig, axes
+
+
+def _axes(ax):
+    return figure()[1] if ax is None else ax
+
+
+def legend(ax):
+    """One legend for the whole figure, below it, where it hides no curve."""
+    fig = ax.figure
+    entries = {label: handle for panel in fig.axes for handle, label in zip(*panel.get_legend_handles_labels())}
+    for old in list(fig.legends):
+        old.remove()
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), frameon=False,
+               fontsize=STYLE["legend.fontsize"])
+    return ax
+
+
+def band(x, ys, label, number=0, ax=None):
+    """The median of several runs as a line, their range as a band. x: (n,) or (runs, n), ys: (runs, n)."""
+    ax = _axes(ax)
+    color, line = LOOKS[number % len(LOOKS)]
+    x = np.median(np.atleast_2d(x), axis=0)
+    ax.plot(x, np.median(ys, axis=0), linestyle=line, color=color, label=label, linewidth=3)
+    ax.fill_between(x, np.min(ys, axis=0), np.max(ys, axis=0), color=color, alpha=0.2, linewidth=0)
+    return ax
+
+
+def compare(result, what="accuracy", against="steps", target=None, ax=None):
+    """The curves of an `experiments.Comparison`, one band per network.
+
+    what: "accuracy" (test set) or "losses" (training, log scale, mean over 20 steps). against: "steps" or
+    "seconds" (accuracy only). target: an accuracy to mark. A run that diverged ends in a cross.
+    """
+    ax = _axes(ax)
+    for i, (name, runs) in enumerate(result.runs.items()):
+        if what == "losses":
+            losses = result.array(name, "losses")
+            width = min(20, losses.shape[1])
+            smooth = np.array([np.convolve(row, np.ones(width) / width, "valid") for row in losses])
+            band(np.arange(width, losses.shape[1] + 1), smooth, name, i, ax)
+        else:
+            x = result.array(name, "seconds" if against == "seconds" else "eval_steps")
+            band(x, result.array(name, "accuracy"), name, i, ax)
+        for r in runs:
+            if r.diverged_at is not None:
+                ax.plot(r.diverged_at, 0.5, "x", color=LOOKS[i][0], markersize=12, markeredgewidth=3,
+                        transform=ax.get_xaxis_transform())
+    if what == "losses":
+        ax.set(xlabel="training step", ylabel="training loss", yscale="log")
+    else:
+        ax.set(xlabel="seconds of training" if against == "seconds" else "training step", ylabel="test accuracy", ylim=(0, 1))
+        if target is not None:
+            ax.axhline(target, color="0.4", linewidth=1.2, linestyle=":")
+    return legend(ax)
+
+
+def lr_range(result, below=None, ax=None):
+    """Final loss against learning rate of an `experiments.LearningRateRange`, both axes logarithmic.
+
+    below: the bound under which a rate counts as working. A cross at the top marks a rate where a run diverged.
+    """
+    ax = _axes(ax)
+    top = 2 * max(np.max(losses[np.isfinite(losses)], initial=1) for losses in result.losses.values())
+    for i, (name, losses) in enumerate(result.losses.items()):
+        color, _ = LOOKS[i % len(LOOKS)]
+        band(result.rates, np.where(np.isfinite(losses), losses, top), name, i, ax)
+        died = ~np.isfinite(losses).all(axis=0)
+        if died.any():
+            ax.plot(result.rates[died], np.full(died.sum(), top), "x", color=color, markersize=11, markeredgewidth=3,
+                    clip_on=False, label=f"{name}: diverged", zorder=5)
+    ax.set(xlabel="learning rate", ylabel="final training loss", xscale="log", yscale="log")
+    if below is not None:
+        ax.axhline(below, color="0.4", linewidth=1.5, linestyle=":")
+        ax.annotate(f"works below {below:g}", (1, below), xycoords=ax.get_yaxis_transform(), ha="right", va="top",
+                    color="0.3", fontsize=STYLE["legend.fontsize"])
+    return legend(ax)
+
+
+def show(fig, name):
+    """Show a figure: in a window where there is one, else saved as figures/<name>.png, and the path printed.
+
+    $MINIDL_FIGURES names another folder. A notebook shows the figure by itself and gets the file as well.
+    """
+    import matplotlib.pyplot as plt
+    if fig.canvas.required_interactive_framework:
+        fig.canvas.manager.pyplot_show()  # blocks in a script, returns at once in an interactive session
+        return
+    folder = Path(os.environ.get("MINIDL_FIGURES") or "figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.png"
+    fig.savefig(path)
+    print(f"figure: {path}")
+    if plt.get_backend().lower() == "agg":
+        plt.close(fig)  # nobody will look at it again; a notebook still has to

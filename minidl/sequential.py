@@ -1,0 +1,113 @@
+"""Sequential: layers in a row, with Keras' verbs. Each verb is a thin call of `training.py`."""
+
+import numpy as np
+
+from . import training
+from .layers import Dense, Dropout
+from .module import Module, evaluation, lookup
+from .optim import OPTIMIZERS
+from .tensor import no_grad
+
+
+class Sequential(Module):
+    """A model whose layers feed one another.
+
+    layers: a list of Modules. seed: where initial weights, shuffling and dropout come from, as three
+    independent streams. Layers without random weights draw nothing, so inserting BatchNorm() leaves all Dense
+    weights and the order of the batches as they were. The weights are made when the input's shape is
+    known: from the first layer's input_shape, from build(), or from the first data.
+    """
+
+    def __init__(self, layers, seed=0):
+        self.layers = list(layers)
+        if not self.layers or not all(isinstance(layer, Module) for layer in self.layers):
+            raise TypeError(f"Sequential takes a list of layers, got {layers!r}")
+        weights, shuffle, dropout = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
+        self.shuffle_rng = shuffle
+        self.input_shape = None
+        self.optimizer = self.loss = None
+        self.metrics = []
+        self._name_layers()
+        for module in self.modules():
+            if isinstance(module, (Dense, Dropout)) and module.rng is None:
+                module.rng = weights if isinstance(module, Dense) else dropout
+        if getattr(self.layers[0], "input_shape", None) is not None:
+            self.build(self.layers[0].input_shape)
+
+    def _name_layers(self):
+        """Keras' names: dense, dense_1, dense_2 ... in order."""
+        seen = {}
+        for layer in self.layers:
+            kind = type(layer).__name__.lower()
+            layer.name = layer.name or f"{kind}_{seen[kind]}" if kind in seen else layer.name or kind
+            seen[kind] = seen.get(kind, 0) + 1
+
+    def forward(self, x):
+        """Send x through all layers. A layer's complaint is passed on with where its input came from."""
+        if self.input_shape is None:
+            self.input_shape = x.shape[1:]
+        for i, layer in enumerate(self.layers):
+            try:
+                x = layer(x)
+            except ValueError as error:
+                source = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else "straight from the data"
+                raise ValueError(f"layer {i}, {error}; its input comes {source}") from error
+        return x
+
+    def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
+        """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions.
+
+        Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy" and
+        "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax. Returns self.
+        """
+        self.loss = lookup(loss, training.LOSSES, "loss")
+        self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        for metric in self.metrics:
+            lookup(metric, training.METRICS, "metric")
+        optimizer = lookup(optimizer, OPTIMIZERS, "optimizer")
+        self.optimizer = optimizer() if isinstance(optimizer, type) else optimizer
+        return self
+
+    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_data=None, shuffle=True):
+        """Train; returns a History. The arguments are those of Keras; see `training.fit`."""
+        self._need_compile()
+        return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
+                            metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
+                            rng=self.shuffle_rng if shuffle else None, verbose=verbose)
+
+    def evaluate(self, x, y, batch_size=256, return_dict=False):
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict, or the loss alone."""
+        self._need_compile()
+        scores = training.evaluate(self, x, y, loss=self.loss, metrics=self.metrics, batch_size=batch_size)
+        return scores if return_dict else list(scores.values()) if self.metrics else scores["loss"]
+
+    def predict(self, x, batch_size=256):
+        """The outputs for x in evaluation mode, as an array."""
+        return training.predict(self, x, batch_size)
+
+    def summary(self):
+        """Print layers, output shapes and parameter counts, as Keras does. Raises RuntimeError before the shapes are known."""
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        rule = "-" * max(map(len, lines))
+        trainable = sum(p.size for p in self.parameters() if p.requires_grad)
+        total = sum(p.size for p in self.parameters()) + sum(b.size for b in self.buffers())
+        print("\n".join([rule, lines[0], rule, *lines[1:], rule, f"Total params: {total:,}",
+                         f"Trainable params: {trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
+
+    def _rows(self):
+        """The table of summary(): name, output shape, number of parameters of each layer."""
+        self.parameters()  # complains if the shapes are not known
+        rows = [("Layer (type)", "Output Shape", "Param #")]
+        x = np.zeros((1, *self.input_shape), np.float32)
+        with evaluation(self), no_grad():
+            for layer in self.layers:
+                x = layer(x)
+                count = sum(p.size for p in layer.parameters()) + sum(b.size for b in layer.buffers())
+                rows.append((f"{layer.name} ({type(layer).__name__})", str((None, *x.shape[1:])), f"{count:,}"))
+        return rows
+
+    def _need_compile(self):
+        if self.loss is None:
+            raise RuntimeError("the model is not compiled: call model.compile(optimizer=..., loss=..., metrics=[...]) first")

@@ -1,0 +1,300 @@
+"""The one training loop, for any Module: fit, evaluate, predict, and what they record.
+
+In short, and a lesson writes it by hand:
+
+    for epoch in range(epochs):
+        for xb, yb in batches(x, y, batch_size, rng):
+            batch_loss = loss(model(xb), yb)
+            optimizer.zero_grad()
+            batch_loss.backward()
+            optimizer.step()
+"""
+
+import math
+import sys
+from time import perf_counter
+
+import numpy as np
+
+from . import functional as F
+from .data import batches
+from .module import evaluation, lookup
+from .tensor import Tensor, no_grad
+
+LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.categorical_crossentropy,
+          "sparse_categorical_crossentropy": F.categorical_crossentropy, "binary_crossentropy": F.binary_cross_entropy,
+          "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits, "mse": F.mse_loss}
+
+
+def accuracy(outputs, y):
+    """Share of rows whose largest output is the label; y holds class numbers (n,) or one-hot rows."""
+    labels = y if y.ndim == 1 else y.argmax(axis=1)
+    return float((outputs.argmax(axis=1) == labels).mean())
+
+
+def mse(outputs, y):
+    """Mean squared error."""
+    return float(((outputs - y) ** 2).mean())
+
+
+METRICS = {"accuracy": accuracy, "mse": mse}
+
+
+class DivergenceError(ArithmeticError):
+    """The loss became inf or NaN. `.history` holds the run up to there, `.step` and `.layer` say where."""
+
+    def __init__(self, message, history, step, layer):
+        super().__init__(message)
+        self.history, self.step, self.layer = history, step, layer
+
+
+class History:
+    """What a run recorded.
+
+    history: one number per epoch for `loss` and each metric, measured in *training* mode while the
+    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`, measured in
+    *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per step for `loss`, each
+    metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
+    """
+
+    def __init__(self):
+        self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
+
+    def add_epoch(self, epoch, logs):
+        """Append the numbers of one epoch."""
+        self.epoch.append(epoch)
+        for key, value in logs.items():
+            self.history.setdefault(key, []).append(value)
+
+
+class Callback:
+    """Something to do during training: override any of these. `self.model` is the model being trained.
+
+    Setting `self.model.stop_training = True` ends the run after the current step.
+    """
+
+    model = None
+
+    def on_train_begin(self, logs=None):
+        """Before the first epoch."""
+
+    def on_train_end(self, logs=None):
+        """After the last epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Before an epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """After an epoch; logs has its loss and metrics."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Before a step; batch counts from 0 in each epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """After a step; logs has the loss and metrics of this batch."""
+
+
+def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(), validation_data=None,
+        rng=None, verbose=1):
+    """Train model on x, y; returns a History.
+
+    loss: function of (outputs, labels) or a name. metrics: names or functions. rng: shuffles the samples
+    anew each epoch; None keeps their order. A last batch of one sample joins the batch before it (see
+    `data.batches`). verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
+    Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when the loss is
+    no longer finite.
+    """
+    loss = lookup(loss, LOSSES, "loss")
+    metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
+    x, y = checked(model, x, y, loss, batch_size)
+    if optimizer.parameters is None:
+        optimizer.attach(model.parameters())
+    history, progress = History(), Progress(epochs, len(x), batch_size, verbose)
+    model.stop_training = False
+    model.train()
+
+    def tell(event, *arguments):
+        for callback in callbacks:
+            getattr(callback, event)(*arguments)
+
+    for callback in callbacks:
+        callback.model = model
+    tell("on_train_begin")
+    for epoch in range(epochs):
+        tell("on_epoch_begin", epoch)
+        progress.start(epoch)
+        totals, seen = {}, 0
+        for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
+            tell("on_train_batch_begin", number)
+            start = perf_counter()
+            with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words, below
+                outputs = model(xb)
+                batch_loss = loss(outputs, yb)
+                logs = {"loss": batch_loss.item()}
+                if not math.isfinite(logs["loss"]):
+                    _raise_divergence(model, xb, optimizer, history)
+                optimizer.zero_grad()
+                batch_loss.backward()
+                optimizer.step()
+            for name, metric in metrics.items():
+                logs[name] = metric(outputs.data, yb)
+            seconds = perf_counter() - start
+            logs_with_time = {**logs, "seconds": seconds + (history.steps["seconds"] or [0.0])[-1]}
+            for key, value in logs_with_time.items():
+                history.steps.setdefault(key, []).append(value)
+            for key, value in logs.items():
+                totals[key] = totals.get(key, 0.0) + value * len(xb)
+            seen += len(xb)
+            tell("on_train_batch_end", number, logs)
+            progress.advance(logs)
+            if model.stop_training:
+                break
+        logs = {key: total / seen for key, total in totals.items()}
+        if validation_data is not None:
+            scores = evaluate(model, *validation_data, loss=loss, metrics=metrics.values())
+            logs |= {f"val_{key}": value for key, value in scores.items()}
+        history.add_epoch(epoch, logs)
+        progress.finish(logs)
+        tell("on_epoch_end", epoch, logs)
+        if model.stop_training:
+            break
+    tell("on_train_end")
+    return history
+
+
+def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
+    """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was."""
+    loss = lookup(loss, LOSSES, "loss")
+    metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
+    x, y = checked(model, x, y, loss, batch_size)
+    totals = {}
+    with evaluation(model):
+        for xb, yb in batches(x, y, batch_size):
+            # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it came from.
+            outputs = model(xb)
+            scores = {"loss": loss(outputs, yb).item()}
+            scores |= {name: metric(outputs.data, yb) for name, metric in metrics.items()}
+            for key, value in scores.items():
+                totals[key] = totals.get(key, 0.0) + value * len(xb)
+    return {key: total / len(x) for key, total in totals.items()}
+
+
+def predict(model, x, batch_size=256):
+    """The model's outputs for x in evaluation mode, as one array; the model is left as it was."""
+    x = _checked_inputs(x)
+    with evaluation(model), no_grad():
+        return np.concatenate([model(x[i:i + batch_size]).data for i in range(0, len(x), batch_size)])
+
+
+def checked(model, x, y, loss, batch_size):
+    """x in the model's dtype and y as an array, once everything about them is known to fit. Builds the model."""
+    x, y = _checked_inputs(x), np.asarray(y)
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} samples, y has {len(y)}: there must be one label for each")
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ValueError("y contains NaN or infinite values")
+    one_output = predict(model, x[:1])
+    # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
+    loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / one_output[0].size, one_output.dtype)), y)
+    return x.astype(one_output.dtype, copy=False), y
+
+
+def _checked_inputs(x):
+    x = np.asarray(x)
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"x must hold numbers, got dtype {x.dtype}")
+    if x.ndim < 2 or len(x) == 0:
+        raise ValueError(f"x must have shape (samples, features) with at least one sample, got {x.shape}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise ValueError(f"x contains NaN or infinite values, first in sample {int(np.argwhere(~np.isfinite(x))[0][0])}")
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+
+
+def _raise_divergence(model, x, optimizer, history):
+    """Say where and why the loss stopped being finite."""
+    losses = history.steps["loss"]
+    layer = first_nonfinite(model, x)
+    last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
+    raise DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. It first appears in "
+                          f"{layer}; the learning rate is {optimizer.lr:.4g}, {last}. A smaller learning rate usually "
+                          "helps, and so does BatchNorm", history, len(losses), layer)
+
+
+def first_nonfinite(model, x):
+    """The label of the first layer whose weights or output for x hold inf or NaN; buffers are left as they are."""
+    found, parts = [], [part for part in model.modules() if not any(part.children())]
+
+    def look(module, inputs, y):
+        arrays = [value.data for value in vars(module).values() if isinstance(value, Tensor)] + [y.data]
+        if not all(np.isfinite(a).all() for a in arrays):
+            found.append(module.label)
+
+    saved = [dict(vars(part)) for part in parts]  # a training-mode forward moves running statistics
+    for part in parts:
+        part.forward_hooks = [*part.forward_hooks, look]
+    try:
+        with no_grad():
+            model(x)
+    finally:
+        for part, attributes in zip(parts, saved):
+            vars(part).clear()
+            vars(part).update(attributes)
+    return found[0] if found else "the loss itself"
+
+
+def _name(metric):
+    return metric if isinstance(metric, str) else metric.__name__
+
+
+class Progress:
+    """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per epoch."""
+
+    def __init__(self, epochs, samples, batch_size, verbose):
+        self.epochs, self.verbose, self.bar = epochs, verbose, None
+        self.steps = max(1, samples // batch_size + (samples % batch_size > 1))
+
+    def start(self, epoch):
+        """A new epoch begins."""
+        self.epoch, self.began, self.logs = epoch, perf_counter(), {}
+        if self.verbose == 1 and shows_bars():
+            self.bar = bar(total=self.steps, desc=f"Epoch {epoch + 1}/{self.epochs}")
+
+    def advance(self, logs):
+        """One step is done."""
+        if self.bar is not None and self.bar.update():  # update() is true when the bar was due to be redrawn
+            self.bar.set_postfix_str(format_logs(logs), refresh=False)
+
+    def finish(self, logs):
+        """The epoch is over."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(format_logs(logs))
+            self.bar.close()
+            self.bar = None
+        elif self.verbose:
+            print(f"Epoch {self.epoch + 1}/{self.epochs} - {perf_counter() - self.began:.1f}s - {format_logs(logs)}",
+                  file=sys.stderr, flush=True)
+
+
+def shows_bars():
+    """Whether stderr can show a bar: a terminal, or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def bar(**options):
+    """A tqdm bar that is ASCII where the terminal cannot show block characters, and absent where there is no terminal."""
+    from tqdm.auto import tqdm
+    encoding = getattr(sys.stderr, "encoding", None) or "ascii"
+    try:
+        "█▏".encode(encoding)
+        ascii_only = False
+    except (UnicodeEncodeError, LookupError):
+        ascii_only = True
+    return tqdm(ascii=ascii_only, disable=not shows_bars(), **options)
+
+
+def format_logs(logs):
+    """`loss: 0.1234 - accuracy: 0.9876`, with exponents below 0.001, as Keras prints them."""
+    return " - ".join(f"{key}: {value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{key}: {value:.4e}"
+                      for key, value in logs.items())
