@@ -14,7 +14,7 @@ from .tensor import (Fused, Op, Tensor, _array, abs, broadcast_to, clip, concate
 # --- Activations --------------------------------------------------------------------------------------
 
 relu = Op("relu", lambda x: np.maximum(x, 0),
-          lambda g, y, x: g * (x > 0))
+          lambda g, y, x: g * (y > 0))
 
 tanh = Op("tanh", lambda x: np.tanh(x),
           lambda g, y, x: g * (1 - y * y))
@@ -26,11 +26,11 @@ _softplus = Op("softplus", lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(
                lambda g, y, x: g * sigmoid(x))
 
 
+@np.errstate(over="ignore")  # exp(-x) = inf is right: 1 / (1 + inf) = 0
 def _sigmoid_forward(x):
-    with np.errstate(over="ignore"):  # exp(-x) = inf is right: 1 / (1 + inf) = 0
-        y = np.exp(-x)
+    y = np.exp(-x)
     y += 1
-    return np.divide(1, y, out=y)
+    return np.divide(1, y, out=y if y.ndim else None)  # of one number, exp gives a NumPy scalar
 
 
 sigmoid = Op("sigmoid", _sigmoid_forward,
@@ -72,10 +72,16 @@ _softmax = Op("softmax", _softmax_forward,
               lambda g, y, x, axis: y * (g - sum(g * y, axis, keepdims=True)))
 
 _logsumexp = Op("logsumexp", lambda x, axis: _logsumexp_forward(x, axis),
-                lambda g, y, x, axis: g * exp(x - y))
+                lambda g, y, x, axis: g * softmax(x, axis))
 
-_log_softmax = Op("log_softmax", lambda x, axis: x - _logsumexp_forward(x, axis),
+_log_softmax = Op("log_softmax", lambda x, axis: _log_softmax_forward(x, axis),
                   lambda g, y, x, axis: g - exp(y) * sum(g, axis, keepdims=True))
+
+
+def _log_softmax_forward(x, axis):
+    y = x - np.max(x, axis=axis, keepdims=True)  # first, so that a large x keeps the digits of the logarithm
+    y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
+    return y
 
 
 def _logsumexp_forward(x, axis):
@@ -109,7 +115,7 @@ def _linear_forward(x, kernel, bias):
 _linear = Op("linear", _linear_forward,
              lambda g, y, x, kernel, bias: g @ kernel.T,
              lambda g, y, x, kernel, bias: x.T @ g,
-             lambda g, y, x, kernel, bias: sum(g, 0))
+             lambda g, y, x, kernel, bias: g.sum(0))
 
 
 def linear(x, kernel, bias=None):
@@ -132,8 +138,7 @@ def _checked_labels(labels, logits):
         return labels.astype(logits.dtype, copy=False)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
-    # Seen as unsigned, a negative label is a huge one: one comparison finds both faults.
-    if labels.view(f"u{labels.itemsize}").max() >= classes:
+    if np.minimum.reduce(labels) < 0 or np.maximum.reduce(labels) >= classes:
         raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
                          f"got labels from {labels.min()} to {labels.max()}")
     return labels
@@ -141,12 +146,12 @@ def _checked_labels(labels, logits):
 
 def _cross_entropy_forward(logits, labels):
     n = len(logits)
-    shifted = logits - np.max(logits, axis=1, keepdims=True)
+    shifted = logits - np.maximum.reduce(logits, axis=1, keepdims=True)
     p = np.exp(shifted)
     total = np.add.reduce(p, axis=1, keepdims=True)
     if labels.ndim == 1:
         rows = np.arange(n)
-        loss = (np.log(total).sum() - shifted[rows, labels].sum()) / n
+        loss = (np.log(total[:, 0]) - shifted[rows, labels]).sum() / n
     else:
         loss = (labels * (np.log(total) - shifted)).sum() / n
 
@@ -251,19 +256,19 @@ def _checked_targets(targets, x, name):
 def _batch_norm_forward(x, gamma, beta, eps):
     n = len(x)
     mean = np.add.reduce(x, axis=0) / n
-    normalized = x - mean
-    var = np.einsum("ij,ij->j", normalized, normalized) / n
+    centred = x - mean
+    var = np.einsum("ij,ij->j", centred, centred) / n
     scale = 1 / np.sqrt(var + eps)
-    normalized *= scale
-    y = normalized * gamma
+    y = centred * (gamma * scale)
     y += beta
 
     def vjp(g):
         # The mean and the variance depend on every x, hence two terms more than in an affine map:
-        # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3.
+        # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3, where
+        # normalized = centred * scale.
         g_beta = np.add.reduce(g, axis=0)
-        g_gamma = np.einsum("ij,ij->j", g, normalized)
-        gx = normalized * (g_gamma / -n)
+        g_gamma = np.einsum("ij,ij->j", g, centred) * scale
+        gx = centred * (scale * g_gamma / -n)
         gx += g
         gx -= g_beta / n
         gx *= gamma * scale

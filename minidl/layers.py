@@ -42,7 +42,7 @@ class Dense(Module):
             super().create_parameters()
         shape = (self.input_shape[-1], self.units)
         rng = np.random.default_rng() if self.rng is None else self.rng
-        kernel = np.asarray(self.kernel_initializer(shape, rng), np.float32)
+        kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
         self.kernel = Parameter(kernel)
@@ -51,11 +51,12 @@ class Dense(Module):
 
     def forward(self, x):
         """x: (n, inputs) to (n, units)."""
-        if not self.built:
+        if not self.built and x.ndim == 2:
             self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
-        if x.shape[-1] != self.kernel.shape[0] or x.ndim < 2:
-            raise ValueError(f"{self.label} expects inputs of shape (n, {self.kernel.shape[0]}), got {x.shape}"
+        if not self.built or x.shape[1:] != self.kernel.shape[:1]:
+            inputs = self.kernel.shape[0] if self.built else "inputs"
+            raise ValueError(f"{self.label} expects inputs of shape (n, {inputs}), got {x.shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
         y = F.linear(_matching(x, self.kernel, self), self.kernel, self.bias)
         return y if self.activation is None else self.activation(y)
@@ -105,7 +106,8 @@ class BatchNorm(Module):
             raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}")
         if not eps >= 0:
             raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
-        self.momentum, self.eps, self.affine, self.fused = momentum, eps, affine, fused
+        self.momentum = None if momentum is None else float(momentum)  # a NumPy float64 would turn float32 into float64
+        self.eps, self.affine, self.fused = float(eps), affine, fused
         self.input_shape = None if input_shape is None else as_shape(input_shape)
         self.gamma = self.beta = self.running_mean = self.running_var = None
         self.updates = 0
@@ -166,7 +168,7 @@ class Dropout(Module):
     def __init__(self, rate, rng=None):
         if not 0 <= rate < 1:
             raise ValueError(f"Dropout needs a rate from 0 up to but not 1, got {rate!r}")
-        self.rate, self.rng = rate, rng
+        self.rate, self.rng = float(rate), rng
 
     def forward(self, x):
         """Any shape to the same shape; x itself in evaluation mode."""

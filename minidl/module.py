@@ -68,11 +68,13 @@ class Module:
 
     def children(self):
         """Yield (name, module) for the modules right inside this one."""
-        for key, value in vars(self).items():
+        stack = list(reversed(vars(self).items()))
+        while stack:
+            key, value = stack.pop()
             if isinstance(value, Module):
                 yield key, value
             elif isinstance(value, (list, tuple)):
-                yield from ((f"{key}.{i}", part) for i, part in enumerate(value) if isinstance(part, Module))
+                stack += [(f"{key}.{i}", value[i]) for i in reversed(range(len(value)))]
 
     def modules(self):
         """This module and all its parts, each once."""

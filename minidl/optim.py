@@ -34,18 +34,21 @@ class Optimizer:
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
-        for p in self.parameters:
+        for p in self._bound():
             p.grad = None
 
     def step(self):
         """Update every parameter that has a gradient."""
+        lr = float(self.lr)  # a NumPy float64 would turn float32 arithmetic into float64
+        for i, p in enumerate(self._bound()):
+            if p.grad is not None:
+                self.update(i, p, p.grad, lr)
+
+    def _bound(self):
         if self.parameters is None:
             raise RuntimeError(f"this {type(self).__name__} has no parameters: "
                                f"use {type(self).__name__}(model.parameters(), lr=...)")
-        lr = float(self.lr)  # a NumPy float64 would turn float32 arithmetic into float64
-        for i, p in enumerate(self.parameters):
-            if p.grad is not None:
-                self.update(i, p, p.grad, lr)
+        return self.parameters
 
     def update(self, i, p, g, lr):
         """Change p.data in place, given its gradient g; i is its place in the list. Each optimizer has its own."""
@@ -111,7 +114,7 @@ class Adam(Optimizer):
         m += (1 - b1) * (g - m)
         v *= b2
         v += (1 - b2) * (g * g)
-        step = np.sqrt(v)
+        step = np.sqrt(v, out=np.empty_like(v))
         step *= 1 / math.sqrt(1 - b2 ** t)
         step += self.eps
         np.divide(m, step, out=step)

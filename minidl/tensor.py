@@ -60,10 +60,10 @@ class Tensor:
         self.number = 0  # leaves come last in the backward walk, results in reverse order of their making
         self.op = self.inputs = self.saved = None
 
-    shape = property(lambda self: self.data.shape)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    dtype = property(lambda self: self.data.dtype)
+    shape = property(attrgetter("data.shape"))
+    ndim = property(attrgetter("data.ndim"))
+    size = property(attrgetter("data.size"))
+    dtype = property(attrgetter("data.dtype"))
     T = property(lambda self: transpose(self))
 
     def numpy(self):
@@ -165,16 +165,22 @@ class Op:
 
     def __init__(self, name, forward, *vjps):
         self.name, self.forward, self.vjps = name, forward, vjps
+        self.__module__ = None  # pickle then looks for the module that holds this very object
+
+    def __reduce__(self):
+        return self.name  # copies and pickles of a model share the op: losses recognise it by identity
 
     def __call__(self, *inputs, **constants):
         y = self.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **constants)
         return _record(self, y, inputs, constants)
 
     def gradients(self, g, t, differentiable):
-        """The gradient for each input of t (None where none is needed), from g, the gradient of t."""
-        y, inputs = (t, t.inputs) if differentiable else (t.data, [_array(x) for x in t.inputs])
-        return [vjp(g, y, *inputs, **t.saved) if isinstance(x, Tensor) and x.requires_grad else None
-                for x, vjp in zip(t.inputs, self.vjps)]
+        """(input, its gradient) for each input of t that needs one, from g, the gradient of t."""
+        y, inputs = t, t.inputs
+        if not differentiable:
+            y, inputs = t.data, [x.data if isinstance(x, Tensor) else x for x in inputs]
+        return [(x, vjp(g, y, *inputs, **t.saved)) for x, vjp in zip(t.inputs, self.vjps)
+                if isinstance(x, Tensor) and x.requires_grad]
 
 
 class Fused:
@@ -194,11 +200,11 @@ class Fused:
         return (y, *extras) if extras else y
 
     def gradients(self, g, t, differentiable):
-        """The gradient for each input of t, from g, the gradient of t."""
+        """(input, its gradient) for each input of t that needs one, from g, the gradient of t."""
         if differentiable:
             raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
                                f"Use {self.composed}, which gives the same values from primitives")
-        return t.saved(g)
+        return [(x, gx) for x, gx in zip(t.inputs, t.saved(g)) if isinstance(x, Tensor) and x.requires_grad]
 
 
 def _record(op, y, inputs, saved):
@@ -237,20 +243,20 @@ def _walk(root, seed, differentiable=False):
             if isinstance(x, Tensor) and x.requires_grad and id(x) not in reachable:
                 reachable[id(x)] = x
                 stack.append(x)
+    ahead = sorted(reachable.values(), key=attrgetter("number"))
+    reachable.clear()  # each result is let go once it is behind: its memory serves the gradients to come
     gradients = {id(root): seed}
-    for t in sorted(reachable.values(), key=attrgetter("number"), reverse=True):
-        g = gradients.pop(id(t), None)
-        if g is None:
-            continue
+    while ahead:
+        t = ahead.pop()
+        g = gradients.pop(id(t))
         if t.op is not None:
-            for x, gx in zip(t.inputs, t.op.gradients(g, t, differentiable)):
-                if gx is not None and isinstance(x, Tensor) and x.requires_grad:
-                    if gx.shape != x.data.shape:
-                        gx = _unbroadcast(gx, x.data.shape)
-                    if gx.dtype != x.data.dtype:
-                        gx = gx.astype(x.data.dtype)
-                    key = id(x)
-                    gradients[key] = gradients[key] + gx if key in gradients else gx
+            for x, gx in t.op.gradients(g, t, differentiable):
+                data, key = x.data, id(x)
+                if gx.shape != data.shape:
+                    gx = _unbroadcast(gx, data.shape)
+                if gx.dtype != data.dtype:
+                    gx = gx.astype(data.dtype)
+                gradients[key] = gradients[key] + gx if key in gradients else gx
         yield t, g
 
 
@@ -262,7 +268,7 @@ def _seed(y, gradient):
         if y.data.size != 1:
             raise RuntimeError(f"backward from a Tensor of shape {y.shape} needs an explicit gradient of that shape; "
                                "a loss is usually reduced with .sum() or .mean() first")
-        return np.ones_like(y.data)
+        return np.ones(y.shape, y.dtype)
     gradient = gradient if isinstance(gradient, Tensor) else np.asarray(gradient, y.dtype)
     if gradient.shape != y.shape:
         raise ValueError(f"the gradient has shape {gradient.shape}, the Tensor {y.shape}")
