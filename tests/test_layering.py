@@ -1,0 +1,71 @@
+"""The architecture cannot rot: imports inside minidl go down only, and only the allowed packages are used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minidl
+
+PACKAGE = Path(minidl.__file__).parent
+LEVELS = [["tensor", "plotting"], ["functional", "gradcheck", "data"], ["module", "initializers"], ["layers", "optim"],
+          ["training"], ["sequential", "experiments"], ["lessonkit", "__init__"]]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+FILES = sorted(PACKAGE.glob("*.py"))
+
+
+def imports(path):
+    """(module, names, depth): what is imported, from where; depth 0 is the top of the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield ("." * node.level + (node.module or "")), [a.name for a in node.names], id(node) not in top
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, [], id(node) not in top
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_go_down_only(path):
+    for module, names, _ in imports(path):
+        if module.startswith("."):
+            for target in [module[1:]] if module != "." else names:
+                assert LEVEL[target] < LEVEL[path.stem], f"{path.name} imports {target}, which is not below it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_only_numpy_matplotlib_and_tqdm_beside_the_standard_library(path):
+    for module, _, inside in imports(path):
+        package = module.split(".")[0]
+        if package in ("matplotlib", "tqdm"):
+            assert inside, f"{path.name} must import {package} where it is needed, so that `import minidl` stays quick"
+        elif package:
+            assert package == "numpy" or package in sys.stdlib_module_names, f"{path.name} imports {package}"
+
+
+def test_importing_minidl_loads_no_plotting_and_no_progress_bar():
+    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_face_of_the_package():
+    names = ["Tensor", "no_grad", "grad", "gradcheck", "Module", "Parameter", "Sequential", "Dense", "Activation", "BatchNorm",
+             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments"]
+    assert set(names) <= set(minidl.__all__) <= set(dir(minidl))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_everything_public_has_a_docstring(path):
+    """One-line operators of Tensor say what they do by their name; the rest is documented."""
+    def check(node, owner):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)) and not child.name.startswith("_"):
+                one_line = isinstance(child, ast.FunctionDef) and child.body[0].lineno == child.lineno
+                if not one_line and not owner.startswith("_"):
+                    assert ast.get_docstring(child), f"{path.name}: {owner}{child.name} has no docstring"
+                if isinstance(child, ast.ClassDef):
+                    check(child, f"{child.name}.")
+    check(ast.parse(path.read_text(encoding="utf-8")), "")

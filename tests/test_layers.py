@@ -1,0 +1,692 @@
+"""Layers, their initial weights, and what a Module knows about its parts."""
+
+import math
+
+import numpy as np
+import pytest
+
+import minidl.functional as F
+from minidl import (Activation, BatchNorm, Dense, Dropout, Flatten, Module, Parameter, Tensor, grad, gradcheck,
+                    initializers, no_grad, optim)
+from minidl.layers import ACTIVATIONS
+from minidl.module import evaluation
+
+
+@pytest.fixture(autouse=True)
+def rng():
+    """Every test draws the same numbers, whichever ran before."""
+    global RNG
+    RNG = np.random.default_rng(0)
+
+
+def normal(*shape, dtype=np.float64):
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+def batch_norm(features=3, dtype=np.float64, **options):
+    """A built BatchNorm in float64, with gamma and beta that are not 1 and 0."""
+    layer = BatchNorm(input_shape=features, **options)
+    layer.parameters()
+    layer.astype(dtype)
+    if layer.affine:
+        layer.gamma.data = np.linspace(0.5, 2, features).astype(dtype)
+        layer.beta.data = np.linspace(-1, 1, features).astype(dtype)
+    return layer
+
+
+def dense(inputs, units, activation=None, seed=0, **options):
+    layer = Dense(units, activation, input_shape=inputs, rng=np.random.default_rng(seed), **options)
+    layer.parameters()
+    return layer
+
+
+# --- BatchNorm: training mode ------------------------------------------------------------------------------
+
+SHAPES = [(8, 3), (4, 3, 5, 2)]
+
+
+def over_batch(x):
+    """Every axis but that of the channels."""
+    return tuple(i for i in range(x.ndim) if i != 1)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bn_normalises_with_the_biased_variance(shape, fused):
+    layer, x = batch_norm(fused=fused), normal(*shape) * 3 + 5
+    y = layer(x).data
+    np.testing.assert_allclose(y.mean(axis=over_batch(y)), layer.beta.data, atol=1e-12)
+    var = x.var(axis=over_batch(x))
+    np.testing.assert_allclose(y.var(axis=over_batch(y)), layer.gamma.data ** 2 * var / (var + 1e-5), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, 0.25])
+def test_bn_running_statistics(shape, momentum):
+    """running = (1 - momentum) running + momentum batch, variance unbiased, from mean 0 and variance 1."""
+    layer, mean, var = batch_norm(momentum=momentum), np.zeros(3), np.ones(3)
+    assert np.array_equal(layer.running_mean, mean) and np.array_equal(layer.running_var, var)
+    for i in range(3):
+        x = normal(*shape) * (i + 1) + i
+        layer(x)
+        mean = (1 - momentum) * mean + momentum * x.mean(axis=over_batch(x))
+        var = (1 - momentum) * var + momentum * x.var(axis=over_batch(x), ddof=1)
+        np.testing.assert_allclose(layer.running_mean, mean, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(layer.running_var, var, rtol=1e-12)
+
+
+def test_bn_momentum_none_is_the_plain_average_over_all_batches():
+    layer, batches = batch_norm(momentum=None), normal(5, 8, 3)
+    for x in batches:
+        layer(x)
+    np.testing.assert_allclose(layer.running_mean, batches.mean(axis=(0, 1)), rtol=1e-12)
+    np.testing.assert_allclose(layer.running_var, batches.var(axis=1, ddof=1).mean(axis=0), rtol=1e-12)
+
+
+def test_bn_after_one_step_evaluation_has_the_right_scale():
+    """A running variance started at 0 would give outputs with standard deviation 3.16."""
+    layer, x = BatchNorm(), normal(1000, 4, dtype=np.float32)
+    layer(x)
+    assert 0.9 < layer.eval()(x).data.std() < 1.1
+
+
+def test_bn_training_under_no_grad_moves_the_statistics_too():
+    """As `estimate_population_statistics` needs it."""
+    with_graph, without = batch_norm(), batch_norm()
+    x = normal(8, 3)
+    with_graph(x)
+    with no_grad():
+        without(x)
+    assert np.array_equal(with_graph.running_var, without.running_var) and with_graph.running_mean.any()
+
+
+def test_bn_statistics_are_outside_the_graph():
+    layer = batch_norm()
+    layer(Tensor(normal(8, 3), requires_grad=True))
+    assert type(layer.running_mean) is type(layer.running_var) is np.ndarray
+
+
+def test_bn_without_affine_has_no_parameters():
+    layer, x = BatchNorm(affine=False), normal(8, 3)
+    y = layer(Tensor(x.astype(np.float32), requires_grad=True))
+    np.testing.assert_allclose(y.data, (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + 1e-5), rtol=1e-4, atol=1e-5)
+    assert layer.parameters() == [] and len(layer.buffers()) == 2
+    assert gradcheck(batch_norm(affine=False), x)
+
+
+def outputs_and_gradients(layer, x, u):
+    xt = Tensor(x, requires_grad=True)
+    y = layer(xt)
+    return [y.data, *grad(y, [xt, layer.gamma, layer.beta], u), layer.running_mean, layer.running_var]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bn_fused_is_the_composed_one(shape):
+    x, u = normal(*shape) + 2, normal(*shape)
+    for a, b in zip(*(outputs_and_gradients(batch_norm(fused=fused), x, u) for fused in (True, False))):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_bn_of_images_is_bn_of_their_pixels(fused, training):
+    """(n, c, h, w) is (n h w, c), every pixel a sample."""
+    x, u = normal(4, 3, 5, 2), normal(4, 3, 5, 2)
+
+    def pixels(a):
+        return a.transpose(0, 2, 3, 1).reshape(-1, 3)
+
+    images = outputs_and_gradients(batch_norm(fused=fused).train(training), x, u)
+    flat = outputs_and_gradients(batch_norm(fused=fused).train(training), pixels(x), pixels(u))
+    for i, (a, b) in enumerate(zip(images, flat)):
+        np.testing.assert_allclose(pixels(a) if i < 2 else a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("options", [{}, {"fused": False}, {"momentum": None}], ids=str)
+def test_bn_gradients_in_training(shape, options):
+    layer = batch_norm(**options)
+
+    def function(x, gamma, beta):
+        layer.gamma, layer.beta = gamma, beta
+        return layer(x)
+
+    assert gradcheck(function, [normal(*shape) * 2, normal(3), normal(3)], order=1 if layer.fused else 2)
+
+
+def test_bn_of_two_samples_forgets_all_but_the_order():
+    """The output is beta plus or minus gamma, whatever the two numbers are."""
+    layer = batch_norm(eps=0.0)
+    x = normal(2, 3)
+    expected = layer.beta.data + np.sign(x - x.mean(axis=0)) * layer.gamma.data
+    np.testing.assert_allclose(layer(x).data, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("a", [0.01, 100.0])
+def test_bn_does_not_see_the_scale_of_the_weights(a):
+    """BN(a W x) = BN(W x), and the gradient with respect to W shrinks by a (section 3.3 of the paper)."""
+    layer, x, w, u = batch_norm(eps=0.0), normal(8, 5), normal(5, 3), normal(8, 3)
+    results = []
+    for kernel in Tensor(w, requires_grad=True), Tensor(a * w, requires_grad=True):
+        y = layer(x @ kernel)
+        results.append((y.data, grad(y, kernel, u)))
+    (y, g), (y_scaled, g_scaled) = results
+    np.testing.assert_allclose(y_scaled, y, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(g_scaled * a, g, rtol=1e-9, atol=1e-12)
+
+
+def test_bn_can_become_the_identity():
+    """With gamma = sqrt(var + eps) and beta = mean."""
+    layer, x = batch_norm(), normal(8, 3) * 3 + 5
+    layer.gamma.data, layer.beta.data = np.sqrt(x.var(axis=0) + layer.eps), x.mean(axis=0)
+    np.testing.assert_allclose(layer(x).data, x, rtol=1e-12)
+
+
+def test_a_bias_before_bn_has_no_effect():
+    """The mean takes it away again: its gradient is 0, the kernel's is not."""
+    before, layer = dense(5, 3).astype(np.float64), batch_norm()
+    y = layer(before(normal(8, 5)))
+    of_bias, of_kernel = grad(y, [before.bias, before.kernel], normal(8, 3))
+    assert np.abs(of_bias).max() < 1e-12 * np.abs(of_kernel).max()
+
+
+def test_bn_gradient_is_orthogonal_to_ones_and_to_the_normalised_input():
+    """Shifting or stretching the batch changes no output."""
+    layer = batch_norm(eps=0.0)
+    x = Tensor(normal(8, 3), requires_grad=True)
+    y = layer(x)
+    g = grad(y, x, normal(8, 3))
+    centred = x.data - x.data.mean(axis=0)
+    np.testing.assert_allclose([g.sum(axis=0), (g * centred).sum(axis=0)], 0, atol=1e-12)
+
+
+def test_bn_variance_survives_a_large_mean_in_float32():
+    x = np.random.default_rng(0).normal(30, 0.01, (1000, 3)).astype(np.float32)
+    for fused in True, False:
+        layer = BatchNorm(momentum=1.0, fused=fused)
+        y = layer(x).data
+        np.testing.assert_allclose(layer.running_var, 1e-4, rtol=0.15)
+        np.testing.assert_allclose(y.std(axis=0), math.sqrt(1e-4 / 1.1e-4), rtol=0.02)
+
+
+# --- BatchNorm: evaluation mode -----------------------------------------------------------------------------
+
+def trained_bn(**options):
+    layer = batch_norm(**options)
+    for i in range(3):
+        layer(normal(8, 3) * (i + 1) + i)
+    return layer.eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bn_evaluation_uses_the_running_statistics(shape):
+    layer, x = trained_bn(), normal(*shape)
+    vectors = layer.running_mean, layer.running_var, layer.gamma.data, layer.beta.data
+    mean, var, gamma, beta = (v if x.ndim == 2 else v[:, None, None] for v in vectors)
+    expected = gamma * (x - mean) / np.sqrt(var + layer.eps) + beta
+    np.testing.assert_allclose(layer(x).data, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bn_evaluation_of_a_sample_ignores_its_companions(shape):
+    """Bit for bit: alone, in a batch, with other companions."""
+    layer, x = trained_bn(), normal(*shape)
+    together = layer(x).data
+    assert np.array_equal(together, np.concatenate([layer(x[i:i + 1]).data for i in range(len(x))]))
+    assert np.array_equal(together[:1], layer(np.concatenate([x[:1], 1e6 * normal(*shape)])).data[:1])
+
+
+def test_bn_evaluation_changes_no_buffer():
+    layer = trained_bn()
+    before = [b.copy() for b in layer.buffers()] + [layer.updates]
+    layer(Tensor(normal(8, 3), requires_grad=True)).sum().backward()
+    assert all(np.array_equal(a, b) for a, b in zip(before, layer.buffers() + [layer.updates]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fused", [True, False])
+def test_bn_gradients_in_evaluation(shape, fused):
+    layer = trained_bn(fused=fused)
+
+    def function(x, gamma, beta):
+        layer.gamma, layer.beta = gamma, beta
+        return layer(x)
+
+    assert gradcheck(function, [normal(*shape), normal(3), normal(3)], order=2)
+
+
+# --- BatchNorm: errors ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1, 1)])
+def test_bn_training_on_one_sample_names_the_layer(shape):
+    layer = BatchNorm()
+    layer.name = "layers.1"
+    with pytest.raises(ValueError, match=r"layers\.1 BatchNorm.*one sample.*eval"):
+        layer(np.zeros(shape, np.float32))
+    layer.eval()(np.zeros(shape, np.float32))
+
+
+def test_bn_training_on_one_image_of_several_pixels_is_fine():
+    assert BatchNorm()(normal(1, 3, 2, 2)).shape == (1, 3, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [(8, 4), (8,), (8, 3, 5), (8, 5, 3, 3)])
+def test_bn_on_the_wrong_number_of_features(shape):
+    layer = batch_norm()
+    with pytest.raises(ValueError, match=r"BatchNorm\(3\) expects.*\(n, 3\).*got \(8"):
+        layer(np.zeros(shape))
+    assert not layer.running_mean.any()
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.1, math.nan, 99])
+def test_bn_momentum_lies_between_0_and_1(momentum):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        BatchNorm(momentum=momentum)
+
+
+def test_bn_eps_is_not_negative():
+    with pytest.raises(ValueError, match="negative"):
+        BatchNorm(eps=-1e-5)
+
+
+# --- Dense ----------------------------------------------------------------------------------------------------
+
+def test_dense_is_an_affine_map_then_the_activation():
+    layer, x = dense(5, 3, "tanh"), normal(8, 5, dtype=np.float32)
+    layer.bias.data = normal(3, dtype=np.float32)
+    np.testing.assert_allclose(layer(x).data, np.tanh(x @ layer.kernel.data + layer.bias.data), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_dense_takes_every_activation_by_name(name):
+    x = normal(8, 5, dtype=np.float32)
+    by_name, plain = dense(5, 3, name), dense(5, 3)
+    assert np.array_equal(by_name(x).data, ACTIVATIONS[name](plain(x)).data)
+    assert np.array_equal(Activation(name)(plain(x)).data, by_name(x).data)
+
+
+def test_dense_takes_a_function_as_activation():
+    x = normal(8, 5, dtype=np.float32)
+    assert np.array_equal(dense(5, 3, lambda y: y * y)(x).data, dense(5, 3)(x).data ** 2)
+
+
+def test_dense_learns_its_inputs_from_the_first_batch():
+    layer = Dense(3)
+    assert layer.kernel is None and not layer.built
+    layer(np.zeros((8, 5), np.float32))
+    assert layer.built and layer.kernel.shape == (5, 3) and layer.bias.shape == (3,) and not layer.bias.data.any()
+
+
+@pytest.mark.parametrize("input_shape", [5, (5,), [5], np.int64(5)])
+def test_dense_with_input_shape_has_its_weights_at_once(input_shape):
+    assert [p.shape for p in Dense(3, input_shape=input_shape).parameters()] == [(5, 3), (3,)]
+
+
+def test_dense_without_bias():
+    layer = dense(5, 3, use_bias=False)
+    x = normal(8, 5, dtype=np.float32)
+    assert [p.shape for p in layer.parameters()] == [(5, 3)] and layer.bias is None
+    assert np.array_equal(layer(x).data, x @ layer.kernel.data)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_dense_gradients(activation, use_bias):
+    layer = dense(5, 3, activation, use_bias=use_bias).astype(np.float64)
+
+    def function(x, kernel, bias):
+        layer.kernel, layer.bias = kernel, bias if use_bias else None
+        return layer(x)
+
+    assert gradcheck(function, [normal(8, 5), normal(5, 3), normal(3)], order=2)
+
+
+def test_dense_weights_depend_on_the_rng_alone():
+    assert np.array_equal(dense(5, 3, seed=1).kernel.data, dense(5, 3, seed=1).kernel.data)
+    assert not np.array_equal(dense(5, 3, seed=1).kernel.data, dense(5, 3, seed=2).kernel.data)
+
+
+@pytest.mark.parametrize("shape, words", [((8, 4), r"Dense\(5 -> 3\) expects.*\(n, 5\).*got \(8, 4\)"),
+                                          ((5,), r"Dense\(5 -> 3\) expects.*got \(5,\)"),
+                                          ((8, 2, 4), r"Dense.*got \(8, 2, 4\).*Flatten"),
+                                          ((8, 2, 5), r"Dense.*got \(8, 2, 5\).*Flatten")])
+def test_dense_on_the_wrong_shape(shape, words):
+    """(8, 2, 5) too: its last axis would fit, but the gradient of the kernel is made for two axes."""
+    layer = dense(5, 3)
+    layer.name = "layers.2"
+    with pytest.raises(ValueError, match=r"layers\.2 " + words):
+        layer(np.zeros(shape, np.float32))
+
+
+def test_dense_that_is_not_built_yet_refuses_images():
+    with pytest.raises(ValueError, match="Flatten"):
+        Dense(3)(np.zeros((8, 28, 28), np.float32))
+
+
+@pytest.mark.parametrize("units", [0, -1, 2.5, "ten", None])
+def test_dense_units_are_a_whole_number(units):
+    with pytest.raises(ValueError, match="whole number"):
+        Dense(units)
+
+
+@pytest.mark.parametrize("make, valid", [
+    (lambda: Dense(3, "rely"), "unknown activation 'rely'.*relu.*tanh"),
+    (lambda: Activation("rely"), "unknown activation 'rely'.*relu.*tanh"),
+    (lambda: Dense(3, kernel_initializer="he"), "unknown initializer 'he'.*glorot_uniform.*he_normal")])
+def test_unknown_names_list_the_valid_ones(make, valid):
+    with pytest.raises(ValueError, match=valid):
+        make()
+
+
+def test_layers_convert_arrays_but_not_tensors():
+    """Images of bytes are fine; two precisions in one graph are a mistake."""
+    for layer in dense(3, 2), BatchNorm(input_shape=3):
+        assert layer(np.arange(6, dtype=np.uint8).reshape(2, 3)).dtype == np.float32
+        assert layer(normal(4, 3)).dtype == np.float32
+        with pytest.raises(TypeError, match="float32 weights.*float64 Tensor.*astype"):
+            layer(Tensor(normal(4, 3)))
+
+
+def test_an_initial_array_of_the_caller_is_not_trained():
+    """Two networks that start from one array must not move each other's weights."""
+    start = np.ones((5, 3), np.float32)
+    first, second = (Dense(3, input_shape=5, kernel_initializer=lambda shape, rng: start) for _ in range(2))
+    optimizer = optim.SGD(first.parameters(), lr=0.1)
+    first(normal(8, 5)).sum().backward()
+    optimizer.step()
+    second.parameters()
+    assert np.array_equal(start, np.ones((5, 3))) and np.array_equal(second.kernel.data, start)
+
+
+def test_an_initializer_of_the_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"\(3, 5\).*\(5, 3\)"):
+        Dense(3, input_shape=5, kernel_initializer=lambda shape, rng: np.zeros((3, 5))).parameters()
+
+
+# --- Dropout, Flatten -------------------------------------------------------------------------------------------
+
+def test_dropout_in_evaluation_is_the_identity():
+    x = Tensor(normal(8, 5))
+    assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+def test_dropout_keeps_the_expectation(rate):
+    """Zeros or x / (1 - rate): the share of zeros is rate, the mean that of x (5 standard deviations allowed)."""
+    n = 100_000
+    y = Dropout(rate, rng=np.random.default_rng(0))(Tensor(np.ones(n))).data
+    np.testing.assert_allclose(np.unique(y), [0, 1 / (1 - rate)], rtol=1e-6)
+    deviation = math.sqrt(rate * (1 - rate) / n)
+    assert abs((y == 0).mean() - rate) < 5 * deviation and abs(y.mean() - 1) < 5 * deviation / (1 - rate)
+
+
+def test_dropout_draws_from_its_rng_alone():
+    x = Tensor(np.ones((8, 5)))
+    a, b, c = (Dropout(0.5, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first = a(x).data
+    assert np.array_equal(first, b(x).data) and not np.array_equal(first, c(x).data)
+    assert not np.array_equal(first, a(x).data), "a new choice for each batch"
+
+
+def test_dropout_gradient_is_the_same_mask():
+    x = Tensor(np.ones((8, 5)), requires_grad=True)
+    y = Dropout(0.5, rng=np.random.default_rng(0))(x)
+    assert np.array_equal(grad(y, x, np.ones((8, 5))), y.data)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, math.nan])
+def test_dropout_rate_is_checked(rate):
+    with pytest.raises(ValueError, match="rate"):
+        Dropout(rate)
+
+
+def test_flatten_keeps_the_samples():
+    x = normal(4, 3, 5, 2)
+    assert np.array_equal(Flatten()(x), x.reshape(4, 30)) and Flatten()(Tensor(x)).shape == (4, 30)
+    assert Flatten()(Tensor(x[:0])).shape == (0, 30) and Flatten()(x[:, 0, 0, 0]).shape == (4, 1)
+
+
+# --- Initializers -----------------------------------------------------------------------------------------------
+
+VARIANCES = {"glorot_uniform": 2 / (200 + 300), "glorot_normal": 2 / (200 + 300), "he_uniform": 2 / 200,
+             "he_normal": 2 / 200, "normal": 0.05 ** 2, "zeros": 0, "ones": 0}
+
+
+@pytest.mark.parametrize("name", initializers.INITIALIZERS)
+def test_initializer_statistics(name):
+    """Mean and variance as the papers give them; 60000 draws know a variance to about 1 %."""
+    w = initializers.INITIALIZERS[name]((200, 300), np.random.default_rng(0))
+    assert w.dtype == np.float32 and w.shape == (200, 300)
+    variance = VARIANCES[name]
+    assert abs(w.mean() - (name == "ones")) <= 5 * math.sqrt(variance / w.size)
+    np.testing.assert_allclose(w.var(), variance, rtol=0.03)
+    if "uniform" in name:
+        limit = math.sqrt(3 * variance)
+        assert 0.999 * limit < np.abs(w).max() <= np.float32(limit)
+    elif "normal" in name:
+        assert np.abs(w).max() > 3.5 * math.sqrt(variance), "normal, not uniform or truncated at 2"
+
+
+@pytest.mark.parametrize("name", initializers.INITIALIZERS)
+def test_initializers_are_deterministic(name):
+    make = initializers.INITIALIZERS[name]
+    assert np.array_equal(make((4, 3), np.random.default_rng(7)), make((4, 3), np.random.default_rng(7)))
+
+
+def test_initializer_factories():
+    w = initializers.constant(0.25)((4, 3), None)
+    assert w.dtype == np.float32 and (w == 0.25).all()
+    w = initializers.normal(2.0)((200, 300), np.random.default_rng(0))
+    assert w.dtype == np.float32 and w.std() == pytest.approx(2, rel=0.02)
+    assert dense(5, 3, kernel_initializer=initializers.constant(0.25)).kernel.data.sum() == 15 / 4
+
+
+# --- Module -------------------------------------------------------------------------------------------------------
+
+class Net(Module):
+    """A module as a PyTorch user writes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = Parameter([2.0])
+        self.blocks = [dense(3, 4, seed=1), BatchNorm(input_shape=4), dense(4, 4, seed=2)]
+        self.offset = np.zeros(1, np.float32)  # a buffer
+        self.head = dense(4, 2, seed=3)
+
+    def forward(self, x):
+        x = F.relu(self.blocks[1](self.blocks[0](x)))
+        return self.head(self.blocks[2](x)) * self.scale + self.offset
+
+
+class Pair(Module):
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_parameters_come_in_order_of_assignment():
+    """Never from a set: the optimizer's state and saved files rely on it."""
+    names = [name for name, _ in Net().named_parameters()]
+    assert names == ["scale", "blocks.0.kernel", "blocks.0.bias", "blocks.1.gamma", "blocks.1.beta",
+                     "blocks.2.kernel", "blocks.2.bias", "head.kernel", "head.bias"]
+
+
+def test_lists_in_lists_are_looked_into():
+    """A layer that is not found would silently stay as it is."""
+    model = Pair(None, None)
+    model.stages = [[dense(2, 2), dense(2, 2)], (dense(2, 2),)]
+    assert [name for name, _ in model.named_parameters()] == [
+        f"stages.{place}.{kind}" for place in ("0.0", "0.1", "1.0") for kind in ("kernel", "bias")]
+    assert not any(m.training for m in model.eval().modules()) and len(model.modules()) == 4
+
+
+def test_buffers_are_the_arrays_that_are_not_trained():
+    assert [name for name, _ in Net().named_buffers()] == ["offset", "blocks.1.running_mean", "blocks.1.running_var"]
+
+
+def test_parts_of_parts_have_dotted_names():
+    model = Pair(Pair(dense(2, 2), Activation("relu")), dense(2, 2))
+    assert [name for name, _ in model.named_modules()] == ["", "first", "first.first", "first.second", "second"]
+    assert [name for name, _ in model.named_parameters()][:2] == ["first.first.kernel", "first.first.bias"]
+
+
+def test_a_shared_layer_counts_once_and_learns_from_both_uses():
+    shared = dense(3, 3)
+    model = Pair(shared, shared)
+    assert len(model.modules()) == 2
+    assert [name for name, _ in model.named_parameters()] == ["first.kernel", "first.bias"]
+    model(normal(4, 3, dtype=np.float32)).sum().backward()
+    before = shared.bias.data.copy()
+    optim.SGD(model.parameters(), lr=1.0).step()
+    np.testing.assert_allclose(shared.bias.data, before - shared.bias.grad, rtol=1e-6)  # stepped once
+
+
+def test_a_shared_parameter_counts_once():
+    first, second = dense(3, 3), dense(3, 3)
+    second.kernel = first.kernel
+    assert len(Pair(first, second).parameters()) == 3
+
+
+def test_train_and_eval_reach_every_part_and_return_the_module():
+    model = Net()
+    assert all(m.training for m in model.modules())
+    assert model.eval() is model and not any(m.training for m in model.modules())
+    assert model.train() is model and all(m.training for m in model.modules())
+
+
+def test_modes_belong_to_each_module():
+    first, second = Net(), Net()
+    first.eval()
+    assert second.training and Net().training
+    first.train()
+    first.blocks[1].eval()
+    assert first.training and not first.blocks[1].training
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_evaluation_restores_every_mode_also_after_an_exception(error):
+    """A frozen BatchNorm stays frozen."""
+    model = Net()
+    model.blocks[1].eval()
+    modes = [m.training for m in model.modules()]
+    try:
+        with evaluation(model):
+            assert not any(m.training for m in model.modules())
+            if error:
+                raise error
+    except ZeroDivisionError:
+        pass
+    assert [m.training for m in model.modules()] == modes and True in modes and False in modes
+
+
+@pytest.mark.parametrize("layer, name", [(Dense(3), r"Dense\(3\)"), (BatchNorm(), r"BatchNorm\(\)")])
+def test_a_layer_without_weights_complains(layer, name):
+    """Instead of giving an optimizer nothing to train, or writing an empty file."""
+    for ask in layer.parameters, layer.buffers, Pair(dense(2, 2), layer).parameters:
+        with pytest.raises(RuntimeError, match=f"{name} has no weights yet.*input_shape.*build"):
+            ask()
+
+
+def test_build_makes_all_weights_and_changes_nothing_else():
+    model = Pair(Dense(4, rng=np.random.default_rng(0)), BatchNorm())
+    assert model.build(3) is model and [p.shape for p in model.parameters()] == [(3, 4), (4,), (4,), (4,)]
+    assert model.training and (model.second.running_var == 1).all() and model.second.updates == 0
+
+
+def test_forward_must_be_written():
+    class Empty(Module):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty must define forward"):
+        Empty()(1)
+
+
+def test_astype_turns_parameters_and_buffers():
+    model = Net().astype(np.float64)
+    assert {a.dtype for a in [*model.parameters(), *model.buffers()]} == {np.dtype(np.float64)}
+    assert model(normal(4, 3)).dtype == np.float64 and model.astype(np.float32)(normal(4, 3)).dtype == np.float32
+
+
+def test_zero_grad_forgets_all_gradients():
+    model = Net()
+    model(normal(4, 3)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_forward_hooks_see_inputs_and_outputs():
+    model, seen = Net(), []
+    model.head.forward_hooks = [lambda module, inputs, y: seen.append((module, inputs[0].shape, y.shape))]
+    x = normal(4, 3)
+    model(x)
+    assert seen == [(model.head, (4, 4), (4, 2))]
+    model.head.forward_hooks = []
+    model(x)
+    assert len(seen) == 1 and len(model.modules()) == 5
+
+
+def test_repr_shows_the_parts():
+    text = repr(Net())
+    assert text.startswith("Net(") and "Dense(3 -> 4)" in text and "BatchNorm(4)" in text
+    assert repr(Dense(3, "relu")) == "Dense(3, relu)" and repr(Activation("tanh")) == "Activation(tanh)"
+
+
+def test_a_module_in_pytorch_style_learns():
+    model = Net()
+    x = normal(60, 3, dtype=np.float32)
+    y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    optimizer, losses = optim.Adam(model.parameters(), lr=0.02), []
+    for _ in range(150):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    assert (model.eval()(x).data.argmax(axis=1) == y).mean() > 0.9
+
+
+# --- float32 everywhere --------------------------------------------------------------------------------------------
+
+OPTIMIZERS = {"SGD": lambda p: optim.SGD(p, lr=np.float64(0.1), momentum=0.9, nesterov=True, weight_decay=1e-4),
+              "Adam": lambda p: optim.Adam(p, lr=np.float64(0.1))}
+
+
+def arrays_of(thing):
+    """All arrays in the attributes of an object, also in lists."""
+    values = [v for value in vars(thing).values() for v in (value if isinstance(value, list) else [value])]
+    return [v for v in values if isinstance(v, np.ndarray)]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_float32_network_holds_nothing_else(name, fused):
+    model = Pair(Pair(dense(3, 8, "gelu"), BatchNorm(input_shape=8, fused=fused)), Pair(Dropout(0.1), dense(8, 4)))
+    optimizer = OPTIMIZERS[name](model.parameters())
+    x, y = normal(20, 3), RNG.integers(0, 4, 20)
+    for _ in range(3):
+        outputs = model(x)  # float64 data
+        loss = F.cross_entropy(outputs, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    held = [outputs, loss, *model.parameters(), *[p.grad for p in model.parameters()], *model.buffers()]
+    held += arrays_of(optimizer)
+    assert {a.dtype for a in held} == {np.dtype(np.float32)} and len(arrays_of(optimizer)) >= 6
+    assert model.eval()(x).dtype == np.float32
+
+
+@pytest.mark.parametrize("make", [
+    lambda number: BatchNorm(momentum=number(0.1)), lambda number: BatchNorm(eps=number(1e-3)),
+    lambda number: BatchNorm(eps=number(1e-3), fused=False), lambda number: Dropout(number(0.5))],
+    ids=["momentum", "eps", "eps, composed", "dropout rate"])
+@pytest.mark.parametrize("number", [float, np.float64, np.float32])
+def test_settings_from_a_numpy_grid_keep_float32(make, number):
+    """A sweep over np.linspace gives np.float64 numbers, which are strong: float32 times them is float64."""
+    layer, x = make(number), Tensor(normal(8, 3, dtype=np.float32))
+    for _ in range(2):
+        assert layer(x).dtype == np.float32
+    assert layer.eval()(x).dtype == np.float32 and {b.dtype for b in layer.buffers()} <= {np.dtype(np.float32)}

@@ -1,0 +1,92 @@
+"""The lessons run headless from any folder, their CHECKs pass, and they fail when BatchNorm does nothing."""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_data import idx_bytes
+
+LESSONS = Path(__file__).parent.parent / "lessons"
+FIGURES = {
+    "07_faster_convergence": ["accuracy", "loss", "seconds", "small_weights"],
+    "08_learning_rate_tolerance": ["final_loss", "scale_by_layer"],
+}
+
+
+def run(lesson, folder, **environment):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MINIDL_")}
+    environment = {**inherited, "MPLBACKEND": "agg", **environment}
+    return subprocess.run([sys.executable, "-W", "error", LESSONS / f"{lesson}.py"], cwd=folder, env=environment,
+                          capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Every lesson as it is, with BatchNorm as the identity, and on a folder of IDX files: two at a time, started once."""
+    with np.load(LESSONS.parent / "datasets" / "digits.npz") as file:
+        images, labels = file["x_train"][:5000], file["y_train"][:5000].astype(np.uint8)
+    mnist = tmp_path_factory.mktemp("mnist")
+    (mnist / "images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (mnist / "labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    variants = {"plain": {}, "identity": {"MINIDL_BN": "identity"},
+                "mnist": {"MINIDL_DATASET": "mnist", "MINIDL_DATA": str(mnist), "MINIDL_FIGURES": "elsewhere"}}
+    folders = {(lesson, variant): tmp_path_factory.mktemp(variant) for lesson in FIGURES for variant in variants}
+    with ThreadPoolExecutor(2) as pool:
+        started = {key: pool.submit(run, key[0], folder, **variants[key[1]]) for key, folder in folders.items()}
+        return {key: (future.result(), folders[key]) for key, future in started.items()}
+
+
+def checks(result):
+    return re.findall(r"^CHECK (.+): measured (.+), required .+, (PASS|FAIL|REPORTED.*)$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("lesson", FIGURES)
+def test_a_lesson_passes_its_checks_and_saves_its_figures(lesson, runs):
+    result, folder = runs[lesson, "plain"]
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    assert checks(result) and all(verdict == "PASS" for _, _, verdict in checks(result))
+    saved = sorted(path.name for path in (folder / "figures").iterdir())
+    assert saved == [f"{lesson}-{name}.png" for name in FIGURES[lesson]]
+    assert all((folder / "figures" / name).stat().st_size > 10_000 for name in saved)
+
+
+@pytest.mark.parametrize("lesson", FIGURES)
+def test_a_lesson_fails_when_batch_norm_is_the_identity(lesson, runs):
+    """The negative control: what a lesson claims of BatchNorm must not be found without it."""
+    result, _ = runs[lesson, "identity"]
+    assert result.returncode == 1, result.stdout + result.stderr
+    claims = [(name, verdict) for name, _, verdict in checks(result) if "control" not in name]
+    assert claims and all(verdict == "FAIL" for _, verdict in claims), claims
+
+
+@pytest.mark.parametrize("lesson", FIGURES)
+def test_a_lesson_runs_on_a_folder_of_idx_files(lesson, runs):
+    result, folder = runs[lesson, "mnist"]
+    assert "data set mnist: 4000 training and 1000 test images" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(list((folder / "elsewhere").glob(f"{lesson}-*.png"))) == len(FIGURES[lesson])
+
+
+def test_missing_data_end_a_lesson_in_one_line(tmp_path):
+    result = run("07_faster_convergence", tmp_path, MINIDL_DATASET="mnist", MINIDL_DATA=str(tmp_path),
+                 HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("no data: data set 'mnist' is not on this machine") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("lesson", FIGURES)
+def test_a_lesson_is_cells_of_prose_and_code_with_exercises_and_sources(lesson):
+    text = (LESSONS / f"{lesson}.py").read_text(encoding="utf-8")
+    cells = re.split(r"^# %%", text, flags=re.MULTILINE)[1:]
+    prose = [cell for cell in cells if cell.startswith(" [markdown]")]
+    assert all(line.startswith("#") for cell in prose for line in cell.strip().splitlines()[1:])
+    for part in ("## Predict", "## Run", "## Explain", "## Try", "Sources:"):
+        assert part in text, f"{lesson} has no {part}"
+    assert len(re.findall(r"^# \d\. ", prose[-1], re.MULTILINE)) >= 3
+    assert "sys.path" not in text and "minidl._" not in text

@@ -1,0 +1,50 @@
+"""What a wheel holds, and that an installed minidl works without the checkout and without a network."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the content of a wheel, built from a copy of the project."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("minidl", "lessons", "datasets"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder,
+                    source], check=True, capture_output=True)
+    wheel, = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_a_wheel_installs_only_minidl(installed):
+    names = [path.name for path in installed.iterdir()]
+    assert sorted(name.split("-")[0] for name in names) == ["minidl", "minidl"]
+    assert sum(name.endswith(".dist-info") for name in names) == 1
+
+
+def test_an_installed_minidl_carries_digits_and_lessons(installed, tmp_path):
+    code = ("import minidl, pathlib; (x, y), (xt, yt) = minidl.data.load('digits'); "
+            "print(pathlib.Path(minidl.__file__).parent, len(x), len(xt))")
+    environment = {**os.environ, "PYTHONPATH": str(installed), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("MINIDL_DATA", None)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == [str(installed / "minidl"), "10000", "2000"], result.stderr
+    assert (installed / "minidl" / "lessons" / "07_faster_convergence.py").is_file()
+
+
+def test_a_data_folder_that_could_shadow_another_package_has_no_init():
+    assert not (PROJECT / "datasets" / "__init__.py").exists()

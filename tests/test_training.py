@@ -1,0 +1,412 @@
+"""The training loop, Sequential's verbs and what they promise: reproducible, honest numbers, errors before any work."""
+
+import io
+import math
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten, Module, Sequential, Tensor, data,
+                    experiments, optim, training)
+from minidl import functional as F
+
+
+def toy(n=200, features=20, classes=5, seed=0):
+    """Gaussian blobs that a small net can learn: x (n, features) float32, y (n,)."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    centres = rng.normal(0, 1, (classes, features))
+    return (centres[y] + rng.normal(0, 1, (n, features))).astype(np.float32), y
+
+
+def net(batch_norm=True, dropout=False, seed=0, **options):
+    layers = [Dense(16, **options)]
+    layers += [BatchNorm()] if batch_norm else []
+    layers += [Activation("relu")]
+    layers += [Dropout(0.2)] if dropout else []
+    return Sequential([*layers, Dense(5)], seed=seed)
+
+
+def compiled(model, lr=0.1, **options):
+    return model.compile(optim.SGD(lr=lr), "cross_entropy", ["accuracy"], **options)
+
+
+def weights(model):
+    return [p.data.copy() for p in model.parameters()] + [b.copy() for b in model.buffers()]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(u, v) for u, v in zip(a, b))
+
+
+# --- Reproducible -------------------------------------------------------------------------------------
+
+def test_fit_is_the_ten_line_loop_bit_for_bit():
+    x, y = toy()
+    history = compiled(net(dropout=True)).fit(x, y, batch_size=32, epochs=3, verbose=0)
+
+    model = net(dropout=True).build(x.shape[1:])
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        for xb, yb in data.batches(x, y, 32, model.shuffle_rng):
+            loss = F.cross_entropy(model(xb), yb)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert history.steps["loss"] == losses
+
+
+def test_one_seed_gives_one_run_bit_for_bit_and_another_seed_another():
+    x, y = toy()
+    runs = [compiled(net(dropout=True, seed=seed)).fit(x, y, epochs=2, verbose=0).steps["loss"] for seed in (3, 3, 4)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_inserting_batch_norm_or_dropout_leaves_dense_weights_and_batch_order_equal():
+    models = [net(batch_norm, dropout).build((20,)) for batch_norm in (False, True) for dropout in (False, True)]
+    for model in models[1:]:
+        for a, b in zip([m for m in models[0].layers if isinstance(m, Dense)], [m for m in model.layers if isinstance(m, Dense)]):
+            assert np.array_equal(a.kernel.data, b.kernel.data)
+    orders = [model.shuffle_rng.permutation(50).tolist() for model in models]
+    assert all(order == orders[0] for order in orders)
+
+
+def test_training_does_not_touch_numpys_global_random_state():
+    x, y = toy()
+    before = np.random.get_state()[1].copy()
+    compiled(net(dropout=True)).fit(x, y, verbose=0)
+    assert np.array_equal(before, np.random.get_state()[1])
+
+
+def test_weights_do_not_depend_on_when_the_shape_becomes_known():
+    at_once, later = net(input_shape=(20,)), net()
+    later.build((20,))
+    assert same(weights(at_once), weights(later))
+
+
+# --- Honest numbers -----------------------------------------------------------------------------------
+
+def test_epoch_numbers_weight_each_batch_by_its_length():
+    x, y = toy(70)
+    history = compiled(net()).fit(x, y, batch_size=32, epochs=1, verbose=0)
+    sizes = np.array([32, 32, 6])
+    for key in ("loss", "accuracy"):
+        assert history.history[key] == [pytest.approx((history.steps[key] * sizes).sum() / 70)]
+
+
+def test_a_last_batch_of_one_joins_the_batch_before_it():
+    x, y = toy(65)
+    assert [len(xb) for xb, _ in data.batches(x, y, 32)] == [32, 33]
+    assert [len(xb) for xb, _ in data.batches(x, y, 64, np.random.default_rng(0))] == [65]
+    assert [len(xb) for xb, _ in data.batches(x[:1], y[:1], 32)] == [1]
+    assert len(compiled(net()).fit(x, y, batch_size=32, verbose=0).steps["loss"]) == 2
+
+
+def test_validation_numbers_are_those_of_evaluate():
+    x, y = toy()
+    model = compiled(net(dropout=True))
+    history = model.fit(x, y, epochs=2, verbose=0, validation_data=(x[:50], y[:50]))
+    loss, accuracy = model.evaluate(x[:50], y[:50])
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert history.history["val_loss"][-1] == loss and history.history["val_accuracy"][-1] == accuracy
+    assert history.epoch == [0, 1]
+
+
+def test_evaluate_does_not_depend_on_the_batch_size_and_matches_predict():
+    x, y = toy()
+    model = compiled(net(dropout=True))
+    model.fit(x, y, epochs=2, verbose=0)
+    small, large = model.evaluate(x, y, batch_size=7, return_dict=True), model.evaluate(x, y, return_dict=True)
+    assert small["loss"] == pytest.approx(large["loss"], rel=1e-5) and small["accuracy"] == pytest.approx(large["accuracy"])
+    assert large["accuracy"] == pytest.approx((model.predict(x).argmax(axis=1) == y).mean())
+    assert compiled(model).compile("sgd").evaluate(x, y) == pytest.approx(large["loss"])  # without metrics: the loss alone
+
+
+def test_one_hot_labels_give_the_same_run():
+    x, y = toy()
+    runs = [compiled(net()).fit(x, labels, verbose=0) for labels in (y, np.eye(5)[y])]
+    assert runs[0].steps["loss"] == pytest.approx(runs[1].steps["loss"], rel=1e-4)
+    assert runs[0].steps["accuracy"] == runs[1].steps["accuracy"]
+
+
+def test_seconds_grow_and_leave_callbacks_out():
+    x, y = toy()
+
+    class Slow(Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            sum(range(200_000))
+
+    fast, slow = (compiled(net()).fit(x, y, verbose=0, callbacks=c).steps["seconds"] for c in ([], [Slow()]))
+    assert np.all(np.diff(fast) > 0)
+    assert len(fast) == len(slow) == math.ceil(200 / 32)
+
+
+# --- The model is left as it was ----------------------------------------------------------------------
+
+def test_evaluate_and_predict_change_no_array_and_restore_each_modules_mode():
+    x, y = toy()
+    model = compiled(net(dropout=True))
+    model.fit(x, y, verbose=0)
+    model.layers[1].eval()  # frozen statistics stay frozen
+    before, modes = weights(model), [m.training for m in model.modules()]
+    model.evaluate(x, y)
+    model.predict(x)
+    assert same(before, weights(model)) and modes == [m.training for m in model.modules()]
+    with pytest.raises(ValueError):
+        model.predict(x[:, :3])
+    assert modes == [m.training for m in model.modules()]
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda x, y: (x, np.where(np.arange(len(y)) == 199, 5, y)), "0 to 4"),
+    (lambda x, y: (x, y - 1), "0 to 4"),
+    (lambda x, y: (x, y.astype(float)), "integers"),
+    (lambda x, y: (x, y[:-1]), "199"),
+    (lambda x, y: (np.where(np.arange(x.size).reshape(x.shape) == 41, np.nan, x), y), "sample 2"),
+    (lambda x, y: (x[:0], y[:0]), "at least one sample"),
+    (lambda x, y: (x.astype(str), y), "numbers"),
+    (lambda x, y: (x[:, :7], y), "expects inputs"),
+    (lambda x, y: (x, np.eye(6)[y]), "classes"),
+])
+def test_bad_data_is_refused_before_any_work(spoil, message):
+    x, y = toy()
+    model = compiled(net(input_shape=20))
+    before = weights(model)
+    with pytest.raises((ValueError, TypeError), match=message):
+        model.fit(*spoil(x, y), verbose=0)
+    assert same(before, weights(model))
+
+
+def test_float64_and_integer_inputs_become_float32():
+    x, y = toy()
+    for converted in (x.astype(np.float64), (10 * x).astype(int)):
+        model = compiled(net())
+        model.fit(converted, y, verbose=0)
+        assert {a.dtype for a in weights(model)} == {np.dtype(np.float32)}
+        assert model.predict(converted).dtype == np.float32
+
+
+# --- Divergence ---------------------------------------------------------------------------------------
+
+def test_a_divergence_names_step_layer_rate_and_last_good_loss_and_keeps_the_history():
+    x, y = toy()
+    model = compiled(net(batch_norm=False), lr=1e30)
+    with pytest.raises(DivergenceError) as caught:
+        model.fit(x, y, verbose=0)
+    error = caught.value
+    losses = error.history.steps["loss"]
+    assert error.step == len(losses) >= 1 and np.isfinite(losses).all()
+    assert all(part in str(error) for part in (f"step {error.step}", "dense", "1e+30", f"{losses[-1]:.4g}"))
+
+
+def test_the_diagnosis_names_the_first_bad_layer_and_moves_no_statistics():
+    x, _ = toy()
+    model = net().build((20,))
+    model.layers[3].kernel.data[0, 0] = np.nan
+    before = weights(model)
+    assert training.first_nonfinite(model, x).startswith("dense_1")
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, weights(model)))
+    assert model.layers[0].forward_hooks == ()
+
+
+# --- Keras' verbs -------------------------------------------------------------------------------------
+
+def keras_program():
+    """The program of text 000."""
+    return Sequential([Dense(64, input_shape=(32,)), BatchNorm(), Activation("relu"), Dense(64), BatchNorm(), Activation("relu"),
+                       Dense(10, activation="softmax")])
+
+
+@pytest.mark.parametrize("model, total, trainable, fixed", [
+    (keras_program(), "7,434", "7,178", "256"),
+    (Sequential([Dense(64, input_shape=784), BatchNorm(), Activation("relu"), Dense(10, "softmax")]), "51,146", "51,018", "128"),
+])
+def test_summary_counts_what_keras_counts(model, total, trainable, fixed, capsys):
+    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"]).summary()
+    text = capsys.readouterr().out
+    assert f"Total params: {total}\nTrainable params: {trainable}\nNon-trainable params: {fixed}" in text
+    assert "Layer (type)" in text and "Output Shape" in text and "Param #" in text and "?" not in text
+
+
+def test_summary_of_a_model_without_shapes_says_what_to_do():
+    with pytest.raises(RuntimeError, match="input_shape"):
+        net().summary()
+
+
+def test_a_model_that_ends_in_softmax_has_an_exact_loss_at_huge_logits():
+    x, y = np.array([[1e4, -1e4]], np.float32), np.array([1])
+    model = Sequential([Dense(2, use_bias=False, kernel_initializer=lambda shape, rng: np.eye(2), input_shape=2),
+                        Activation("softmax")])
+    for loss, labels in (("sparse_categorical_crossentropy", y), ("categorical_crossentropy", np.eye(2)[y])):
+        model.compile("sgd", loss)
+        assert model.evaluate(x, labels) == 20000.0
+
+
+@pytest.mark.parametrize("call, names", [
+    (lambda: Activation("rleu"), ["relu", "sigmoid"]),
+    (lambda: Dense(3, kernel_initializer="glorot"), ["glorot_uniform", "he_normal"]),
+    (lambda: net().compile("adamm"), ["adam", "sgd"]),
+    (lambda: net().compile("sgd", "crossentropy"), ["cross_entropy", "mse"]),
+    (lambda: net().compile("sgd", "mse", ["acc"]), ["accuracy"]),
+    (lambda: data.load("minst"), ["digits", "mnist"]),
+])
+def test_an_unknown_name_lists_the_valid_ones(call, names):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_a_shape_error_names_the_layer_what_it_expects_and_where_its_input_comes_from():
+    model = Sequential([Dense(4), BatchNorm(), Dense(5, input_shape=9)])
+    with pytest.raises(ValueError) as caught:
+        model(np.zeros((2, 3), np.float32))
+    message = str(caught.value)
+    assert all(part in message for part in ("layer 2", "dense_1", "(n, 9)", "(2, 4)", "layer 1", "batchnorm"))
+
+
+def test_verbs_before_compile_say_so():
+    with pytest.raises(RuntimeError, match="compile"):
+        net().fit(*toy())
+
+
+def test_images_go_through_flatten_and_nested_sequentials():
+    images = np.random.default_rng(0).random((40, 4, 5)).astype(np.float32)
+    labels = np.arange(40) % 5
+    model = compiled(Sequential([Flatten(), Sequential([Dense(8), BatchNorm()]), Activation("relu"), Dense(5)]))
+    model.fit(images, labels, epochs=1, verbose=0)
+    assert model.predict(images).shape == (40, 5)
+
+
+def test_a_subclassed_module_trains_with_the_same_functions():
+    class Net(Module):
+        def __init__(self):
+            super().__init__()
+            rng = np.random.default_rng(0)
+            self.fc1, self.bn, self.fc2 = Dense(16, rng=rng), BatchNorm(), Dense(5, rng=rng)
+
+        def forward(self, x):
+            return self.fc2(F.relu(self.bn(self.fc1(x))))
+
+    x, y = toy()
+    model = Net()
+    history = training.fit(model, x, y, loss="cross_entropy", optimizer=optim.Adam(lr=0.01), metrics=["accuracy"], epochs=10,
+                           rng=np.random.default_rng(0), verbose=0)
+    assert history.history["accuracy"][-1] > 0.9 > history.history["accuracy"][0]
+
+
+def test_callbacks_are_told_everything_in_order_and_can_stop_the_run():
+    events = []
+
+    class Log(Callback):
+        def on_train_begin(self, logs=None): events.append("train_begin")
+        def on_train_end(self, logs=None): events.append("train_end")
+        def on_epoch_begin(self, epoch, logs=None): events.append(f"epoch_begin {epoch}")
+        def on_epoch_end(self, epoch, logs=None): events.append(f"epoch_end {epoch} {sorted(logs)}")
+        def on_train_batch_begin(self, batch, logs=None): events.append(f"batch_begin {batch}")
+
+        def on_train_batch_end(self, batch, logs=None):
+            events.append(f"batch_end {batch} {sorted(logs)}")
+            self.model.stop_training = len(events) > 9
+
+    x, y = toy(64)
+    compiled(net()).fit(x, y, batch_size=32, epochs=5, verbose=0, callbacks=[Log()])
+    batch = [e.format(i) for i in (0, 1) for e in ("batch_begin {}", "batch_end {} ['accuracy', 'loss']")]
+    epoch = ["epoch_begin {}", *batch, "epoch_end {} ['accuracy', 'loss']"]
+    assert events == (["train_begin"] + [e.format(0) for e in epoch] + ["epoch_begin 1", *batch[:2]]
+                      + ["epoch_end 1 ['accuracy', 'loss']", "train_end"])
+
+
+# --- The console --------------------------------------------------------------------------------------
+
+class Terminal(io.TextIOWrapper):
+    def __init__(self, encoding):
+        super().__init__(io.BytesIO(), encoding=encoding)
+
+    def isatty(self):
+        return True
+
+    def text(self):
+        self.flush()
+        return self.buffer.getvalue().decode(self.encoding)
+
+
+def test_on_a_pipe_there_is_one_plain_line_per_epoch(capsys):
+    compiled(net()).fit(*toy(), epochs=2, validation_data=toy())
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == "" and len(lines) == 2 and "\r" not in err and "\x1b" not in err and err.isascii()
+    assert re.fullmatch(r"Epoch 1/2 - \d+\.\ds - loss: \d\.\d{4} - accuracy: \d\.\d{4} - val_loss: \d\.\d{4} "
+                        r"- val_accuracy: \d\.\d{4}", lines[0])
+
+
+def test_silent_means_silent(capsys):
+    compiled(net()).fit(*toy(), verbose=0)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_on_a_terminal_there_is_a_bar_in_characters_it_can_show(encoding, monkeypatch):
+    terminal = Terminal(encoding)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    compiled(net()).fit(*toy(), epochs=1)
+    text = terminal.text()
+    assert "Epoch 1/1" in text and "7/7" in text and "loss: " in text
+    assert text.isascii() == (encoding == "cp1252")
+
+
+def test_numbers_are_printed_as_keras_prints_them():
+    assert training.format_logs({"loss": 0.123456, "mse": 0.000123456}) == "loss: 0.1235 - mse: 1.2346e-04"
+
+
+# --- Experiments --------------------------------------------------------------------------------------
+
+BUILDERS = {"BN": lambda seed: net(True, seed=seed), "plain": lambda seed: net(False, seed=seed)}
+
+
+def toy_data():
+    x, y = toy(300)
+    return (x[:200], y[:200]), (x[200:], y[200:])
+
+
+def test_a_comparison_trains_for_exactly_the_steps_and_measures_where_asked():
+    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=23, batch_size=32, seeds=(5, 6), eval_steps=[0, 7, 23, 99])
+    for name in BUILDERS:
+        assert result.array(name, "losses").shape == (2, 23) and np.isfinite(result.array(name, "losses")).all()
+        assert result.runs[name][0].eval_steps.tolist() == [0, 7, 23]
+        assert np.all(np.diff(result.array(name, "seconds"), axis=1) > 0)
+    assert "BN" in result.table(0.5, at=(7, 23))
+    with pytest.raises(ValueError, match="not measured"):
+        result.accuracy_at("BN", 8)
+
+
+def test_steps_to_a_target_are_the_first_crossing_and_infinite_without_one():
+    r = experiments.Run(np.zeros(30), np.array([0, 10, 20, 30]), np.array([0.1, 0.9, 0.8, 0.95]), np.array([0, 1.0, 2, 3]))
+    assert (r.steps_to(0.85), r.steps_to(0.95), r.steps_to(0.99)) == (10, 30, np.inf)
+    assert r.seconds_to(0.85) == 1.0
+
+
+def test_a_diverged_run_is_recorded_as_diverged():
+    (x, y), test = toy_data()
+    result = experiments.lr_range(BUILDERS, ((x, y), test), [0.1, 1e30], steps=10, seeds=(0,))
+    assert np.isfinite(result.losses["plain"][0, 0]) and np.isinf(result.losses["plain"][0, 1])
+    assert result.largest("plain", below=1e9).tolist() == [0.1]
+    assert result.largest("plain", below=0).tolist() == [0]
+
+
+def test_threads_give_the_same_table_as_one_after_the_other_bit_for_bit():
+    options = dict(rates=[0.03, 0.1, 0.3], steps=10, seeds=(0, 1))
+    serial = experiments.lr_range(BUILDERS, toy_data(), **options)
+    with ThreadPoolExecutor(3) as executor:
+        threaded = experiments.lr_range(BUILDERS, toy_data(), executor=executor, **options)
+    assert all(np.array_equal(serial.losses[name], threaded.losses[name]) for name in BUILDERS)
+
+
+def test_a_tensor_input_trains_as_an_array_does():
+    x, y = toy()
+    model = net().build((20,))
+    assert np.array_equal(model(Tensor(x)).data, model(x).data)
