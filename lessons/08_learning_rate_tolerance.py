@@ -61,7 +61,7 @@ for depth, result in results.items():
     for name in (BN, PLAIN):
         largest = result.largest(name, below=WORKS)
         print(f"{depth} hidden layers, {name:17}: largest rate that works, by seed: "
-              + ", ".join(f"{rate:.2f}" for rate in largest))
+              + ", ".join(f"{rate:.2f}" if rate else "none" for rate in largest))
 
 # %% [markdown]
 # A cross marks a rate at which at least one run *diverged*: its loss became infinite. That is not the only way
