@@ -127,11 +127,11 @@ def linear(x, kernel, bias=None):
 
 def _checked_labels(labels, logits):
     """Class numbers (n,) or rows of class probabilities (n, classes), or a ValueError that says what is wrong."""
-    labels = np.asarray(_array(labels))
-    n, classes = logits.shape if logits.ndim == 2 else (None, None)
-    if n is None or labels.shape not in ((n,), (n, classes)):
+    labels, shape = np.asarray(_array(labels)), logits.shape
+    if len(shape) != 2 or labels.shape not in (shape[:1], shape):
         raise ValueError(f"cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); "
-                         f"got {logits.shape} and {labels.shape}")
+                         f"got {shape} and {labels.shape}")
+    n, classes = shape
     if n == 0:
         raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean over")
     if labels.ndim == 2:
@@ -151,7 +151,7 @@ def _cross_entropy_forward(logits, labels):
     total = np.add.reduce(p, axis=1, keepdims=True)
     if labels.ndim == 1:
         rows = np.arange(n)
-        loss = (np.log(total[:, 0]) - shifted[rows, labels]).sum() / n
+        loss = np.add.reduce(np.log(total[:, 0]) - shifted[rows, labels]) / n
     else:
         loss = (labels * (np.log(total) - shifted)).sum() / n
 
@@ -231,7 +231,7 @@ def mse_loss(prediction, target):
 
 def _made_by(x, op):
     """Whether x is the recorded result of op over the last axis, so that x.inputs[0] are its logits."""
-    return isinstance(x, Tensor) and x.op is op and x.saved is not None and x.saved.get("axis", -1) in (-1, x.ndim - 1)
+    return isinstance(x, Tensor) and x.op is op and x.saved is not None and x.saved[1].get("axis", -1) in (-1, x.ndim - 1)
 
 
 def _check_probabilities(p, activation, instead):

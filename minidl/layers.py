@@ -33,7 +33,7 @@ class Dense(Module):
         self.activation = lookup(activation, ACTIVATIONS, "activation")
         self.kernel_initializer = lookup(kernel_initializer, INITIALIZERS, "initializer")
         self.input_shape = None if input_shape is None else as_shape(input_shape)
-        self.kernel = self.bias = None
+        self.inputs = self.kernel = self.bias = None
         self.built = False
 
     def create_parameters(self):
@@ -45,7 +45,7 @@ class Dense(Module):
         kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
-        self.kernel = Parameter(kernel)
+        self.inputs, self.kernel = shape[0], Parameter(kernel)
         self.bias = Parameter(zeros(self.units)) if self.use_bias else None
         self.built = True
 
@@ -54,11 +54,12 @@ class Dense(Module):
         if not self.built and x.ndim == 2:
             self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
-        if not self.built or x.shape[1:] != self.kernel.shape[:1]:
-            inputs = self.kernel.shape[0] if self.built else "inputs"
-            raise ValueError(f"{self.label} expects inputs of shape (n, {inputs}), got {x.shape}"
+        if not self.built or x.shape[1:] != (self.inputs,):
+            raise ValueError(f"{self.label} expects inputs of shape (n, {self.inputs or 'inputs'}), got {x.shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
-        y = F.linear(_matching(x, self.kernel, self), self.kernel, self.bias)
+        if x.dtype != self.kernel.dtype:
+            x = _converted(x, self.kernel.dtype, self)
+        y = F.linear(x, self.kernel, self.bias)
         return y if self.activation is None else self.activation(y)
 
     def __repr__(self):
@@ -130,18 +131,19 @@ class BatchNorm(Module):
         if not self.built:
             self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
-        features = len(self.running_mean)
-        if x.ndim not in (2, 4) or x.shape[1] != features:
+        shape, features = x.shape, len(self.running_mean)
+        if len(shape) not in (2, 4) or shape[1] != features:
             raise ValueError(f"{self.label} expects inputs of shape (n, {features}) or (n, {features}, height, width), "
-                             f"got {x.shape}")
-        x = _matching(x, self.running_mean, self)
+                             f"got {shape}")
+        if x.dtype != self.running_mean.dtype:
+            x = _converted(x, self.running_mean.dtype, self)
         gamma = self.gamma if self.affine else np.ones_like(self.running_var)
         beta = self.beta if self.affine else np.zeros_like(self.running_mean)
         if not self.training:
             return F.batch_norm_inference(x, gamma, beta, self.running_mean, self.running_var, self.eps)
         n = x.size // features
         if n < 2:
-            raise ValueError(f"{self.label} got {n} sample per channel (input shape {x.shape}) in training mode, and one "
+            raise ValueError(f"{self.label} got {n} sample per channel (input shape {shape}) in training mode, and one "
                              "sample has no variance: use a larger batch, or model.eval() for single samples")
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
@@ -194,14 +196,12 @@ class Flatten(Module):
         return "Flatten()"
 
 
-def _matching(x, weights, layer):
-    """x in the dtype of the weights: arrays are converted, a Tensor of another dtype is an error."""
-    if x.dtype == weights.dtype:
-        return x
+def _converted(x, dtype, layer):
+    """An array in the dtype of the layer's weights; a Tensor of another dtype is an error."""
     if isinstance(x, Tensor):
-        raise TypeError(f"{layer.label} holds {weights.dtype} weights but got a {x.dtype} Tensor: "
-                        f"use x.astype(np.{weights.dtype}), or model.astype(np.{x.dtype})")
-    return x.astype(weights.dtype)
+        raise TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: "
+                        f"use x.astype(np.{dtype}), or model.astype(np.{x.dtype})")
+    return x.astype(dtype)
 
 
 def _name(function):

@@ -9,6 +9,7 @@ Tensors (when a gradient is itself differentiated).
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from heapq import heappop, heappush
 from itertools import count
 from operator import attrgetter
 
@@ -57,7 +58,7 @@ class Tensor:
                             "use x.astype(np.float32)")
         self.requires_grad = requires_grad
         self.grad = None
-        self.number = 0  # leaves come last in the backward walk, results in reverse order of their making
+        self.number = 0  # results are numbered in the order of their making
         self.op = self.inputs = self.saved = None
 
     shape = property(attrgetter("data.shape"))
@@ -171,16 +172,18 @@ class Op:
         return self.name  # copies and pickles of a model share the op: losses recognise it by identity
 
     def __call__(self, *inputs, **constants):
-        y = self.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **constants)
-        return _record(self, y, inputs, constants)
+        arrays, requires_grad = _arrays(inputs)
+        return _result(self.forward(*arrays, **constants), requires_grad, self, inputs, (arrays, constants))
 
     def gradients(self, g, t, differentiable):
-        """(input, its gradient) for each input of t that needs one, from g, the gradient of t."""
-        y, inputs = t, t.inputs
-        if not differentiable:
-            y, inputs = t.data, [x.data if isinstance(x, Tensor) else x for x in inputs]
-        return [(x, vjp(g, y, *inputs, **t.saved)) for x, vjp in zip(t.inputs, self.vjps)
-                if isinstance(x, Tensor) and x.requires_grad]
+        """The gradient for each input of t (None where none is needed), from g, the gradient of t."""
+        arrays, constants = t.saved
+        y, inputs = (t, t.inputs) if differentiable else (t.data, arrays)
+        gradients = []
+        for x, vjp in zip(t.inputs, self.vjps):
+            needed = isinstance(x, Tensor) and x.requires_grad
+            gradients.append(vjp(g, y, *inputs, **constants) if needed else None)
+        return gradients
 
 
 class Fused:
@@ -195,28 +198,33 @@ class Fused:
         self.name, self.forward, self.composed = name, forward, composed
 
     def __call__(self, *inputs, **constants):
-        y, vjp, *extras = self.forward(*[x.data if isinstance(x, Tensor) else x for x in inputs], **constants)
-        y = _record(self, y, inputs, vjp)
+        arrays, requires_grad = _arrays(inputs)
+        y, vjp, *extras = self.forward(*arrays, **constants)
+        y = _result(y, requires_grad, self, inputs, vjp)
         return (y, *extras) if extras else y
 
     def gradients(self, g, t, differentiable):
-        """(input, its gradient) for each input of t that needs one, from g, the gradient of t."""
+        """The gradient for each input of t (None where none is needed), from g, the gradient of t."""
         if differentiable:
             raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
                                f"Use {self.composed}, which gives the same values from primitives")
-        return [(x, gx) for x, gx in zip(t.inputs, t.saved(g)) if isinstance(x, Tensor) and x.requires_grad]
+        return [gx if isinstance(x, Tensor) and x.requires_grad else None for x, gx in zip(t.inputs, t.saved(g))]
 
 
-def _record(op, y, inputs, saved):
-    """Wrap the array y as a Tensor if an input is one, with the graph's edge if a gradient will be needed."""
-    tensor_in = requires_grad = False
+def _arrays(inputs):
+    """The inputs as arrays, and whether one requires a gradient (None where there is no Tensor at all)."""
+    arrays, requires_grad = [], None
     for x in inputs:
         if isinstance(x, Tensor):
-            tensor_in = True
-            if x.requires_grad:
-                requires_grad = True
-                break
-    if not tensor_in:
+            requires_grad = requires_grad or x.requires_grad
+            x = x.data
+        arrays.append(x)
+    return arrays, requires_grad
+
+
+def _result(y, requires_grad, op, inputs, saved):
+    """The array y as an op gives it back: as it is for arrays, as a Tensor for Tensors, in the graph if need be."""
+    if requires_grad is None:
         return y
     t = Tensor.__new__(Tensor)
     t.data = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction gives a NumPy scalar
@@ -231,33 +239,36 @@ def _record(op, y, inputs, saved):
 def _walk(root, seed, differentiable=False):
     """Yield (tensor, its gradient) for all that root depends on, each after everything made from it.
 
-    Sorting by the number a Tensor got at its making is a topological order: no recursion, any depth.
+    Of the results whose gradient has begun to arrive, the one made last is next: nothing made from it can
+    still be waiting. So no recursion is needed, and a graph may be of any depth. Leaves come at the end.
     """
-    reachable, stack = {id(root): root}, [root]
-    while stack:
-        t = stack.pop()
+    gradients, ahead, leaves = {id(root): seed}, [], []
+    (leaves if root.op is None else ahead).append((-root.number, id(root), root))
+    while ahead:
+        _, key, t = heappop(ahead)
         if t.inputs is _FREED:
             raise RuntimeError("this graph was freed by an earlier backward(). Compute the loss again before the "
                                "second backward(), or use grad(), which keeps the graph")
-        for x in t.inputs or ():
-            if isinstance(x, Tensor) and x.requires_grad and id(x) not in reachable:
-                reachable[id(x)] = x
-                stack.append(x)
-    ahead = sorted(reachable.values(), key=attrgetter("number"))
-    reachable.clear()  # each result is let go once it is behind: its memory serves the gradients to come
-    gradients = {id(root): seed}
-    while ahead:
-        t = ahead.pop()
-        g = gradients.pop(id(t))
-        if t.op is not None:
-            for x, gx in t.op.gradients(g, t, differentiable):
-                data, key = x.data, id(x)
-                if gx.shape != data.shape:
-                    gx = _unbroadcast(gx, data.shape)
-                if gx.dtype != data.dtype:
-                    gx = gx.astype(data.dtype)
-                gradients[key] = gradients[key] + gx if key in gradients else gx
+        g = gradients.pop(key)
+        for x, gx in zip(t.inputs, t.op.gradients(g, t, differentiable)):
+            if gx is None:
+                continue
+            if gx.shape != x.data.shape:
+                gx = _unbroadcast(gx, x.data.shape)
+            if gx.dtype != x.data.dtype:
+                gx = gx.astype(x.data.dtype)
+            key = id(x)
+            if key in gradients:
+                gradients[key] = gradients[key] + gx  # never in place: two inputs may share one array
+            else:
+                gradients[key] = gx
+                if x.op is None:
+                    leaves.append((0, key, x))
+                else:
+                    heappush(ahead, (-x.number, key, x))
         yield t, g
+    for _, key, x in leaves:
+        yield x, gradients[key]
 
 
 def _seed(y, gradient):
