@@ -41,8 +41,9 @@ class Optimizer:
         """Update every parameter that has a gradient."""
         lr = float(self.lr)  # a NumPy float64 would turn float32 arithmetic into float64
         for i, p in enumerate(self._bound()):
-            if p.grad is not None:
-                self.update(i, p, p.grad, lr)
+            g = p.grad
+            if g is not None:
+                self.update(i, p, g, lr)
 
     def _bound(self):
         if self.parameters is None:

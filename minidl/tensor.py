@@ -91,11 +91,8 @@ class Tensor:
         place (two leaves may share one array): rebind `.grad` to change it.
         Raises RuntimeError when nothing was recorded, or the graph is already freed.
         """
-        for t, g in _walk(self, _seed(self, gradient)):
-            if t.op is None:
-                t.grad = np.asarray(g if t.grad is None else t.grad + g)
-            else:
-                t.inputs, t.saved = _FREED, None
+        for x, g in _gradients(self, _seed(self, gradient), free=True):
+            x.grad = np.asarray(g if x.grad is None else x.grad + g)
 
     def __repr__(self):
         made_by = f", op={self.op.name}" if self.op else ", requires_grad=True" if self.requires_grad else ""
@@ -176,14 +173,14 @@ class Op:
         return _result(self.forward(*arrays, **constants), requires_grad, self, inputs, (arrays, constants))
 
     def gradients(self, g, t, differentiable):
-        """The gradient for each input of t (None where none is needed), from g, the gradient of t."""
+        """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
         arrays, constants = t.saved
         y, inputs = (t, t.inputs) if differentiable else (t.data, arrays)
-        gradients = []
+        pairs = []
         for x, vjp in zip(t.inputs, self.vjps):
-            needed = isinstance(x, Tensor) and x.requires_grad
-            gradients.append(vjp(g, y, *inputs, **constants) if needed else None)
-        return gradients
+            if isinstance(x, Tensor) and x.requires_grad:
+                pairs.append((x, vjp(g, y, *inputs, **constants)))
+        return pairs
 
 
 class Fused:
@@ -204,11 +201,11 @@ class Fused:
         return (y, *extras) if extras else y
 
     def gradients(self, g, t, differentiable):
-        """The gradient for each input of t (None where none is needed), from g, the gradient of t."""
+        """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
         if differentiable:
             raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
                                f"Use {self.composed}, which gives the same values from primitives")
-        return [gx if isinstance(x, Tensor) and x.requires_grad else None for x, gx in zip(t.inputs, t.saved(g))]
+        return [(x, gx) for x, gx in zip(t.inputs, t.saved(g)) if isinstance(x, Tensor) and x.requires_grad]
 
 
 def _arrays(inputs):
@@ -236,39 +233,38 @@ def _result(y, requires_grad, op, inputs, saved):
     return t
 
 
-def _walk(root, seed, differentiable=False):
-    """Yield (tensor, its gradient) for all that root depends on, each after everything made from it.
+def _gradients(root, seed, wanted=(), differentiable=False, free=False):
+    """[(x, a gradient of root)] for all leaves x it depends on, and for the results whose id is in wanted.
 
-    Of the results whose gradient has begun to arrive, the one made last is next: nothing made from it can
-    still be waiting. So no recursion is needed, and a graph may be of any depth. Leaves come at the end.
+    A leaf used several times is listed as often: its gradient is the sum. This is the backward walk. Of
+    the results whose gradient has begun to arrive, the one made last is next: nothing made from it can still
+    be waiting. So no recursion is needed, and a graph may be of any depth. free: forget the graph on the way.
     """
-    gradients, ahead, leaves = {id(root): seed}, [], []
-    (leaves if root.op is None else ahead).append((-root.number, id(root), root))
+    if root.op is None:
+        return [(root, seed)]
+    gradients, ahead, found = {id(root): seed}, [(-root.number, id(root), root)], []
     while ahead:
         _, key, t = heappop(ahead)
         if t.inputs is _FREED:
             raise RuntimeError("this graph was freed by an earlier backward(). Compute the loss again before the "
                                "second backward(), or use grad(), which keeps the graph")
         g = gradients.pop(key)
-        for x, gx in zip(t.inputs, t.op.gradients(g, t, differentiable)):
-            if gx is None:
-                continue
-            if gx.shape != x.data.shape:
-                gx = _unbroadcast(gx, x.data.shape)
-            if gx.dtype != x.data.dtype:
-                gx = gx.astype(x.data.dtype)
+        if key in wanted:
+            found.append((t, g))
+        for x, gx in t.op.gradients(g, t, differentiable):
+            if gx.shape != x.data.shape or gx.dtype != x.data.dtype:
+                gx = _fitted(gx, x.data)
             key = id(x)
-            if key in gradients:
+            if x.op is None:
+                found.append((x, gx))
+            elif key in gradients:
                 gradients[key] = gradients[key] + gx  # never in place: two inputs may share one array
             else:
                 gradients[key] = gx
-                if x.op is None:
-                    leaves.append((0, key, x))
-                else:
-                    heappush(ahead, (-x.number, key, x))
-        yield t, g
-    for _, key, x in leaves:
-        yield x, gradients[key]
+                heappush(ahead, (-x.number, key, x))
+        if free:
+            t.inputs, t.saved = _FREED, None
+    return found
 
 
 def _seed(y, gradient):
@@ -279,18 +275,18 @@ def _seed(y, gradient):
         if y.data.size != 1:
             raise RuntimeError(f"backward from a Tensor of shape {y.shape} needs an explicit gradient of that shape; "
                                "a loss is usually reduced with .sum() or .mean() first")
-        return np.ones(y.shape, y.dtype)
+        return np.ones(y.shape, y.dtype) if y.ndim else y.dtype.type(1)
     gradient = gradient if isinstance(gradient, Tensor) else np.asarray(gradient, y.dtype)
     if gradient.shape != y.shape:
         raise ValueError(f"the gradient has shape {gradient.shape}, the Tensor {y.shape}")
     return gradient
 
 
-def _unbroadcast(g, shape):
-    """Sum g over the axes that broadcasting added or stretched, so that it has the argument's shape."""
-    extra = g.ndim - len(shape)
-    stretched = tuple(i + extra for i, n in enumerate(shape) if n == 1 and g.shape[i + extra] != 1)
-    return g.sum(axis=tuple(range(extra)) + stretched).reshape(shape)
+def _fitted(g, x):
+    """g in the dtype of x, summed over the axes that broadcasting added to x or stretched."""
+    extra = g.ndim - x.ndim
+    stretched = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and g.shape[i + extra] != 1)
+    return g.sum(axis=tuple(range(extra)) + stretched).reshape(x.shape).astype(x.dtype)
 
 
 def grad(y, xs, gradient=None, create_graph=False):
@@ -303,9 +299,11 @@ def grad(y, xs, gradient=None, create_graph=False):
     seed = _seed(y, _array(gradient) if not create_graph else gradient)
     if create_graph and not isinstance(seed, Tensor):
         seed = Tensor(seed)
-    found = {id(t): g for t, g in _walk(y, seed, differentiable=create_graph) if any(t is x for x in wanted)}
+    found = {}
+    for x, g in _gradients(y, seed, {id(x) for x in wanted}, differentiable=create_graph):
+        found[id(x)] = found[id(x)] + g if id(x) in found else g
+    gradients = [found.get(id(x), np.zeros_like(x.data)) for x in wanted]
     as_asked = Tensor if create_graph else np.asarray
-    gradients = [found[id(x)] if id(x) in found else np.zeros_like(x.data) for x in wanted]
     gradients = [g if isinstance(g, Tensor) else as_asked(g) for g in gradients]
     return gradients[0] if isinstance(xs, Tensor) else gradients
 

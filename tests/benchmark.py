@@ -62,7 +62,7 @@ def minidl_step(kernels, activation, batch_norm, x, labels):
 
 
 def numpy_step(kernels, activation, batch_norm, x, labels):
-    """The step with all gradients derived by hand, in place wherever an array is not needed again."""
+    """The step with all gradients derived by hand: plain NumPy, the same expressions as minidl's, no framework."""
     kernels = [kernel.copy() for kernel in kernels]
     biases = [np.zeros(kernel.shape[1], np.float32) for kernel in kernels]
     gammas = [np.ones_like(bias) for bias in biases[:-1]] if batch_norm else []
@@ -72,68 +72,48 @@ def numpy_step(kernels, activation, batch_norm, x, labels):
 
     def normalize(i, z):
         mean = z.sum(axis=0) / n
-        z -= mean
-        var = np.einsum("ij,ij->j", z, z) / n
+        centred = z - mean
+        var = np.einsum("ij,ij->j", centred, centred) / n
         scale = 1 / np.sqrt(var + EPS)
-        for running, batch in ((running_means[i], mean), (running_vars[i], var * (n / (n - 1)))):
-            running *= 1 - MOMENTUM
-            running += MOMENTUM * batch
-        y = z * (gammas[i] * scale)
-        y += betas[i]
-        return y, z, scale
+        running_means[i] = (1 - MOMENTUM) * running_means[i] + MOMENTUM * mean
+        running_vars[i] = (1 - MOMENTUM) * running_vars[i] + MOMENTUM * (var * (n / (n - 1)))
+        return centred * (gammas[i] * scale) + betas[i], centred, scale
 
-    def activate(z):
-        if activation == "relu":
-            return np.maximum(z, 0, out=z)
-        np.negative(z, out=z)
-        np.exp(z, out=z)
-        z += 1
-        return np.divide(1, z, out=z)
-
-    def activation_gradient(g, y):
-        if activation == "relu":
-            g *= y > 0
-        else:
-            slope = 1 - y
-            slope *= y
-            g *= slope
+    def normalize_gradient(i, g, centred, scale):
+        g_beta, g_gamma = g.sum(axis=0), np.einsum("ij,ij->j", g, centred) * scale
+        gx = gammas[i] * scale * (g - g_beta / n - centred * (g_gamma * scale / n))
+        return gx, g_gamma, g_beta
 
     def step():
-        outputs, centred = [x], []
+        outputs, saved = [x], []
         for i, (kernel, bias) in enumerate(zip(kernels, biases)):
-            z = outputs[i] @ kernel
-            z += bias
+            z = outputs[i] @ kernel + bias
             if i < hidden:
                 if batch_norm:
-                    z, *saved = normalize(i, z)
-                    centred.append(saved)
-                outputs.append(activate(z))
+                    z, centred, scale = normalize(i, z)
+                    saved.append((centred, scale))
+                outputs.append(np.maximum(z, 0) if activation == "relu" else 1 / (1 + np.exp(-z)))
 
-        z -= z.max(axis=1, keepdims=True)
+        z = z - z.max(axis=1, keepdims=True)
         p = np.exp(z)
         total = p.sum(axis=1, keepdims=True)
-        loss = (np.log(total).sum() - z[rows, labels].sum()) / n
-        p /= total
-        p[rows, labels] -= 1
-        p /= n
+        loss = (np.log(total[:, 0]) - z[rows, labels]).sum() / n
+        g = p / total
+        g[rows, labels] -= 1
+        g /= n
 
-        g, updates = p, []
+        updates = []
         for i in reversed(range(hidden + 1)):
             updates += [(kernels[i], outputs[i].T @ g), (biases[i], g.sum(axis=0))]
             if i:
+                y = outputs[i]
                 g = g @ kernels[i].T
-                activation_gradient(g, outputs[i])
+                g = g * (y > 0) if activation == "relu" else g * (y * (1 - y))
                 if batch_norm:
-                    z, scale = centred[i - 1]
-                    g_beta, g_gamma = g.sum(axis=0), np.einsum("ij,ij->j", g, z) * scale
-                    z *= g_gamma * scale / n
-                    g -= z
-                    g -= g_beta / n
-                    g *= gammas[i - 1] * scale
+                    g, g_gamma, g_beta = normalize_gradient(i - 1, g, *saved[i - 1])
                     updates += [(gammas[i - 1], g_gamma), (betas[i - 1], g_beta)]
         for parameter, gradient in updates:
-            gradient *= LR
-            parameter -= gradient
+            parameter -= LR * gradient
         return loss
 
     return step
