@@ -1,0 +1,37 @@
+"""The README's programs run as they are typed, and its commands and pictures exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+
+
+def run(program, folder):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MINIDL_")}
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=folder, capture_output=True, text=True,
+                            env={**environment, "OPENBLAS_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    return [float(number) for number in re.findall(r"0\.\d+", result.stdout)]
+
+
+def test_the_first_program_shows_the_effect_in_fifteen_lines(tmp_path):
+    assert len([line for line in PROGRAMS[0].splitlines() if line]) <= 15
+    without, with_bn = run(PROGRAMS[0], tmp_path)
+    assert with_bn > without + 0.1
+
+
+def test_the_second_program_learns(tmp_path):
+    accuracy, = run(PROGRAMS[1], tmp_path)
+    assert accuracy > 0.85
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
+def test_what_the_readme_links_to_is_there(link):
+    assert (PROJECT / link).exists()
