@@ -107,8 +107,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     loss = lookup(loss, LOSSES, "loss")
     metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
     x, y = checked(model, x, y, loss, batch_size)
-    if optimizer.parameters is None:
-        optimizer.attach(model.parameters())
+    _bind(optimizer, model)
     history, progress = History(), Progress(epochs, len(x), batch_size, verbose)
     model.stop_training = False
     model.train()
@@ -199,6 +198,15 @@ def checked(model, x, y, loss, batch_size):
     # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
     loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / one_output[0].size, one_output.dtype)), y)
     return x.astype(one_output.dtype, copy=False), y
+
+
+def _bind(optimizer, model):
+    """Give the model's parameters to an optimizer that has none; one that trains another model is an error."""
+    parameters = model.parameters()
+    if optimizer.parameters is None:
+        optimizer.attach(parameters)
+    elif not {id(p) for p in optimizer.parameters} & {id(p) for p in parameters}:
+        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
 
 
 def _checked_inputs(x):

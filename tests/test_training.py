@@ -269,6 +269,14 @@ def test_a_shape_error_names_the_layer_what_it_expects_and_where_its_input_comes
     assert all(part in message for part in ("layer 2", "dense_1", "(n, 9)", "(2, 4)", "layer 1", "batchnorm"))
 
 
+def test_an_optimizer_cannot_be_shared_by_two_models():
+    """It would go on training the first and leave the second as it is, without a word."""
+    optimizer = optim.SGD(lr=0.1)
+    net().compile(optimizer).fit(*toy(), verbose=0)
+    with pytest.raises(ValueError, match="another model"):
+        net().compile(optimizer).fit(*toy(), verbose=0)
+
+
 def test_verbs_before_compile_say_so():
     with pytest.raises(RuntimeError, match="compile"):
         net().fit(*toy())
