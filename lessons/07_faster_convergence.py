@@ -84,8 +84,8 @@ plotting.show(fig, "07_faster_convergence-accuracy")
 
 # %%
 early = {name: np.median(default.array(name, "losses")[:, 80:100]) for name in (BN, PLAIN)}
-fig, ax = plotting.figure(title=f"After 100 steps the training loss is {early[BN]:.2f} with BatchNorm, {early[PLAIN]:.2f} without",
-                          size=(11, 6))
+fig, ax = plotting.figure(size=(11, 6), title=f"After 100 steps the training loss is {early[BN]:.2f} with BatchNorm, "
+                                              f"{early[PLAIN]:.2f} without")
 plotting.compare(default, what="losses", ax=ax)
 plotting.show(fig, "07_faster_convergence-loss")
 
@@ -126,9 +126,10 @@ print(tuned.table(TARGET, at=(50, 100, 200, 400, 700)))
 # same runs with seconds on the axis, on the left at the rate we chose, on the right at the plain network's best.
 
 # %%
-slow, fast = (experiments.or_more(np.median(default.seconds_to(name, TARGET)), default.array(name, "seconds")[:, -1].max(), ".2f")
-              for name in (PLAIN, BN))
-fig, axes = plotting.figure(1, 2, title=f"{TARGET:.0%} right after {fast} s of training with BatchNorm, {slow} s without", sharey=True)
+total = {name: default.array(name, "seconds")[:, -1].max() for name in (PLAIN, BN)}
+slow, fast = (experiments.or_more(np.median(default.seconds_to(name, TARGET)), total[name], ".2f") for name in (PLAIN, BN))
+fig, axes = plotting.figure(1, 2, sharey=True, title=f"{TARGET:.0%} right after {fast} s of training with BatchNorm, "
+                                                     f"{slow} s without")
 for ax, result, lr in zip(axes, (default, tuned), (0.5, best_rate)):
     plotting.compare(result, against="seconds", target=TARGET, ax=ax)
     ax.set_title(f"learning rate {lr:g}" + (", the plain net's best" if result is tuned else ", as in the title"))
@@ -188,7 +189,8 @@ lesson.check(f"weights 0.01: accuracy with - without BatchNorm at step 200, rate
 for label, result in (("0.5", default), (f"{best_rate}, the plain network's best", tuned)):
     last = result.runs[BN][0].eval_steps[-1]
     early, final = (np.median(result.accuracy_at(BN, step) - result.accuracy_at(PLAIN, step)) for step in (100, last))
-    print(f"reported, learning rate {label}: BatchNorm's lead in accuracy is {early:+.3f} at step 100, {final:+.3f} at step {last}")
+    print(f"reported, learning rate {label}: BatchNorm's lead in accuracy is {early:+.3f} at step 100, "
+          f"{final:+.3f} at step {last}")
 lesson.finish()
 
 # %% [markdown]

@@ -139,7 +139,8 @@ for depth in (3, 6):
     control = experiments.compare(pair(depth), data, lr=0.01, steps=200, batch_size=64, seeds=lesson.seeds(3), eval_steps=[200])
     accuracy = {name: control.accuracy_at(name, 200).mean() for name in (BN, PLAIN)}
     difference[depth] = abs(accuracy[BN] - accuracy[PLAIN])
-    print(f"{depth} hidden layers, rate 0.01, 200 steps: accuracy {accuracy[BN]:.3f} with BatchNorm, {accuracy[PLAIN]:.3f} without")
+    print(f"{depth} hidden layers, rate 0.01, 200 steps: accuracy {accuracy[BN]:.3f} with BatchNorm, "
+          f"{accuracy[PLAIN]:.3f} without")
 
 # %%
 print()

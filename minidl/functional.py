@@ -119,8 +119,11 @@ _linear = Op("linear", _linear_forward,
 
 
 def linear(x, kernel, bias=None):
-    """x @ kernel + bias. x: (n, inputs), kernel: (inputs, units), bias: (units,) or None."""
-    return matmul(x, kernel) if bias is None else _linear(x, kernel, bias)
+    """x @ kernel + bias. x: (n, inputs) or more axes before the last, kernel: (inputs, units), bias: (units,) or None."""
+    if x.ndim == 2 and bias is not None:
+        return _linear(x, kernel, bias)
+    y = matmul(x, kernel)
+    return y if bias is None else y + bias
 
 
 # --- Losses: scalars, the mean over the batch ---------------------------------------------------------
@@ -225,6 +228,8 @@ def mse_loss(prediction, target):
     """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast unseen."""
     if prediction.shape != target.shape:
         raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}")
+    if not isinstance(target, Tensor):
+        target = np.asarray(target, prediction.dtype)  # integers would turn float32 into float64
     difference = prediction - target
     return mean(difference * difference)
 

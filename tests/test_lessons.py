@@ -21,8 +21,9 @@ FIGURES = {
 def run(lesson, folder, **environment):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MINIDL_")}
     environment = {**inherited, "MPLBACKEND": "agg", **environment}
-    return subprocess.run([sys.executable, "-W", "error", LESSONS / f"{lesson}.py"], cwd=folder, env=environment,
-                          capture_output=True, text=True)
+    strict = ["-W", "error::RuntimeWarning", "-W", "error::UserWarning"]
+    return subprocess.run([sys.executable, *strict, LESSONS / f"{lesson}.py"], cwd=folder, env=environment, capture_output=True,
+                          text=True)
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,7 @@ for a_shape, b_shape in [((3, 4), (4, 2)), ((4,), (4, 2)), ((3, 4), (4,)), ((4,)
     case(f"Tensor.__matmul__ {a_shape} {b_shape}", operator.matmul, normal(*a_shape), normal(*b_shape))
 case("Tensor.__rmatmul__", lambda x: np.eye(3, dtype=np.float32) @ x, normal(3, 4))
 case("linear", lambda x, kernel, bias: F.linear(x, kernel, bias), normal(5, 3), normal(3, 4), normal(4))
+case("linear with a third axis", lambda x, kernel, bias: F.linear(x, kernel, bias), normal(3, 3, 3), normal(3, 3), normal(3))
 case("linear without bias", lambda x, kernel: F.linear(x, kernel), normal(5, 3), normal(3, 4))
 
 # --- Shapes ------------------------------------------------------------------------------------------
@@ -741,6 +742,10 @@ def test_losses_refuse_an_empty_batch():
 def test_losses_of_probabilities_refuse_logits(loss, y, p):
     with pytest.raises(ValueError, match="probabilities between 0 and 1"):
         loss(Tensor(np.array([[0.5, p]])), y)
+
+
+def test_mse_loss_of_integer_targets_stays_float32():
+    assert F.mse_loss(Tensor(np.ones(3, np.float32)), np.arange(3)).dtype == np.float32
 
 
 def test_mse_loss_never_broadcasts():

@@ -15,7 +15,8 @@ PROGRAMS = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 def run(program, folder):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MINIDL_")}
-    result = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=folder, capture_output=True, text=True,
+    strict = ["-W", "error::RuntimeWarning", "-W", "error::UserWarning"]
+    result = subprocess.run([sys.executable, *strict, "-c", program], cwd=folder, capture_output=True, text=True,
                             env={**environment, "OPENBLAS_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     return [float(number) for number in re.findall(r"0\.\d+", result.stdout)]
