@@ -131,24 +131,26 @@ plotting.show(fig, "08_learning_rate_tolerance-scale_by_layer")
 # ## The control: a small rate
 #
 # Does BatchNorm help in itself, or by making large rates possible? If it is the second, then at a *small* rate,
-# the same for both, it should change little. Predict first.
+# the same for both, it should change little. Beside it, for scale, the same at rate 1. Predict first.
 
 # %%
 difference = {}
 for depth in (3, 6):
-    control = experiments.compare(pair(depth), data, lr=0.01, steps=200, batch_size=64, seeds=lesson.seeds(3), eval_steps=[200])
-    accuracy = {name: control.accuracy_at(name, 200).mean() for name in (BN, PLAIN)}
-    difference[depth] = abs(accuracy[BN] - accuracy[PLAIN])
-    print(f"{depth} hidden layers, rate 0.01, 200 steps: accuracy {accuracy[BN]:.3f} with BatchNorm, "
-          f"{accuracy[PLAIN]:.3f} without")
+    for lr in (0.01, 1.0):
+        control = experiments.compare(pair(depth), data, lr=lr, steps=200, batch_size=64, seeds=lesson.seeds(3), eval_steps=[200])
+        # A run that diverged has no accuracy (NaN): its network is left guessing, one in ten.
+        accuracy = {name: np.nan_to_num(control.accuracy_at(name, 200), nan=0.1).mean() for name in (BN, PLAIN)}
+        difference[depth, lr] = accuracy[BN] - accuracy[PLAIN]
+        print(f"{depth} hidden layers, rate {lr:4}, 200 steps: accuracy {accuracy[BN]:.3f} with BatchNorm, "
+              f"{accuracy[PLAIN]:.3f} without")
 
 # %%
 print()
 for depth, required in ((3, 4), (6, 8)):
     lesson.check(f"{depth} layers: largest rate with / without BatchNorm", times_larger(depth), at_least=required)
 for depth in (3, 6):
-    lesson.check(f"{depth} layers, control: accuracy difference at rate 0.01", difference[depth], at_most=0.1,
-                 on_default_data=True)
+    lesson.check(f"{depth} layers, control: accuracy with - without BatchNorm at rate 0.01", abs(difference[depth, 0.01]),
+                 at_most=0.15, on_default_data=True)
 lesson.finish()
 
 # %% [markdown]
