@@ -71,9 +71,21 @@ print(default.table(TARGET, at=(50, 100, 200, 400, 1000)))
 
 # %% [markdown]
 # The line is the median over three seeds, the band their range. The plain network stays at
-# chance for a while. Its sigmoids all answer about 0.5, so the layers hardly tell one image from
-# another, and the gradient that reaches the first layer is small. BatchNorm stretches each unit's input to
-# standard deviation 1, and every layer has something to work with from the first step.
+# chance for a while. From layer to layer a unit's answer differs less between one image and another (the
+# next cell measures it), so the output hardly depends on the image, and the gradient that reaches the first
+# layer is small. BatchNorm stretches each unit's input to standard deviation 1 over the batch, and
+# every layer has something to work with from the first step.
+
+# %%
+images = data[1][0][:500]
+for name, build in pair(0.1).items():
+    model, x, spread = build(lesson.seed).build(784).train(), images, []
+    for layer in model.layers:
+        x = layer(x)
+        if isinstance(layer, Activation):
+            spread.append(x.numpy().std(axis=0).mean())
+    print(f"{name:17}: before training, a unit's answer varies over images by (standard deviation, layers 1 to 3) "
+          + ", ".join(f"{s:.3f}" for s in spread))
 
 # %%
 slow, fast = (np.median(default.steps_to(name, TARGET)) for name in (PLAIN, BN))

@@ -65,7 +65,7 @@ for depth, result in results.items():
 
 # %% [markdown]
 # A cross marks a rate at which at least one run *diverged*: its loss became infinite. That is not the only way
-# to fail. Most runs above the dotted line are still finite: their units died, or their loss stays near ln 10.
+# to fail. Many runs above the dotted line are still finite: their units died, or their loss stays near ln 10.
 
 # %%
 def times_larger(depth):
@@ -74,8 +74,8 @@ def times_larger(depth):
     return np.median(with_bn / np.maximum(without, RATES[0]))
 
 
-fig, axes = plotting.figure(1, 2, sharey=True, title="With BatchNorm the largest rate that works is "
-                            + ", ".join(f"{times_larger(depth):.0f} times larger" for depth in results))
+fig, axes = plotting.figure(1, 2, sharey=True, title="BatchNorm multiplies the largest rate that works by "
+                            + " and ".join(f"{times_larger(depth):.0f} ({depth} layers)" for depth in results))
 for ax, (depth, result) in zip(axes, results.items()):
     plotting.lr_range(result, below=WORKS, ax=ax)
     ax.set_title(f"{depth} hidden layers")
@@ -89,11 +89,11 @@ plotting.show(fig, "08_learning_rate_tolerance-final_loss")
 # multiply: what they send on grows with depth, the next gradient grows with it, and the next step
 # is larger still (Bjorck et al. 2018). With BatchNorm each layer's input is brought back to scale.
 #
-# To see it happen we take the largest rate at which BatchNorm still works and stop after three
+# To see it happen we take the largest rate at which six layers with BatchNorm still work and stop after three
 # steps. Then we send the test images through and note the standard deviation of what reaches each activation.
 
 # %%
-LR, STEPS = RATES[8], 3
+LR, STEPS = np.median(results[6].largest(BN, below=WORKS)) or 1.0, 3
 
 
 def scales_by_layer(model, x):
@@ -144,12 +144,17 @@ for depth in (3, 6):
         print(f"{depth} hidden layers, rate {lr:4}, 200 steps: accuracy {accuracy[BN]:.3f} with BatchNorm, "
               f"{accuracy[PLAIN]:.3f} without")
 
+# %% [markdown]
+# At the small rate BatchNorm does help, by some hundredths. At rate 1 it decides whether anything is learnt at all.
+# So most of the benefit comes *through* the learning rate that it makes possible, as Bjorck et al. found.
+# The bound of the CHECK is 0.15: over ten base seeds we measured at most 0.11.
+
 # %%
 print()
 for depth, required in ((3, 4), (6, 8)):
     lesson.check(f"{depth} layers: largest rate with / without BatchNorm", times_larger(depth), at_least=required)
 for depth in (3, 6):
-    lesson.check(f"{depth} layers, control: accuracy with - without BatchNorm at rate 0.01", abs(difference[depth, 0.01]),
+    lesson.check(f"{depth} layers, control: size of the accuracy difference at rate 0.01", abs(difference[depth, 0.01]),
                  at_most=0.15, on_default_data=True)
 lesson.finish()
 

@@ -36,9 +36,16 @@ def batches(x, y, size, rng=None):
 
     A last batch of one sample joins the batch before it: one sample has no variance to normalise by.
     """
+    if len(x) != len(y) or size < 1:
+        raise ValueError(f"batches need as many labels as samples and a size of at least 1; "
+                         f"got {len(x)} samples, {len(y)} labels, size {size}")
+    return _batches(x, y, size, rng)
+
+
+def _batches(x, y, size, rng):
     n = len(x)
     starts = list(range(0, n, size))
-    if len(starts) > 1 and n - starts[-1] == 1:
+    if size > 1 and len(starts) > 1 and n - starts[-1] == 1:
         starts.pop()
     order = None if rng is None else rng.permutation(n)
     for start, end in zip(starts, [*starts[1:], n]):
@@ -78,9 +85,11 @@ def _parse_idx(stream, path):
     if magic[2] not in IDX_DTYPES:
         raise ValueError(f"{path}: IDX type 0x{magic[2]:02x} is not supported, only 0x08 (unsigned bytes)")
     sizes = _read(stream, 4 * magic[3])
-    if magic[3] == 0 or len(sizes) < 4 * magic[3]:
+    if len(sizes) < 4 * magic[3]:
         raise ValueError(f"{path} is damaged: the header promises {magic[3]} dimensions and ends early")
     shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+    if not 1 <= len(shape) <= 4 or 0 in shape:
+        raise ValueError(f"{path} is damaged or empty: its header announces the shape {shape}")
     expected = math.prod(shape)
     if expected > MOST_BYTES:
         raise ValueError(f"{path} is damaged or no image file: its header announces {expected:,} bytes of shape {shape}")
@@ -105,16 +114,21 @@ def _read(stream, n):
 
 def _folders(root, name):
     """Where to look, in this order; each place may also have a subfolder of the data set's name."""
-    if root is not None and not Path(root).is_dir():
-        raise FileNotFoundError(f"{root} is not a folder")
+    chosen = os.environ.get("MINIDL_DATA")
+    for place, source in ((root, "root"), (chosen, "MINIDL_DATA")):
+        if place and not Path(place).is_dir():
+            raise FileNotFoundError(f"{source} names {place}, which is not a folder")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidl"
-    places = [root, os.environ.get("MINIDL_DATA"), PACKAGE.parent / "datasets", PACKAGE / "datasets", cache]
-    return [folder for place in places if place for folder in (Path(place), Path(place) / name) if folder.is_dir()]
+    places = [root, chosen, PACKAGE.parent / "datasets", PACKAGE / "datasets", cache]
+    return [folder for place in places if place for folder in (Path(place) / name, Path(place)) if folder.is_dir()]
 
 
 def _find(folder, *names):
-    """The paths of these files in the folder, each plain or .gz, or None if one is missing."""
+    """The paths of these files in the folder, each plain or .gz, or None if there is none; FileNotFoundError for a half."""
     paths = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in names]
+    if any(paths) and not all(paths):
+        missing = ", ".join(name for name, path in zip(names, paths) if path is None)
+        raise FileNotFoundError(f"{folder} has only some of the files that belong together: {missing} (or .gz) is missing")
     return paths if all(paths) else None
 
 
@@ -130,6 +144,8 @@ def _load_idx_folders(folders, dataset):
         pairs = [_load_pair(*paths) for names in (train, test, lone) if (paths := _find(folder, *names))]
         if len(pairs) > 1:
             return *pairs[0], *pairs[1]
+        if pairs and len(pairs[0][0]) < 5:
+            raise ValueError(f"{folder} has only {len(pairs[0][0])} images, too few to split into training and test images")
         if pairs:
             kept, held_out = split(*pairs[0])
             return *kept, *held_out

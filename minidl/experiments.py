@@ -25,7 +25,7 @@ class Run:
     eval_steps: np.ndarray
     accuracy: np.ndarray
     seconds: np.ndarray
-    diverged_at: int | None = None
+    diverged_at: int | None = None  # the step whose loss was no longer finite
 
     def steps_to(self, target):
         """The first measured step with a test accuracy of at least target; inf if there is none."""
@@ -119,11 +119,12 @@ class Comparison:
         head = ["", *(f"step {s}" for s in at), f"steps to {target:.0%}", "seconds to it", "ms per step"]
         rows = [head]
         for name, runs in self.runs.items():
-            last = runs[0].eval_steps[-1]
-            rows.append([name, *(f"{np.median(self.accuracy_at(name, s)):.3f}" for s in at),
-                         or_more(np.median(self.steps_to(name, target)), last, ".0f"),
-                         or_more(np.median(self.seconds_to(name, target)), np.median(self.array(name, "seconds")[:, -1]), ".2f"),
-                         f"{1000 * np.median(self.array(name, 'seconds')[:, -1]) / last:.2f}"])
+            seconds, steps = self.array(name, "seconds"), runs[0].eval_steps
+            accuracies = [np.median(self.accuracy_at(name, s)) for s in at]  # NaN: half of the runs had diverged by then
+            rows.append([name, *("diverged" if np.isnan(a) else f"{a:.3f}" for a in accuracies),
+                         or_more(np.median(self.steps_to(name, target)), steps[-1], ".0f"),
+                         or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds), ".2f"),
+                         f"{1000 * np.nanmedian(seconds[:, 1:] / steps[1:]):.2f}"])
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
         return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))
                          for row in rows)
@@ -139,7 +140,8 @@ def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_s
 
     eval_steps: after which steps to measure the test accuracy; about 50, evenly spaced, if left out.
     """
-    eval_steps = range(0, steps + 1, max(1, steps // 50)) if eval_steps is None else eval_steps
+    seeds = list(seeds)
+    eval_steps = [*range(0, steps, max(1, steps // 50)), steps] if eval_steps is None else eval_steps
     settings = dict(data=data, lr=lr, steps=steps, batch_size=batch_size, eval_steps=list(eval_steps))
     jobs = [dict(builder=builder, seed=seed, **settings) for builder in builders.values() for seed in seeds]
     results = sweep(jobs, train_one, executor)
@@ -165,6 +167,7 @@ class LearningRateRange:
 
 def lr_range(builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=20, executor=None):
     """Train every network at every learning rate; gives the mean loss of the last steps as a LearningRateRange."""
+    rates, seeds = list(rates), list(seeds)
     settings = dict(data=data, steps=steps, batch_size=batch_size)
     jobs = [dict(builder=builder, seed=seed, lr=float(lr), **settings)
             for builder, seed, lr in product(builders.values(), seeds, rates)]

@@ -39,7 +39,7 @@ sigmoid = Op("sigmoid", _sigmoid_forward,
 
 def leaky_relu(x, slope=0.01):
     """x where positive, slope * x elsewhere."""
-    return _leaky_relu(x, slope=slope)
+    return _leaky_relu(x, slope=float(slope))
 
 
 def softplus(x):
@@ -226,10 +226,10 @@ def binary_cross_entropy_with_logits(logits, targets):
 
 def mse_loss(prediction, target):
     """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast unseen."""
-    if prediction.shape != target.shape:
-        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}")
     if not isinstance(target, Tensor):
         target = np.asarray(target, prediction.dtype)  # integers would turn float32 into float64
+    if prediction.shape != target.shape:
+        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}")
     difference = prediction - target
     return mean(difference * difference)
 
@@ -294,6 +294,8 @@ def batch_norm(x, gamma, beta, eps=1e-5):
     """
     if x.ndim == 2:
         return _batch_norm(x, gamma, beta, eps=eps)
+    if x.ndim != 4:
+        raise ValueError(f"batch_norm takes x of shape (n, features) or (n, channels, height, width), got {x.shape}")
     n, c, h, w = x.shape  # per channel is per feature, once every pixel counts as a sample
     y, mean, var = _batch_norm(x.transpose(0, 2, 3, 1).reshape(n * h * w, c), gamma, beta, eps=eps)
     return y.reshape(n, h, w, c).transpose(0, 3, 1, 2), mean, var

@@ -6,9 +6,10 @@ A layer learns the number of its inputs from the first batch it sees, or from `i
 import numpy as np
 
 from . import functional as F
+from .data import batches
 from .initializers import INITIALIZERS, zeros
-from .module import Module, Parameter, as_shape, lookup
-from .tensor import Tensor
+from .module import Module, Parameter, as_shape, evaluation, lookup
+from .tensor import Tensor, no_grad
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "sigmoid": F.sigmoid, "tanh": F.tanh,
                "softplus": F.softplus, "gelu": F.gelu, "softmax": F.softmax, "log_softmax": F.log_softmax,
@@ -129,10 +130,11 @@ class BatchNorm(Module):
 
     def forward(self, x):
         """x: (n, features) or (n, channels, height, width), to the same shape."""
-        if not self.built:
-            self.input_shape = self.input_shape or x.shape[1:]
+        shape = x.shape
+        if not self.built and len(shape) in (2, 4):
+            self.input_shape = self.input_shape or shape[1:]
             self.create_parameters()
-        shape, features = x.shape, len(self.running_mean)
+        features = len(self.running_mean) if self.built else "features"
         if len(shape) not in (2, 4) or shape[1] != features:
             raise ValueError(f"{self.label} expects inputs of shape (n, {features}) or (n, {features}, height, width), "
                              f"got {shape}")
@@ -187,7 +189,10 @@ class Dropout(Module):
 
 
 class Flatten(Module):
-    """(n, ...) to (n, product of the rest)."""
+    """(n, ...) to (n, product of the rest). input_shape: the shape of one input, if it shall be known at once."""
+
+    def __init__(self, input_shape=None):
+        self.input_shape = None if input_shape is None else as_shape(input_shape)
 
     def forward(self, x):
         """(n, a, b, ...) to (n, a * b * ...)."""
@@ -195,6 +200,25 @@ class Flatten(Module):
 
     def __repr__(self):
         return "Flatten()"
+
+
+def estimate_population_statistics(model, x, batch_size=256):
+    """Set all running statistics of model's BatchNorms to averages over the whole of x, instead of the latest batches.
+
+    Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the unbiased batch
+    variances. x: training inputs (n, ...). Only BatchNorm works in training mode meanwhile; no weight changes.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
+    settings = [(layer, layer.momentum, layer.updates) for layer in layers]
+    with evaluation(model), no_grad():
+        for layer in layers:
+            layer.momentum, layer.updates, layer.training = None, 0, True
+        try:
+            for xb, _ in batches(x, x, batch_size):
+                model(xb)
+        finally:
+            for layer, momentum, updates in settings:
+                layer.momentum, layer.updates = momentum, updates
 
 
 def _converted(x, dtype, layer):

@@ -21,7 +21,10 @@ class Lesson:
         self.seed = _whole_number("MINIDL_SEED", 0)
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"
         self.failed = self.passed = 0
-        if os.environ.get("MINIDL_BN") == "identity":
+        control = os.environ.get("MINIDL_BN") or ""
+        if control not in ("", "identity"):
+            raise SystemExit(f"MINIDL_BN can only be identity, got {control!r}")
+        if control:
             print("MINIDL_BN=identity: BatchNorm does not normalise in this run; the CHECKs should fail")
             BatchNorm.forward = scale_and_shift
 
@@ -65,7 +68,7 @@ def scale_and_shift(layer, x):
     if not layer.built:
         layer.input_shape = x.shape[1:]
         layer.create_parameters()
-    return x * F.per_channel(layer.gamma, x) + F.per_channel(layer.beta, x)
+    return x * F.per_channel(layer.gamma, x) + F.per_channel(layer.beta, x) if layer.affine else x
 
 
 def ratio(slow, fast, limit):
@@ -79,7 +82,7 @@ def ratio(slow, fast, limit):
 
 
 def _whole_number(variable, default):
-    try:
-        return int(os.environ.get(variable) or default)
-    except ValueError:
-        raise SystemExit(f"{variable} must be a whole number, got {os.environ[variable]!r}") from None
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal():
+        raise SystemExit(f"{variable} must be a whole number, 0 or more, got {text!r}")
+    return int(text)

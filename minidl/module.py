@@ -1,7 +1,7 @@
 """What holds parameters: a Module finds its parameters, buffers and submodules among its own attributes.
 
 The rule is by type, in the order of assignment: a Parameter is trained, a NumPy array is a buffer
-(remembered, not trained), a Module, or a list of Modules, is a part of this one.
+(remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
 """
 
 from contextlib import contextmanager
@@ -32,14 +32,16 @@ class Module:
         """Compute the output. Every subclass writes its own."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, x)")
 
-    def __call__(self, *inputs):
-        y = self.forward(*inputs)
+    def __call__(self, *inputs, **constants):
+        y = self.forward(*inputs, **constants)
         for hook in self.forward_hooks:
             hook(self, inputs, y)
         return y
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
+        for path, part in self.named_modules():
+            part.name = part.name or path
         with evaluation(self), no_grad():
             self(np.zeros((1, *as_shape(input_shape)), np.float32))
         return self
@@ -68,13 +70,19 @@ class Module:
 
     def children(self):
         """Yield (name, module) for the modules right inside this one."""
+        return ((key, value) for key, value in self._attributes() if isinstance(value, Module))
+
+    def _attributes(self):
+        """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
         stack = list(reversed(vars(self).items()))
         while stack:
             key, value = stack.pop()
-            if isinstance(value, Module):
+            if isinstance(value, (list, tuple)):
+                value = dict(enumerate(value))
+            if isinstance(value, dict):
+                stack += [(f"{key}.{inner}", part) for inner, part in reversed(value.items())]
+            else:
                 yield key, value
-            elif isinstance(value, (list, tuple)):
-                stack += [(f"{key}.{i}", value[i]) for i in reversed(range(len(value)))]
 
     def modules(self):
         """This module and all its parts, each once."""
@@ -93,7 +101,7 @@ class Module:
         for path, module in self.named_modules():
             if not module.built:
                 module.create_parameters()
-            for key, value in vars(module).items():
+            for key, value in module._attributes():
                 if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{path}.{key}".strip("."), value

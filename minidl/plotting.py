@@ -45,9 +45,10 @@ def band(x, ys, label, number=0, ax=None):
     """The median of several runs as a line, their range as a band. x: (n,) or (runs, n), ys: (runs, n)."""
     ax = _axes(ax)
     color, line = LOOKS[number % len(LOOKS)]
-    x = np.median(np.atleast_2d(x), axis=0)
-    ax.plot(x, np.median(ys, axis=0), linestyle=line, color=color, label=label, linewidth=3)
-    ax.fill_between(x, np.min(ys, axis=0), np.max(ys, axis=0), color=color, alpha=0.2, linewidth=0)
+    x = np.ma.median(np.ma.masked_invalid(np.atleast_2d(x)), axis=0)
+    ys = np.ma.masked_invalid(ys)  # runs that have ended
+    ax.plot(x, np.ma.median(ys, axis=0), linestyle=line, color=color, label=label, linewidth=3)
+    ax.fill_between(x, ys.min(axis=0), ys.max(axis=0), color=color, alpha=0.2, linewidth=0)
     return ax
 
 
@@ -57,20 +58,22 @@ def compare(result, what="accuracy", against="steps", target=None, ax=None):
     what: "accuracy" (test set) or "losses" (training, log scale, mean over 20 steps). against: "steps" or
     "seconds" (accuracy only). target: an accuracy to mark. A run that diverged ends in a cross.
     """
+    if (what, against) not in (("accuracy", "steps"), ("accuracy", "seconds"), ("losses", "steps")):
+        raise ValueError(f"compare draws accuracy against steps or seconds, or losses against steps; got {what!r}, {against!r}")
     ax = _axes(ax)
     for i, (name, runs) in enumerate(result.runs.items()):
+        ys = result.array(name, what)
         if what == "losses":
-            losses = result.array(name, "losses")
-            width = min(20, losses.shape[1])
-            smooth = np.array([np.convolve(row, np.ones(width) / width, "valid") for row in losses])
-            band(np.arange(width, losses.shape[1] + 1), smooth, name, i, ax)
+            width = min(20, ys.shape[1])
+            ys = np.array([np.convolve(row, np.ones(width) / width, "valid") for row in ys])
+            xs = np.tile(np.arange(width, width + ys.shape[1]), (len(ys), 1))
         else:
-            x = result.array(name, "seconds" if against == "seconds" else "eval_steps")
-            band(x, result.array(name, "accuracy"), name, i, ax)
-        for r in runs:
-            if r.diverged_at is not None:
-                ax.plot(r.diverged_at, 0.5, "x", color=LOOKS[i][0], markersize=12, markeredgewidth=3,
-                        transform=ax.get_xaxis_transform())
+            xs = result.array(name, "seconds" if against == "seconds" else "eval_steps")
+        band(xs, ys, name, i, ax)
+        for run, x, y in zip(runs, xs, ys):
+            alive = np.flatnonzero(np.isfinite(y))
+            if run.diverged_at is not None and len(alive):
+                ax.plot(x[alive[-1]], y[alive[-1]], "x", color=LOOKS[i % len(LOOKS)][0], markersize=12, markeredgewidth=3)
     if what == "losses":
         ax.set(xlabel="training step", ylabel="training loss", yscale="log")
     else:

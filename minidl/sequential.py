@@ -5,7 +5,7 @@ import numpy as np
 from . import training
 from .layers import Dense, Dropout
 from .module import Module, evaluation, lookup
-from .optim import OPTIMIZERS
+from .optim import OPTIMIZERS, Optimizer
 from .tensor import no_grad
 
 
@@ -19,18 +19,15 @@ class Sequential(Module):
     """
 
     def __init__(self, layers, seed=0):
+        if not isinstance(layers, (list, tuple)) or not layers or not all(isinstance(layer, Module) for layer in layers):
+            raise TypeError(f"Sequential takes a list of layers, Sequential([Dense(64), Activation('relu')]), got {layers!r}")
         self.layers = list(layers)
-        if not self.layers or not all(isinstance(layer, Module) for layer in self.layers):
-            raise TypeError(f"Sequential takes a list of layers, got {layers!r}")
-        weights, shuffle, dropout = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
-        self.shuffle_rng = shuffle
+        self.weights_rng, self.shuffle_rng, self.dropout_rng = map(
+            np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
         self.input_shape = None
         self.optimizer = self.loss = None
         self.metrics = []
         self._name_layers()
-        for module in self.modules():
-            if isinstance(module, (Dense, Dropout)) and module.rng is None:
-                module.rng = weights if isinstance(module, Dense) else dropout
         if getattr(self.layers[0], "input_shape", None) is not None:
             self.build(self.layers[0].input_shape)
 
@@ -44,15 +41,24 @@ class Sequential(Module):
 
     def forward(self, x):
         """Send x through all layers. A layer's complaint is passed on with where its input came from."""
+        input_shape = x.shape[1:]
         if self.input_shape is None:
-            self.input_shape = x.shape[1:]
+            self._hand_out_streams()
         for i, layer in enumerate(self.layers):
             try:
                 x = layer(x)
             except ValueError as error:
                 source = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else "straight from the data"
                 raise ValueError(f"layer {i}, {error}; its input comes {source}") from error
+        if self.input_shape is None:
+            self.input_shape = input_shape
         return x
+
+    def _hand_out_streams(self):
+        """Give each layer without a random stream this model's. At the first forward, so that the outermost model does it."""
+        for module in self.modules():
+            if isinstance(module, (Dense, Dropout)) and module.rng is None:
+                module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
         """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions.
@@ -64,24 +70,37 @@ class Sequential(Module):
         self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
         for metric in self.metrics:
             lookup(metric, training.METRICS, "metric")
-        optimizer = lookup(optimizer, OPTIMIZERS, "optimizer")
-        self.optimizer = optimizer() if isinstance(optimizer, type) else optimizer
+        if isinstance(optimizer, str):
+            optimizer = lookup(optimizer.lower(), OPTIMIZERS, "optimizer")()
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
+        self.optimizer = optimizer
         return self
 
-    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_data=None, shuffle=True):
-        """Train; returns a History. The arguments are those of Keras; see `training.fit`."""
+    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0, validation_data=None,
+            shuffle=True):
+        """Train; returns a History. The arguments are those of Keras; see `training.fit`.
+
+        validation_split: the share of the samples, the last ones, to validate on instead of training.
+        """
         self._need_compile()
+        if validation_split and validation_data is None:
+            kept = len(x) - int(len(x) * validation_split)
+            x, y, validation_data = x[:kept], y[:kept], (x[kept:], y[kept:])
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, verbose=verbose)
 
-    def evaluate(self, x, y, batch_size=256, return_dict=False):
-        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict, or the loss alone."""
+    def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict, or the loss alone.
+
+        verbose is there for Keras' sake: this is over before a bar could be read.
+        """
         self._need_compile()
         scores = training.evaluate(self, x, y, loss=self.loss, metrics=self.metrics, batch_size=batch_size)
         return scores if return_dict else list(scores.values()) if self.metrics else scores["loss"]
 
-    def predict(self, x, batch_size=256):
+    def predict(self, x, batch_size=256, verbose=0):
         """The outputs for x in evaluation mode, as an array."""
         return training.predict(self, x, batch_size)
 

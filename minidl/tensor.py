@@ -129,6 +129,12 @@ class Tensor:
     def __abs__(self): return abs(self)
     def __getitem__(self, index): return getitem(self, index=_array(index))
 
+    # A leaf refuses `p -= ...`; of a result Python makes a new Tensor by a - b.
+    def __iadd__(self, b): return _refuse_leaf(self)
+    def __isub__(self, b): return _refuse_leaf(self)
+    def __imul__(self, b): return _refuse_leaf(self)
+    def __itruediv__(self, b): return _refuse_leaf(self)
+
     # Comparisons give plain bool arrays: a step function has no gradient to offer.
     def __eq__(self, b): return self.data == _array(b)
     def __ne__(self, b): return self.data != _array(b)
@@ -148,6 +154,12 @@ class Tensor:
     def log(self): return log(self)
     def sqrt(self): return sqrt(self)
     def abs(self): return abs(self)
+
+
+def _refuse_leaf(x):
+    if x.requires_grad and x.op is None:
+        raise TypeError("p -= ... would make a new Tensor and leave the parameter as it is: write p.data -= lr * p.grad")
+    return NotImplemented
 
 
 def _array(x):

@@ -27,7 +27,14 @@ LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.catego
 
 
 def accuracy(outputs, y):
-    """Share of rows whose largest output is the label; y holds class numbers (n,) or one-hot rows."""
+    """Share of rows whose largest output is the label; y holds class numbers (n,) or one-hot rows.
+
+    With one output column, which must be a probability: share of rows on the right side of 0.5, y being 0 or 1.
+    """
+    if outputs.shape[1] == 1:
+        if not np.isin(y, (0, 1)).all():
+            raise ValueError("the accuracy of a model with one output needs labels 0 and 1; for other targets use 'mse'")
+        return float(((outputs[:, 0] > 0.5) == (y.reshape(-1) == 1)).mean())
     labels = y if y.ndim == 1 else y.argmax(axis=1)
     return float((outputs.argmax(axis=1) == labels).mean())
 
@@ -46,6 +53,9 @@ class DivergenceError(ArithmeticError):
     def __init__(self, message, history, step, layer):
         super().__init__(message)
         self.history, self.step, self.layer = history, step, layer
+
+    def __reduce__(self):  # so that a process pool can hand it over
+        return type(self), (*self.args, self.history, self.step, self.layer)
 
 
 class History:
@@ -107,6 +117,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     loss = lookup(loss, LOSSES, "loss")
     metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
     x, y = checked(model, x, y, loss, batch_size)
+    if validation_data is not None:
+        checked(model, *validation_data, loss, batch_size, what="validation data: ")
     _bind(optimizer, model)
     history, progress = History(), Progress(epochs, len(x), batch_size, verbose)
     model.stop_training = False
@@ -119,44 +131,47 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     for callback in callbacks:
         callback.model = model
     tell("on_train_begin")
-    for epoch in range(epochs):
-        tell("on_epoch_begin", epoch)
-        progress.start(epoch)
-        totals, seen = {}, 0
-        for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
-            tell("on_train_batch_begin", number)
-            start = perf_counter()
-            with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words, below
-                outputs = model(xb)
-                batch_loss = loss(outputs, yb)
-                logs = {"loss": batch_loss.item()}
-                if not math.isfinite(logs["loss"]):
-                    _raise_divergence(model, xb, optimizer, history)
-                optimizer.zero_grad()
-                batch_loss.backward()
-                optimizer.step()
-            for name, metric in metrics.items():
-                logs[name] = metric(outputs.data, yb)
-            seconds = perf_counter() - start
-            logs_with_time = {**logs, "seconds": seconds + (history.steps["seconds"] or [0.0])[-1]}
-            for key, value in logs_with_time.items():
-                history.steps.setdefault(key, []).append(value)
-            for key, value in logs.items():
-                totals[key] = totals.get(key, 0.0) + value * len(xb)
-            seen += len(xb)
-            tell("on_train_batch_end", number, logs)
-            progress.advance(logs)
+    try:
+        for epoch in range(epochs):
+            tell("on_epoch_begin", epoch)
+            progress.start(epoch)
+            totals, seen = {}, 0
+            for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
+                tell("on_train_batch_begin", number)
+                start = perf_counter()
+                with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words, below
+                    outputs = model(xb)
+                    batch_loss = loss(outputs, yb)
+                    logs = {"loss": batch_loss.item()}
+                    if not math.isfinite(logs["loss"]):
+                        _raise_divergence(model, xb, optimizer, history)
+                    optimizer.zero_grad()
+                    batch_loss.backward()
+                    optimizer.step()
+                for name, metric in metrics.items():
+                    logs[name] = metric(outputs.data, yb)
+                seconds = perf_counter() - start
+                logs_with_time = {**logs, "seconds": seconds + (history.steps["seconds"] or [0.0])[-1]}
+                for key, value in logs_with_time.items():
+                    history.steps.setdefault(key, []).append(value)
+                for key, value in logs.items():
+                    totals[key] = totals.get(key, 0.0) + value * len(xb)
+                seen += len(xb)
+                tell("on_train_batch_end", number, logs)
+                progress.advance(logs)
+                if model.stop_training:
+                    break
+            logs = {key: total / seen for key, total in totals.items()}
+            if validation_data is not None:
+                scores = evaluate(model, *validation_data, loss=loss, metrics=metrics.values())
+                logs |= {f"val_{key}": value for key, value in scores.items()}
+            history.add_epoch(epoch, logs)
+            progress.finish(logs)
+            tell("on_epoch_end", epoch, logs)
             if model.stop_training:
                 break
-        logs = {key: total / seen for key, total in totals.items()}
-        if validation_data is not None:
-            scores = evaluate(model, *validation_data, loss=loss, metrics=metrics.values())
-            logs |= {f"val_{key}": value for key, value in scores.items()}
-        history.add_epoch(epoch, logs)
-        progress.finish(logs)
-        tell("on_epoch_end", epoch, logs)
-        if model.stop_training:
-            break
+    finally:
+        progress.close()
     tell("on_train_end")
     return history
 
@@ -167,7 +182,7 @@ def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
     metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
     x, y = checked(model, x, y, loss, batch_size)
     totals = {}
-    with evaluation(model):
+    with evaluation(model), np.errstate(over="ignore", invalid="ignore"):  # inf in the result says it all
         for xb, yb in batches(x, y, batch_size):
             # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it came from.
             outputs = model(xb)
@@ -181,23 +196,31 @@ def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
 def predict(model, x, batch_size=256):
     """The model's outputs for x in evaluation mode, as one array; the model is left as it was."""
     x = _checked_inputs(x)
-    with evaluation(model), no_grad():
+    _check_batch_size(batch_size)
+    with evaluation(model), no_grad(), np.errstate(over="ignore", invalid="ignore"):
         return np.concatenate([model(x[i:i + batch_size]).data for i in range(0, len(x), batch_size)])
 
 
-def checked(model, x, y, loss, batch_size):
+def checked(model, x, y, loss, batch_size, what=""):
     """x in the model's dtype and y as an array, once everything about them is known to fit. Builds the model."""
-    x, y = _checked_inputs(x), np.asarray(y)
-    if len(x) != len(y):
-        raise ValueError(f"x has {len(x)} samples, y has {len(y)}: there must be one label for each")
+    try:
+        x, y = _checked_inputs(x), np.asarray(y)
+        if len(x) != len(y):
+            raise ValueError(f"x has {len(x)} samples, y has {len(y)}: there must be one label for each")
+        _check_batch_size(batch_size)
+        if y.dtype.kind == "f" and not np.isfinite(y).all():
+            raise ValueError("y contains NaN or infinite values")
+        one_output = predict(model, x[:1])
+        # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
+        loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / (1 + one_output[0].size), one_output.dtype)), y)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}{error}") from error
+    return x.astype(one_output.dtype, copy=False), y
+
+
+def _check_batch_size(batch_size):
     if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise ValueError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        raise ValueError("y contains NaN or infinite values")
-    one_output = predict(model, x[:1])
-    # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
-    loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / one_output[0].size, one_output.dtype)), y)
-    return x.astype(one_output.dtype, copy=False), y
 
 
 def _bind(optimizer, model):
@@ -261,7 +284,7 @@ class Progress:
 
     def __init__(self, epochs, samples, batch_size, verbose):
         self.epochs, self.verbose, self.bar = epochs, verbose, None
-        self.steps = max(1, samples // batch_size + (samples % batch_size > 1))
+        self.steps = max(1, math.ceil(samples / batch_size) - (batch_size > 1 and samples % batch_size == 1))
 
     def start(self, epoch):
         """A new epoch begins."""
@@ -278,11 +301,16 @@ class Progress:
         """The epoch is over."""
         if self.bar is not None:
             self.bar.set_postfix_str(format_logs(logs))
-            self.bar.close()
-            self.bar = None
+            self.close()
         elif self.verbose:
             print(f"Epoch {self.epoch + 1}/{self.epochs} - {perf_counter() - self.began:.1f}s - {format_logs(logs)}",
                   file=sys.stderr, flush=True)
+
+    def close(self):
+        """Leave the line of a bar that is still open."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
 
 def shows_bars():

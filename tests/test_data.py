@@ -128,6 +128,25 @@ def test_missing_data_say_which_files_to_put_where(tmp_path):
         data.load("mnist", tmp_path / "nowhere")
 
 
+def test_a_wrong_folder_in_the_environment_is_not_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDL_DATA", str(tmp_path / "typo"))
+    with pytest.raises(FileNotFoundError, match="MINIDL_DATA"):
+        data.load("digits")
+
+
+def test_half_a_pair_is_an_error_and_not_another_experiment(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / NAMES[1]).unlink()
+    with pytest.raises(FileNotFoundError, match=NAMES[1]):
+        data.load("mnist", tmp_path)
+
+
+def test_a_folder_of_the_data_sets_own_name_comes_first(tmp_path):
+    write_mnist(tmp_path, NAMES[:2])
+    write_mnist(tmp_path / "fashion_mnist")
+    assert len(data.load("fashion_mnist", tmp_path)[0][0]) == 20 and len(data.load("mnist", tmp_path)[0][0]) == 16
+
+
 IMAGES = idx_bytes(images_and_labels(20)[0])
 
 
@@ -136,6 +155,8 @@ IMAGES = idx_bytes(images_and_labels(20)[0])
     (b"\x01" + IMAGES[1:], "not an IDX file"),
     (IMAGES[:10], "ends early"),
     (IMAGES[:2] + b"\x0d" + IMAGES[3:], "0x0d"),
+    (IMAGES[:3] + b"\xff" + bytes(range(1, 5)) * 255, "announces the shape"),
+    (IMAGES[:4] + bytes(12) + IMAGES[16:], "announces the shape"),
     (IMAGES[:-1], "only"),
     (IMAGES + b"\0", "more"),
     (IMAGES[:4] + b"\xff" * 12 + IMAGES[16:], "announces"),
@@ -206,14 +227,14 @@ def test_a_truncated_npz_is_refused(tmp_path):
 
 # --- Batches ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("n, size", [(1000, 64), (1025, 64), (7, 10), (3, 1), (1, 1)])
+@pytest.mark.parametrize("n, size", [(1000, 64), (1025, 64), (7, 10), (3, 1), (1, 1), (5, 1)])
 def test_an_epoch_holds_each_sample_once_with_its_label(n, size):
     x, y = np.arange(n)[:, None] * 10, np.arange(n)
     for rng in (None, np.random.default_rng(0)):
         parts = list(data.batches(x, y, size, rng))
         xs, ys = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         assert sorted(ys) == list(range(n)) and np.array_equal(xs[:, 0], 10 * ys)
-        assert all(len(p[1]) > 1 for p in parts) or size == 1 or n == 1
+        assert all(len(p[1]) > 1 for p in parts) or n == 1 if size > 1 else all(len(p[1]) == 1 for p in parts)
 
 
 def test_shuffling_is_of_samples_and_new_each_epoch():

@@ -690,3 +690,27 @@ def test_settings_from_a_numpy_grid_keep_float32(make, number):
     for _ in range(2):
         assert layer(x).dtype == np.float32
     assert layer.eval()(x).dtype == np.float32 and {b.dtype for b in layer.buffers()} <= {np.dtype(np.float32)}
+
+
+def test_parameters_in_lists_and_dicts_are_found():
+    """What is overlooked is never trained, without a word."""
+    class Net(Module):
+        def __init__(self):
+            self.scales = [Parameter(np.ones(2, np.float32)), Parameter(np.ones(3, np.float32))]
+            self.blocks = {"a": Dense(3, input_shape=2), "b": [BatchNorm(input_shape=3)]}
+
+    assert [name for name, _ in Net().named_parameters()] == ["scales.0", "scales.1", "blocks.a.kernel", "blocks.a.bias",
+                                                              "blocks.b.0.gamma", "blocks.b.0.beta"]
+
+
+def test_errors_in_a_built_module_name_the_attribute():
+    class Net(Module):
+        def __init__(self):
+            self.fc1 = Dense(4)
+
+        def forward(self, x):
+            return self.fc1(x)
+
+    net = Net().build(6)
+    with pytest.raises(ValueError, match=r"fc1 Dense\(6 -> 4\)"):
+        net(np.zeros((2, 5), np.float32))

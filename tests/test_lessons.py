@@ -81,6 +81,13 @@ def test_missing_data_end_a_lesson_in_one_line(tmp_path):
     assert result.stderr.startswith("no data: data set 'mnist' is not on this machine") and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("variable, value", [("MINIDL_SEED", "-1"), ("MINIDL_SEED", "x"), ("MINIDL_BN", "ident")])
+def test_a_wrong_setting_ends_a_lesson_in_one_line(variable, value, tmp_path):
+    """A misspelt negative control must not pass for the wrong reason."""
+    result = run("07_faster_convergence", tmp_path, **{variable: value})
+    assert result.returncode == 1 and result.stdout == "" and variable in result.stderr and result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("lesson", FIGURES)
 def test_a_lesson_is_cells_of_prose_and_code_with_exercises_and_sources(lesson):
     text = (LESSONS / f"{lesson}.py").read_text(encoding="utf-8")

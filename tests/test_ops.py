@@ -72,6 +72,9 @@ WEIGHTS = np.array([0.5, 1.5, 2.0, 3.0], np.float32)  # a constant array that is
 for name, op in OPERATORS.items():
     for a_shape, b_shape in BROADCASTS:
         case(f"Tensor.__{name}__ {a_shape} {b_shape}", op, positive(*a_shape), positive(*b_shape))
+    in_place = getattr(operator, f"i{name}")
+    if name != "pow":  # on a result; on a parameter it is refused, see test_tensor.py
+        case(f"Tensor.__i{name}__", lambda a, b, op=in_place: op(a * 1, b), positive(3, 4), positive(4))
     case(f"Tensor.__{name}__ number", lambda x, op=op: op(x, 2.5), positive(3, 4))
     case(f"Tensor.__{name}__ array", lambda x, op=op: op(x, WEIGHTS), positive(3, 4))
     case(f"Tensor.__{name}__ with itself", lambda x, op=op: op(x, x), positive(3))

@@ -11,9 +11,15 @@ matplotlib.use("agg")
 
 def comparison(diverged_at=None):
     steps = np.arange(0, 101, 10)
-    runs = {name: [experiments.Run(np.linspace(2, 0.5, 100), steps, np.linspace(0.1, top, 11) + 0.01 * seed, steps / 100.0,
-                                   diverged_at) for seed in range(3)] for name, top in (("BN", 0.9), ("plain", 0.6))}
-    return experiments.Comparison(runs, range(3))
+
+    def run(top, seed):
+        losses, accuracy, seconds = np.linspace(2, 0.5, 100), np.linspace(0.1, top, 11) + 0.01 * seed, steps / 100.0
+        if diverged_at is not None:
+            losses[diverged_at:] = accuracy[steps > diverged_at] = seconds[steps > diverged_at] = np.nan
+        return experiments.Run(losses, steps, accuracy, seconds, diverged_at)
+
+    return experiments.Comparison({"BN": [run(0.9, seed) for seed in range(3)], "plain": [run(0.6, seed) for seed in range(3)]},
+                                  range(3))
 
 
 def test_headless_saves_the_figure_and_prints_where(tmp_path, monkeypatch, capsys):
@@ -55,9 +61,16 @@ def test_axes_are_labelled_with_what_they_show(what, against, x, y):
     assert (ax.get_xlabel(), ax.get_ylabel()) == (x, y)
 
 
+def test_a_wrong_name_is_refused_and_not_drawn_as_something_else():
+    for options in ({"what": "loss"}, {"against": "time"}, {"what": "losses", "against": "seconds"}):
+        with pytest.raises(ValueError, match="accuracy against steps"):
+            plotting.compare(comparison(), **options)
+
+
 def test_divergence_is_drawn_as_divergence():
-    ax = plotting.compare(comparison(diverged_at=40))
-    assert sum(line.get_marker() == "x" and line.get_xdata()[0] == 40 for line in ax.get_lines()) == 6
+    for options, end in (({}, 40), ({"against": "seconds"}, 0.4), ({"what": "losses"}, 40)):
+        ax = plotting.compare(comparison(diverged_at=40), **options)
+        assert sum(line.get_marker() == "x" and line.get_xdata()[0] == end for line in ax.get_lines()) == 6
 
     losses = {"BN": np.array([[0.5, 0.4, 0.9]]), "plain": np.array([[0.5, np.inf, np.inf]])}
     ax = plotting.lr_range(experiments.LearningRateRange(np.array([0.1, 1.0, 10.0]), losses), below=0.7)

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import operator
 import pickle
 import threading
 import warnings
@@ -585,3 +586,12 @@ def test_training_warns_about_nothing():
         model = Sequential([Dense(8, "relu"), BatchNorm(), Dense(4)], seed=0)
         model.build(3)
         train(model, optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("update", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
+def test_an_update_in_place_of_a_parameter_is_refused_and_not_silently_lost(update):
+    """`p -= lr * p.grad` would bind the name p to a new Tensor, and the model would never learn."""
+    p = Tensor(np.ones(3, np.float32), requires_grad=True)
+    with no_grad(), pytest.raises(TypeError, match="p.data"):
+        update(p, 0.1)
+    assert np.array_equal(p.data, np.ones(3))

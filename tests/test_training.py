@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten, Module, Sequential, Tensor, data,
-                    experiments, optim, training)
+                    estimate_population_statistics, experiments, optim, training)
 from minidl import functional as F
 
 
@@ -277,6 +278,93 @@ def test_an_optimizer_cannot_be_shared_by_two_models():
         net().compile(optimizer).fit(*toy(), verbose=0)
 
 
+def test_accuracy_with_one_output_compares_with_one_half():
+    outputs = np.array([[0.9], [0.2], [0.6], [0.4]], np.float32)
+    assert training.accuracy(outputs, np.array([[1], [0], [0], [0]])) == training.accuracy(outputs, np.array([1, 0, 0, 0])) == 0.75
+    with pytest.raises(ValueError, match="labels 0 and 1"):
+        training.accuracy(outputs, np.array([3, 1, 2, 0]))
+
+
+def test_a_binary_classifier_trains_without_warnings():
+    x, y = toy(classes=2)
+    model = Sequential([Dense(8, "relu"), Dense(1, "sigmoid")]).compile("Adam", "binary_crossentropy", ["accuracy"])
+    history = model.fit(x, y[:, None], epochs=20, verbose=0)
+    assert history.history["accuracy"][-1] > 0.9
+
+
+def test_nested_models_draw_from_the_outer_seed_and_differ():
+    def kernels(seed):
+        model = Sequential([Sequential([Dense(6)]), Sequential([Dense(6)])], seed=seed).build((6,))
+        return [p.data for p in model.parameters() if p.ndim == 2]
+    one, two = kernels(0)
+    assert not np.array_equal(one, two)
+    assert not np.array_equal(one, kernels(1)[0]) and np.array_equal(one, kernels(0)[0])
+
+
+def test_bad_validation_data_are_refused_before_any_work_and_named():
+    x, y = toy()
+    model = compiled(net(input_shape=20))
+    before = weights(model)
+    for bad in ((x, y + 1), (np.full_like(x, np.nan), y)):
+        with pytest.raises(ValueError, match="validation data"):
+            model.fit(x, y, validation_data=bad, verbose=0)
+    assert same(before, weights(model))
+
+
+def test_validation_split_holds_out_the_last_samples():
+    x, y = toy()
+    runs = [compiled(net()).fit(*fitted, verbose=0, **options).history for fitted, options in (
+        ((x, y), {"validation_split": 0.2}), ((x[:160], y[:160]), {"validation_data": (x[160:], y[160:])}))]
+    assert runs[0] == runs[1] and "val_loss" in runs[0]
+
+
+def test_keras_arguments_that_change_nothing_are_taken():
+    x, y = toy()
+    model = compiled(net())
+    model.fit(x, y, verbose=0)
+    assert model.evaluate(x, y, verbose=0) == model.evaluate(x, y) and np.array_equal(model.predict(x, verbose=0), model.predict(x))
+    images = Sequential([Flatten(input_shape=(4, 5)), Dense(5)])
+    assert images.input_shape == (4, 5) and images.parameters()[0].shape == (20, 5)
+
+
+def test_a_failed_first_batch_leaves_no_shape_behind():
+    model = Sequential([BatchNorm(), Dense(3)])
+    with pytest.raises(ValueError, match="expects inputs"):
+        model(np.zeros((4, 5, 6), np.float32))
+    model(np.zeros((4, 6), np.float32))
+    assert model.input_shape == (6,)
+
+
+def test_population_statistics_are_those_of_the_whole_set_and_nothing_else_changes():
+    x, y = toy()
+    model = compiled(net(dropout=True))
+    model.fit(x, y, verbose=0)
+    parameters, norm = [p.data.copy() for p in model.parameters()], model.layers[1]
+    settings = norm.momentum, norm.updates, [m.training for m in model.modules()]
+    estimate_population_statistics(model, x, batch_size=len(x))
+    z = x @ model.layers[0].kernel.data + model.layers[0].bias.data
+    assert np.allclose(norm.running_mean, z.mean(axis=0), atol=1e-5)
+    assert np.allclose(norm.running_var, z.var(axis=0, ddof=1), rtol=1e-4)
+    assert settings == (norm.momentum, norm.updates, [m.training for m in model.modules()])
+    assert same(parameters, [p.data for p in model.parameters()])
+
+
+def test_a_divergence_survives_pickling_as_a_process_pool_needs_it():
+    x, y = toy()
+    with pytest.raises(DivergenceError) as caught:
+        compiled(net(batch_norm=False), lr=1e30).fit(x, y, verbose=0)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert str(copy) == str(caught.value) and copy.history.steps == caught.value.history.steps and copy.layer == caught.value.layer
+
+
+def test_wrong_arguments_say_what_is_expected():
+    for call, expected in ((lambda: Sequential(Dense(3)), "list of layers"), (lambda: net().compile(0.1), "optim.SGD"),
+                           (lambda: net().build((20,)).predict(toy()[0], batch_size=-1), "at least 1"),
+                           (lambda: data.batches(np.zeros(4), np.zeros(2), 2), "as many labels")):
+        with pytest.raises((TypeError, ValueError), match=expected):
+            call()
+
+
 def test_verbs_before_compile_say_so():
     with pytest.raises(RuntimeError, match="compile"):
         net().fit(*toy())
@@ -390,6 +478,16 @@ def test_a_comparison_trains_for_exactly_the_steps_and_measures_where_asked():
     assert "BN" in result.table(0.5, at=(7, 23))
     with pytest.raises(ValueError, match="not measured"):
         result.accuracy_at("BN", 8)
+
+
+def test_without_eval_steps_the_last_step_is_measured():
+    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=119, seeds=(0,))
+    assert np.isfinite(result.accuracy_at("BN", 119)).all()
+
+
+def test_a_table_and_a_figure_say_where_runs_diverged():
+    result = experiments.compare(BUILDERS, toy_data(), lr=1e30, steps=10, seeds=(0, 1), eval_steps=[0, 1, 10])
+    assert "diverged" in result.table(0.5, at=(10,)) and "nan" not in result.table(0.5, at=(10,))
 
 
 def test_steps_to_a_target_are_the_first_crossing_and_infinite_without_one():
