@@ -141,7 +141,8 @@ def _checked_labels(labels, logits):
         return labels.astype(logits.dtype, copy=False)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
-    if np.minimum.reduce(labels) < 0 or np.maximum.reduce(labels) >= classes:
+    # As unsigned a negative label is a huge one: one comparison finds both faults.
+    if np.maximum.reduce(labels.astype(np.uint64)) >= classes:
         raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
                          f"got labels from {labels.min()} to {labels.max()}")
     return labels
