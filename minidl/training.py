@@ -12,6 +12,7 @@ In short, and a lesson writes it by hand:
 
 import math
 import sys
+from contextlib import closing
 from time import perf_counter
 
 import numpy as np
@@ -70,6 +71,12 @@ class History:
     def __init__(self):
         self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
 
+    def add_step(self, logs, seconds):
+        """Append the numbers of one step and the training time it took."""
+        so_far = self.steps["seconds"][-1] if self.steps["seconds"] else 0.0
+        for key, value in {**logs, "seconds": so_far + seconds}.items():
+            self.steps.setdefault(key, []).append(value)
+
     def add_epoch(self, epoch, logs):
         """Append the numbers of one epoch."""
         self.epoch.append(epoch)
@@ -120,7 +127,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     if validation_data is not None:
         checked(model, *validation_data, loss, batch_size, what="validation data: ")
     _bind(optimizer, model)
-    history, progress = History(), Progress(epochs, len(x), batch_size, verbose)
+    history = History()
     model.stop_training = False
     model.train()
 
@@ -131,37 +138,23 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     for callback in callbacks:
         callback.model = model
     tell("on_train_begin")
-    try:
+    with closing(Progress(epochs, len(x), batch_size, verbose)) as progress:
         for epoch in range(epochs):
             tell("on_epoch_begin", epoch)
             progress.start(epoch)
-            totals, seen = {}, 0
+            means = _Means()
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
                 tell("on_train_batch_begin", number)
                 start = perf_counter()
-                with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words, below
-                    outputs = model(xb)
-                    batch_loss = loss(outputs, yb)
-                    logs = {"loss": batch_loss.item()}
-                    if not math.isfinite(logs["loss"]):
-                        _raise_divergence(model, xb, optimizer, history)
-                    optimizer.zero_grad()
-                    batch_loss.backward()
-                    optimizer.step()
-                for name, metric in metrics.items():
-                    logs[name] = metric(outputs.data, yb)
-                seconds = perf_counter() - start
-                logs_with_time = {**logs, "seconds": seconds + (history.steps["seconds"] or [0.0])[-1]}
-                for key, value in logs_with_time.items():
-                    history.steps.setdefault(key, []).append(value)
-                for key, value in logs.items():
-                    totals[key] = totals.get(key, 0.0) + value * len(xb)
-                seen += len(xb)
+                outputs, logs = _step(model, xb, yb, loss, optimizer, history)
+                logs |= {name: metric(outputs.data, yb) for name, metric in metrics.items()}
+                history.add_step(logs, perf_counter() - start)
+                means.add(logs, len(xb))
                 tell("on_train_batch_end", number, logs)
                 progress.advance(logs)
                 if model.stop_training:
                     break
-            logs = {key: total / seen for key, total in totals.items()}
+            logs = means.result()
             if validation_data is not None:
                 scores = evaluate(model, *validation_data, loss=loss, metrics=metrics.values())
                 logs |= {f"val_{key}": value for key, value in scores.items()}
@@ -170,10 +163,37 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             tell("on_epoch_end", epoch, logs)
             if model.stop_training:
                 break
-    finally:
-        progress.close()
     tell("on_train_end")
     return history
+
+
+def _step(model, xb, yb, loss, optimizer, history):
+    """One update of the weights from one batch; gives the outputs and {"loss": number}, or raises DivergenceError."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words
+        outputs = model(xb)
+        batch_loss = loss(outputs, yb)
+        value = batch_loss.item()
+        if not math.isfinite(value):
+            _raise_divergence(model, xb, optimizer, history)
+        optimizer.zero_grad()
+        batch_loss.backward()
+        optimizer.step()
+    return outputs, {"loss": value}
+
+
+class _Means:
+    """Means of several numbers over batches, each weighted by its length."""
+
+    def __init__(self):
+        self.totals, self.samples = {}, 0
+
+    def add(self, logs, n):
+        self.samples += n
+        for key, value in logs.items():
+            self.totals[key] = self.totals.get(key, 0.0) + value * n
+
+    def result(self):
+        return {key: total / self.samples for key, total in self.totals.items()}
 
 
 def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
@@ -181,16 +201,14 @@ def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
     loss = lookup(loss, LOSSES, "loss")
     metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
     x, y = checked(model, x, y, loss, batch_size)
-    totals = {}
+    means = _Means()
     with evaluation(model), np.errstate(over="ignore", invalid="ignore"):  # inf in the result says it all
         for xb, yb in batches(x, y, batch_size):
             # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it came from.
             outputs = model(xb)
             scores = {"loss": loss(outputs, yb).item()}
-            scores |= {name: metric(outputs.data, yb) for name, metric in metrics.items()}
-            for key, value in scores.items():
-                totals[key] = totals.get(key, 0.0) + value * len(xb)
-    return {key: total / len(x) for key, total in totals.items()}
+            means.add(scores | {name: metric(outputs.data, yb) for name, metric in metrics.items()}, len(xb))
+    return means.result()
 
 
 def predict(model, x, batch_size=256):
@@ -288,7 +306,7 @@ class Progress:
 
     def start(self, epoch):
         """A new epoch begins."""
-        self.epoch, self.began, self.logs = epoch, perf_counter(), {}
+        self.epoch, self.began = epoch, perf_counter()
         if self.verbose == 1 and shows_bars():
             self.bar = bar(total=self.steps, desc=f"Epoch {epoch + 1}/{self.epochs}")
 
