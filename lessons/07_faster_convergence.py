@@ -70,22 +70,7 @@ print("\nweights N(0, 0.1^2), learning rate 0.5, median of 3 seeds")
 print(default.table(TARGET, at=(50, 100, 200, 400, 1000)))
 
 # %% [markdown]
-# The line is the median over three seeds, the band their range. The plain network stays at
-# chance for a while. From layer to layer a unit's answer differs less between one image and another (the
-# next cell measures it), so the output hardly depends on the image, and the gradient that reaches the first
-# layer is small. BatchNorm stretches each unit's input to standard deviation 1 over the batch, and
-# every layer has something to work with from the first step.
-
-# %%
-images = data[1][0][:500]
-for name, build in pair(0.1).items():
-    model, x, spread = build(lesson.seed).build(784).train(), images, []
-    for layer in model.layers:
-        x = layer(x)
-        if isinstance(layer, Activation):
-            spread.append(x.numpy().std(axis=0).mean())
-    print(f"{name:17}: before training, a unit's answer varies over images by (standard deviation, layers 1 to 3) "
-          + ", ".join(f"{s:.3f}" for s in spread))
+# In the figures the line is the median over three seeds, the band their range.
 
 # %%
 slow, fast = (np.median(default.steps_to(name, TARGET)) for name in (PLAIN, BN))
@@ -100,6 +85,23 @@ fig, ax = plotting.figure(size=(11, 6), title=f"After 100 steps the training los
                                               f"{early[PLAIN]:.2f} without")
 plotting.compare(default, what="losses", ax=ax)
 plotting.show(fig, "07_faster_convergence-loss")
+
+# %% [markdown]
+# The plain network stays at chance for a while. Why? From layer to layer a unit's answer differs less between one image and another (the
+# next cell measures it), so the output hardly depends on the image, and the gradient that reaches the first
+# layer is small. BatchNorm stretches each unit's input to standard deviation 1 over the batch, and
+# every layer has something to work with from the first step.
+
+# %%
+images = data[1][0][:500]
+for name, build in pair(0.1).items():
+    model, x, spread = build(lesson.seed).build(784).train(), images, []
+    for layer in model.layers:
+        x = layer(x)
+        if isinstance(layer, Activation):
+            spread.append(x.numpy().std(axis=0).mean())
+    print(f"{name:17}: spread of a unit's answer over images before training, layers 1 to 3: "
+          + ", ".join(f"{s:.3f}" for s in spread))
 
 # %% [markdown]
 # ## Is that fair?
@@ -120,7 +122,7 @@ def best_rate_without(std):
     for lr in rates:
         result = experiments.compare(plain, data, lr=lr, steps=500, batch_size=60, seeds=lesson.seeds(1),
                                      eval_steps=range(0, 501, 50))
-        steps, best = result.steps_to(PLAIN, TARGET)[0], result.array(PLAIN, "accuracy").max()
+        steps, best = result.steps_to(PLAIN, TARGET)[0], np.nanmax(result.array(PLAIN, "accuracy"))
         print(f"learning rate {lr:3.1f}: steps to {TARGET:.0%} {experiments.or_more(steps, 500, '.0f'):>6}, best {best:.3f}")
         tried.append((steps, -best, lr))
     return min(tried)[2]
