@@ -87,10 +87,10 @@ plotting.compare(default, what="losses", ax=ax)
 plotting.show(fig, "07_faster_convergence-loss")
 
 # %% [markdown]
-# The plain network stays at chance for a while. Why? From layer to layer a unit's answer differs less between one image and another (the
-# next cell measures it), so the output hardly depends on the image, and the gradient that reaches the first
-# layer is small. BatchNorm stretches each unit's input to standard deviation 1 over the batch, and
-# every layer has something to work with from the first step.
+# The plain network stays at chance for a while. Why? From layer to layer a unit's answer differs less
+# between one image and another (the next cell measures it), so the output hardly depends on the image, and
+# the gradient that reaches the first layer is small. BatchNorm stretches each unit's input to standard
+# deviation 1 over the batch, and every layer has something to work with from the first step.
 
 # %%
 images = data[1][0][:500]
