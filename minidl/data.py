@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 PACKAGE = Path(__file__).resolve().parent
-IDX_DTYPES = {0x08: np.dtype(np.uint8)}
+IDX_UINT8 = 0x08  # the type code of unsigned bytes, the only one that image sets use
 MOST_BYTES = 2 ** 30  # of one uncompressed file; MNIST's largest has 47 million
 
 
@@ -82,7 +82,7 @@ def _parse_idx(stream, path):
     magic = _read(stream, 4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
         raise ValueError(f"{path} is not an IDX file: it must begin with two zero bytes, but begins with {magic[:4].hex(' ')}")
-    if magic[2] not in IDX_DTYPES:
+    if magic[2] != IDX_UINT8:
         raise ValueError(f"{path}: IDX type 0x{magic[2]:02x} is not supported, only 0x08 (unsigned bytes)")
     sizes = _read(stream, 4 * magic[3])
     if len(sizes) < 4 * magic[3]:
@@ -97,7 +97,7 @@ def _parse_idx(stream, path):
     if len(data) != expected:
         found = f"only {len(data):,}" if len(data) < expected else "more"
         raise ValueError(f"{path} is damaged: shape {shape} needs {expected:,} bytes of data, the file has {found}")
-    return np.frombuffer(data, IDX_DTYPES[magic[2]]).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _read(stream, n):

@@ -33,7 +33,7 @@ class Dense(Module):
         self.units, self.use_bias, self.rng = int(units), use_bias, rng
         self.activation = lookup(activation, ACTIVATIONS, "activation")
         self.kernel_initializer = lookup(kernel_initializer, INITIALIZERS, "initializer")
-        self.input_shape = None if input_shape is None else as_shape(input_shape)
+        self.input_shape = as_shape(input_shape)
         self.inputs = self.kernel = self.bias = None
         self.built = False
 
@@ -111,7 +111,7 @@ class BatchNorm(Module):
             raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
         self.momentum = None if momentum is None else float(momentum)  # a NumPy float64 would turn float32 into float64
         self.eps, self.affine, self.fused = float(eps), affine, fused
-        self.input_shape = None if input_shape is None else as_shape(input_shape)
+        self.input_shape = as_shape(input_shape)
         self.gamma = self.beta = self.running_mean = self.running_var = None
         self.updates = 0
         self.built = False
@@ -192,7 +192,7 @@ class Flatten(Module):
     """(n, ...) to (n, product of the rest). input_shape: the shape of one input, if it shall be known at once."""
 
     def __init__(self, input_shape=None):
-        self.input_shape = None if input_shape is None else as_shape(input_shape)
+        self.input_shape = as_shape(input_shape)
 
     def forward(self, x):
         """(n, a, b, ...) to (n, a * b * ...)."""

@@ -157,8 +157,8 @@ def evaluation(module):
 
 
 def as_shape(shape):
-    """A tuple from a tuple or a single number."""
-    return tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    """A tuple from a tuple or a single number; None stays None: not known yet."""
+    return shape if shape is None else tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
 
 
 def lookup(name, table, what):

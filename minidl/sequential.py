@@ -36,7 +36,7 @@ class Sequential(Module):
         seen = {}
         for layer in self.layers:
             kind = type(layer).__name__.lower()
-            layer.name = layer.name or f"{kind}_{seen[kind]}" if kind in seen else layer.name or kind
+            layer.name = layer.name or (f"{kind}_{seen[kind]}" if kind in seen else kind)
             seen[kind] = seen.get(kind, 0) + 1
 
     def forward(self, x):

@@ -125,7 +125,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
     x, y = checked(model, x, y, loss, batch_size)
     if validation_data is not None:
-        checked(model, *validation_data, loss, batch_size, what="validation data: ")
+        validation_data = checked(model, *validation_data, loss, batch_size, what="validation data: ")
     _bind(optimizer, model)
     history = History()
     model.stop_training = False
@@ -156,7 +156,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
                     break
             logs = means.result()
             if validation_data is not None:
-                scores = evaluate(model, *validation_data, loss=loss, metrics=metrics.values())
+                scores = _scores(model, *validation_data, loss, metrics, batch_size=256)
                 logs |= {f"val_{key}": value for key, value in scores.items()}
             history.add_epoch(epoch, logs)
             progress.finish(logs)
@@ -200,7 +200,11 @@ def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
     """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was."""
     loss = lookup(loss, LOSSES, "loss")
     metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
-    x, y = checked(model, x, y, loss, batch_size)
+    return _scores(model, *checked(model, x, y, loss, batch_size), loss, metrics, batch_size)
+
+
+def _scores(model, x, y, loss, metrics, batch_size):
+    """What evaluate gives, for data already checked."""
     means = _Means()
     with evaluation(model), np.errstate(over="ignore", invalid="ignore"):  # inf in the result says it all
         for xb, yb in batches(x, y, batch_size):
