@@ -213,10 +213,29 @@ def test_a_thousand_mutated_files_end_in_data_or_in_a_named_fault(tmp_path):
     dict(x_train=np.zeros((3, 5), np.uint8), y_train=np.zeros(3, int), x_test=np.zeros((3, 5), np.uint8), y_test=np.zeros(3, int)),
     dict(x_train=np.array([None]), y_train=np.zeros(3, int), x_test=np.array([None]), y_test=np.zeros(3, int)),
 ])
-def test_an_npz_with_other_content_is_refused_and_never_unpickled(tmp_path, arrays):
+def test_an_npz_with_other_content_is_refused(tmp_path, arrays):
     np.savez(tmp_path / "digits.npz", **arrays)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "digits.npz"))):
         data.load("digits", tmp_path)
+
+
+class Malicious:
+    """Unpickling this would create a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_loading_an_npz_runs_no_code_from_it(tmp_path):
+    marker = tmp_path / "unpickled"
+    objects = np.array([Malicious(marker)], object)
+    np.savez(tmp_path / "digits.npz", x_train=objects, y_train=objects, x_test=objects, y_test=objects)
+    with pytest.raises(ValueError, match="damaged"):
+        data.load("digits", tmp_path)
+    assert not marker.exists()
 
 
 def test_a_truncated_npz_is_refused(tmp_path):

@@ -77,6 +77,17 @@ def test_inserting_batch_norm_or_dropout_leaves_dense_weights_and_batch_order_eq
     assert all(order == orders[0] for order in orders)
 
 
+def test_weights_shuffling_and_dropout_have_streams_of_their_own():
+    """How many numbers dropout has drawn must not change weights that are made later, nor the order of batches."""
+    model = net(dropout=True).build((20,))
+    dense, dropout = model.layers[0], model.layers[3]
+    assert dense.rng is model.weights_rng and dropout.rng is model.dropout_rng
+    fresh = net(dropout=True)
+    model.train()(np.ones((4, 20), np.float32))
+    assert model.shuffle_rng.permutation(50).tolist() == fresh.shuffle_rng.permutation(50).tolist()
+    assert len({rng.random() for rng in (fresh.weights_rng, fresh.shuffle_rng, fresh.dropout_rng)}) == 3
+
+
 def test_training_does_not_touch_numpys_global_random_state():
     x, y = toy()
     before = np.random.get_state()[1].copy()
