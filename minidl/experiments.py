@@ -14,6 +14,7 @@ import numpy as np
 
 from . import training
 from .optim import SGD
+from .progress import bar
 
 
 @dataclass
@@ -182,7 +183,7 @@ def sweep(jobs, job, executor=None):
     executor: any `concurrent.futures.Executor`; its results are the same, whatever the order they finish in.
     """
     futures = [executor.submit(job, **settings) for settings in jobs] if executor else None
-    with training.bar(total=len(jobs), desc="runs", leave=False) as progress:
+    with bar(total=len(jobs), desc="runs", leave=False) as progress:
         results = []
         for i, settings in enumerate(jobs):
             results.append(futures[i].result() if futures else job(**settings))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Sequential, data, optim
+from minidl import Activation, BatchNorm, Dense, Sequential, data, files, optim
 
 DATASETS = Path(__file__).parent.parent / "datasets"
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -186,7 +186,7 @@ def test_a_lying_header_costs_no_memory(tmp_path):
     path.write_bytes(IMAGES[:4] + (900_000).to_bytes(4, "big") + IMAGES[8:])  # announces 700 MB
     tracemalloc.start()
     with pytest.raises(ValueError, match="only"):
-        data.read_idx(path)
+        files.read_idx(path)
     assert tracemalloc.get_traced_memory()[1] < 10 ** 7
     tracemalloc.stop()
 
@@ -201,7 +201,7 @@ def test_a_thousand_mutated_files_end_in_data_or_in_a_named_fault(tmp_path):
             content[rng.integers(0, 24 if rng.random() < 0.7 else len(content))] = rng.integers(0, 256)
         path.write_bytes(content[:rng.integers(0, len(content))] if rng.random() < 0.2 else content)
         try:
-            assert isinstance(data.read_idx(path), np.ndarray)
+            assert isinstance(files.read_idx(path), np.ndarray)
         except ValueError as error:
             errors += 1
             assert str(path) in str(error)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten, Module, Sequential, Tensor, data,
-                    estimate_population_statistics, experiments, optim, training)
+                    estimate_population_statistics, experiments, optim, progress, training)
 from minidl import functional as F
 
 
@@ -467,7 +467,7 @@ def test_on_a_terminal_there_is_a_bar_in_characters_it_can_show(encoding, monkey
 
 
 def test_numbers_are_printed_as_keras_prints_them():
-    assert training.format_logs({"loss": 0.123456, "mse": 0.000123456}) == "loss: 0.1235 - mse: 1.2346e-04"
+    assert progress.format_logs({"loss": 0.123456, "mse": 0.000123456}) == "loss: 0.1235 - mse: 1.2346e-04"
 
 
 # --- Experiments --------------------------------------------------------------------------------------
