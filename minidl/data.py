@@ -1,31 +1,78 @@
-"""Data sets: find them on this machine, read them safely, cut them into batches."""
+"""Data sets: find them on this machine or fetch them, scale them, cut them into batches."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .files import read_idx
+from . import published
+from .files import read_idx, read_npz
 
 PACKAGE = Path(__file__).resolve().parent
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+LONE_PAIR = ("images-idx3-ubyte", "labels-idx1-ubyte")
+NAMES = ("digits", *published.SETS)
 
 
 def load(name="digits", root=None):
     """((x_train, y_train), (x_test, y_test)): images float32 (n, 784) in [0, 1], labels int64.
 
-    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist". root: a folder to look in
-    first; then come $MINIDL_DATA, the project's datasets/ and the user's cache. MNIST is read from
-    its IDX files, gzip or not; where there is only one pair of images and labels it is split 80/20, always alike.
+    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist". Looked for in root and in
+    $MINIDL_DATA, two folders that may hold any set of 28 x 28 images in IDX or npz files (a lone pair of images
+    and labels is split 80/20, always alike); then in the project, in the user's cache and where Keras and torchvision
+    keep their copies. There, and after a download, only the published files count, checked by md5.
     Raises FileNotFoundError that says what to put where, ValueError for a damaged file.
     """
-    if name == "digits":
-        arrays = _load_digits(_folders(root, name))
-    elif name in ("mnist", "fashion_mnist"):
-        arrays = _load_idx_folders(_folders(root, name), name)
-    else:
-        raise ValueError(f"unknown data set {name!r}; known are digits, fashion_mnist, mnist")
-    x_train, y_train, x_test, y_test = arrays
+    found, unusable = find(name, root)
+    if found is None and name == "digits":
+        raise FileNotFoundError("\n".join([f"minidl is incomplete without digits.npz, install it anew: {PACKAGE}", *unusable]))
+    if found is None:
+        try:
+            published.fetch(name, cache() / name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError("\n".join([str(error), *unusable])) from None
+        found, _ = find(name, root)
+    x_train, y_train, x_test, y_test = found.arrays
     return (_pixels(x_train), y_train.astype(np.int64)), (_pixels(x_test), y_test.astype(np.int64))
+
+
+@dataclass
+class Found:
+    """A data set on this machine: x_train, y_train, x_test, y_test as they are stored, and where."""
+
+    arrays: tuple
+    path: Path
+    own: bool = False  # some other images of the user's, put in the place of a published set
+
+
+def find(name, root=None):
+    """(Found or None, unusable): the data set where `load` would find it, without a download.
+
+    unusable: a line for each copy that Keras, torchvision or a broken download left and that is not the published set.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
+    for place, source in ((root, "root"), (os.environ.get("MINIDL_DATA"), "MINIDL_DATA")):
+        if place and not Path(place).is_dir():
+            raise FileNotFoundError(f"{source} names {place}, which is not a folder")
+        if place and (found := _find_in(place, name, only_published=False)):
+            return found, []
+    home = Path(os.path.expanduser("~"))
+    keras = Path(os.environ.get("KERAS_HOME") or home / ".keras") / "datasets"
+    unusable = []
+    for place in (PACKAGE.parent / "datasets", PACKAGE / "datasets", cache(), keras, "", "data", home, home / "data"):
+        try:
+            if found := _find_in(place, name, only_published=True):
+                return found, unusable
+        except (OSError, ValueError) as error:
+            unusable.append(f"not usable: {error}")
+    return None, unusable
+
+
+def cache():
+    """The user's folder for downloaded data sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")) / "minidl"
 
 
 def batches(x, y, size, rng=None):
@@ -51,82 +98,113 @@ def _batches(x, y, size, rng):
 
 
 def split(x, y, share=0.2, seed=0):
-    """((x, y), (x_held_out, y_held_out)): a random share of the samples is held out, the same for the same seed."""
+    """((x, y), (x_held_out, y_held_out)): a random share of the samples is held out, the same for the same seed.
+
+    For training and validation, or training and test. Raises ValueError if either part would be empty.
+    """
+    held = round(share * len(x))
+    if len(x) != len(y) or not 0 < held < len(x):
+        raise ValueError(f"cannot hold out a share of {share} of {len(x)} samples with {len(y)} labels")
     order = np.random.default_rng(seed).permutation(len(x))
-    kept = order[:len(x) - round(share * len(x))]
-    held_out = order[len(kept):]
+    kept, held_out = order[:len(x) - held], order[len(x) - held:]
     return (x[kept], y[kept]), (x[held_out], y[held_out])
 
 
-def _folders(root, name):
-    """Where to look, in this order; each place may also have a subfolder of the data set's name."""
-    chosen = os.environ.get("MINIDL_DATA")
-    for place, source in ((root, "root"), (chosen, "MINIDL_DATA")):
-        if place and not Path(place).is_dir():
-            raise FileNotFoundError(f"{source} names {place}, which is not a folder")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minidl"
-    places = [root, chosen, PACKAGE.parent / "datasets", PACKAGE / "datasets", cache]
-    return [folder for place in places if place for folder in (Path(place) / name, Path(place)) if folder.is_dir()]
+def one_hot(y, classes=None):
+    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: the largest label + 1 if left out."""
+    y = np.asarray(y)
+    if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
+        raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of shape {y.shape}")
+    classes = int(y.max()) + 1 if classes is None else classes
+    if y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"labels must be 0 to {classes - 1}, found {y.min()} to {y.max()}")
+    return np.eye(classes, dtype=np.float32)[y]
 
 
-def _find(folder, *names):
-    """The paths of these files in the folder, each plain or .gz, or None if there is none; FileNotFoundError for a half."""
-    paths = [next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None) for name in names]
+@dataclass
+class Scaling:
+    """x -> (x - shift) / scale, with numbers fitted on training data: call it on training and test data alike."""
+
+    shift: np.ndarray
+    scale: np.ndarray
+
+    def __call__(self, x):
+        """Any x whose shape ends like that of the training data's features; keeps the dtype of floats."""
+        return ((x - self.shift) / self.scale).astype(x.dtype if x.dtype.kind == "f" else np.float32)
+
+
+def standardization(x_train, axis=0):
+    """The Scaling that gives x_train mean 0 and standard deviation 1.
+
+    axis: 0 for each feature by itself, None for all pixels of images alike. A constant feature becomes 0.
+    """
+    return Scaling(x_train.mean(axis, np.float64), _nonzero(x_train.std(axis, np.float64), x_train, axis))
+
+
+def min_max(x_train, axis=0):
+    """The Scaling that maps the smallest value of x_train to 0 and the largest to 1; axis as in `standardization`."""
+    low, high = x_train.min(axis).astype(np.float64), x_train.max(axis).astype(np.float64)
+    return Scaling(low, _nonzero(high - low, x_train, axis))
+
+
+def _nonzero(scale, x_train, axis):
+    """The scale, with 1 for constant features."""
+    return np.where(x_train.max(axis) > x_train.min(axis), scale, 1)
+
+
+def _find_in(place, name, only_published):
+    """The Found in a folder or in one of its usual subfolders, or None."""
+    usual = published.SETS[name].folders if name in published.SETS else ()
+    for folder in (Path(place, name), *(Path(place, sub) for sub in usual), Path(place)):
+        found = _read_npz(folder / f"{name}.npz") or (_read_idx_files(folder) if name in published.SETS else None)
+        if found:
+            # A set of the published size claims to be the published one; other sizes are the user's own.
+            claims = only_published or [len(a) for a in found.arrays] == [60_000, 60_000, 10_000, 10_000]
+            found.own = name in published.SETS and not claims
+            if name in published.SETS and claims:
+                published.check(name, found.arrays, found.path)
+            return found
+    return None
+
+
+def _read_npz(path):
+    """The Found in an npz file with these KEYS, or None if there is no such file."""
+    if not os.path.isfile(path):
+        return None
+    arrays = read_npz(path)
+    if missing := [key for key in KEYS if key not in arrays]:
+        raise ValueError(f"{path} has no {', '.join(missing)}; an npz file of images needs {', '.join(KEYS)}")
+    x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
+    return Found((*_pair(x_train, y_train, path), *_pair(x_test, y_test, path)), path)
+
+
+def _read_idx_files(folder):
+    """The Found in four published files, or in one pair that is split 80/20; None if there is no such file."""
+    pairs = [_pair(*map(read_idx, paths), " and ".join(map(str, paths)))
+             for names in (published.FILES[:2], published.FILES[2:], LONE_PAIR) if (paths := _paths(folder, names))]
+    if len(pairs) == 1:
+        pairs = split(*pairs[0])
+    return Found((*pairs[0], *pairs[1]), folder) if pairs else None
+
+
+def _paths(folder, names):
+    """The paths of these files, each plain or .gz; None if there is none, FileNotFoundError if only some are there."""
+    paths = [next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None) for name in names]
     if any(paths) and not all(paths):
         missing = ", ".join(name for name, path in zip(names, paths) if path is None)
         raise FileNotFoundError(f"{folder} has only some of the files that belong together: {missing} (or .gz) is missing")
     return paths if all(paths) else None
 
 
-def _missing(dataset, names, folders):
-    return FileNotFoundError(f"data set {dataset!r} is not on this machine. Put {', '.join(names)} (or .gz) into a folder "
-                             f"and name it in MINIDL_DATA. Looked in: {', '.join(map(str, folders)) or 'no folder exists'}")
-
-
-def _load_idx_folders(folders, dataset):
-    """x_train, y_train, x_test, y_test from four published files, or from one pair split 80/20."""
-    train, test, lone = (f"{part}images-idx3-ubyte {part}labels-idx1-ubyte".split() for part in ("train-", "t10k-", ""))
-    for folder in folders:
-        pairs = [_load_pair(*paths) for names in (train, test, lone) if (paths := _find(folder, *names))]
-        if len(pairs) > 1:
-            return *pairs[0], *pairs[1]
-        if pairs and len(pairs[0][0]) < 5:
-            raise ValueError(f"{folder} has only {len(pairs[0][0])} images, too few to split into training and test images")
-        if pairs:
-            kept, held_out = split(*pairs[0])
-            return *kept, *held_out
-    raise _missing(dataset, train + test, folders)
-
-
-def _load_pair(images_path, labels_path):
-    images, labels = read_idx(images_path), read_idx(labels_path)
-    _check_pair(images, labels, f"{images_path} and {labels_path}")
-    return images, labels
-
-
-def _load_digits(folders):
-    """x_train, y_train, x_test, y_test from the first digits.npz, a file with these keys."""
-    path = next((folder / "digits.npz" for folder in folders if (folder / "digits.npz").is_file()), None)
-    if path is None:
-        raise _missing("digits", ["digits.npz"], folders)
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = [file[key] for key in keys]
-    except Exception as error:  # a broken zip file fails in a dozen ways inside zipfile, zlib and struct
-        raise ValueError(f"{path} is damaged: it should be an npz file with {', '.join(keys)} ({error})") from None
-    _check_pair(*arrays[:2], path)
-    _check_pair(*arrays[2:], path)
-    return arrays
-
-
-def _check_pair(images, labels, source):
+def _pair(images, labels, source):
+    """The two arrays, if they are images of digits and their labels; else ValueError that names the source."""
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
         raise ValueError(f"{source}: expected images of 28 x 28 bytes, found {images.dtype} of shape {images.shape}")
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or len(images) == 0:
         raise ValueError(f"{source}: {len(images)} images need as many labels, found shape {labels.shape}")
     if labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{source}: labels must be 0 to 9, found {labels.min()} to {labels.max()}")
+    return images, labels
 
 
 def _pixels(images):

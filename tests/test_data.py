@@ -34,12 +34,6 @@ def write_mnist(folder, names=NAMES, packed=False):
     return folder, arrays
 
 
-@pytest.fixture(autouse=True)
-def no_data_of_this_machine(monkeypatch, tmp_path):
-    monkeypatch.delenv("MINIDL_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 # --- The digits ---------------------------------------------------------------------------------------
 
 def test_digits_are_float_images_and_balanced_labels():
@@ -262,3 +256,54 @@ def test_shuffling_is_of_samples_and_new_each_epoch():
     first, second = ([yb.tolist() for _, yb in data.batches(x, x, 10, rng)] for _ in range(2))
     assert first != second
     assert any(np.diff(batch).max() > 1 for batch in first)
+
+
+# --- Splitting, scaling, one-hot ----------------------------------------------------------------------
+
+def test_a_split_loses_and_doubles_nothing_and_is_the_same_for_the_same_seed():
+    x, y = np.arange(100)[:, None], np.arange(100)
+    (x_a, y_a), (x_b, y_b) = data.split(x, y, share=0.3, seed=1)
+    assert len(y_b) == 30 and sorted([*y_a, *y_b]) == list(range(100))
+    assert np.array_equal(x_a[:, 0], y_a) and np.array_equal(x_b[:, 0], y_b)
+    assert np.array_equal(y_b, data.split(x, y, share=0.3, seed=1)[1][1])
+    assert not np.array_equal(y_b, data.split(x, y, share=0.3, seed=2)[1][1])
+
+
+@pytest.mark.parametrize("x, y, share", [(np.zeros(10), np.zeros(10), 0.0), (np.zeros(10), np.zeros(10), 1.0),
+                                         (np.zeros(10), np.zeros(9), 0.5), (np.zeros(1), np.zeros(1), 0.5)])
+def test_a_split_that_leaves_one_side_empty_is_refused(x, y, share):
+    with pytest.raises(ValueError, match="hold out"):
+        data.split(x, y, share)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("axis", [0, None])
+def test_scalings_give_the_training_data_their_range_and_use_nothing_of_the_test_data(dtype, axis):
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(100, 20, (500, 3)).astype(dtype) for _ in range(2))
+    z, scaled = (fit(train, axis=axis) for fit in (data.standardization, data.min_max))
+    assert np.allclose(z(train).mean(axis), 0, atol=1e-5) and np.allclose(z(train).std(axis), 1, atol=1e-5)
+    assert np.allclose(scaled(train).min(axis), 0, atol=1e-6) and np.allclose(scaled(train).max(axis), 1, atol=1e-6)
+    expected = (test.astype(float) - train.mean(axis, np.float64)) / train.std(axis, np.float64)
+    assert np.allclose(z(test), expected, atol=1e-5)
+    assert z(test).dtype == scaled(test).dtype == (np.float32 if dtype is np.uint8 else dtype)
+
+
+def test_a_constant_feature_becomes_zero_and_not_nan():
+    """MNIST's corner pixels: 0.1 is not exact in binary, so their computed standard deviation is not exactly 0."""
+    x = np.full((1000, 2), 0.1, np.float32)
+    x[:, 1] = np.arange(1000)
+    for fit in (data.standardization, data.min_max):
+        assert np.abs(fit(x)(x)[:, 0]).max() < 1e-6
+
+
+def test_one_hot_rows():
+    rows = data.one_hot([2, 0, 1])
+    assert rows.dtype == np.float32 and rows.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
+    assert data.one_hot(np.array([1, 1]), classes=4).shape == (2, 4)
+
+
+@pytest.mark.parametrize("y, classes", [([0, 3], 3), ([-1, 0], None), ([0.0, 1.0], None), ([[0, 1]], None), ([], None)])
+def test_one_hot_refuses_what_is_no_class_number(y, classes):
+    with pytest.raises(ValueError):
+        data.one_hot(np.array(y), classes)

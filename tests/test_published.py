@@ -1,0 +1,389 @@
+"""Published sets: whatever a server, a proxy or a broken copy gives, only the right bytes are ever used or left behind."""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minidl import cli, data, published
+from minidl.files import idx_bytes
+
+RNG = np.random.default_rng(0)
+ARRAYS = tuple(array for n in (50, 20) for array in (RNG.integers(0, 256, (n, 28, 28), np.uint8), RNG.integers(0, 10, n, np.uint8)))
+MD5 = tuple(hashlib.md5(idx_bytes(array)).hexdigest() for array in ARRAYS)
+PACKED = {f"{file}.gz": gzip.compress(idx_bytes(array)) for file, array in zip(published.FILES, ARRAYS)}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The first part of the path says how to answer, the last which file is wanted."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        how, _, file = self.path.strip("/").partition("/")
+        body = PACKED[file]
+        self.server.asked.append(self.path)
+        try:
+            getattr(self, how)(file, body)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the client had enough
+        self.close_connection = True
+
+    def answer(self, body, status=200, **headers):
+        self.send_response(status)
+        for key, value in {"Content-Length": len(body), **headers}.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def good(self, file, body):
+        self.answer(body)
+
+    def late(self, file, body):
+        time.sleep(0.2)
+        self.answer(body)
+
+    def unpacked(self, file, body):
+        """As a proxy does that unpacks what it hands on."""
+        self.answer(gzip.decompress(body))
+
+    def truncated(self, file, body):
+        self.answer(body[:len(body) // 2], Content_Length=len(body))
+
+    def truncated_without_length(self, file, body):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body[:len(body) // 2])
+
+    def altered(self, file, body):
+        """One bit of the data is wrong, and the gzip is in order."""
+        content = bytearray(gzip.decompress(body))
+        content[-1] ^= 1
+        self.answer(gzip.compress(bytes(content)))
+
+    def login_page(self, file, body):
+        """As a captive portal answers every request."""
+        self.answer(b"<html>please log in</html>")
+
+    def failing(self, file, body):
+        self.answer(b"", 500)
+
+    def absent(self, file, body):
+        self.answer(b"", 404)
+
+    def silent(self, file, body):
+        time.sleep(2)
+
+    def slow(self, file, body):
+        self.send_response(200)
+        self.send_header("Content-Length", len(body))
+        self.end_headers()
+        for byte in body:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.01)
+
+    def endless(self, file, body):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(2 ** 16))
+
+    def moved(self, file, body):
+        self.answer(b"", 302, Location=f"/good/{file}")
+
+    def moved_for_ever(self, file, body):
+        self.answer(b"", 302, Location=f"/moved_for_ever/{file}")
+
+    def moved_to_a_file(self, file, body):
+        self.answer(b"", 302, Location="file:///etc/hostname")
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A mirror on the loopback, and the set `mnist` replaced by a small one that it knows; gives `mirrors(*how)`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+
+    def mirrors(*how):
+        small = published.Published(tuple(f"{base}/{h}/" for h in how), MD5, "MIT", 1, ("MNIST/raw",))
+        monkeypatch.setitem(published.SETS, "mnist", small)
+        return server
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("MINIDL_OFFLINE")
+    monkeypatch.setattr(published, "TIMEOUT", 5)
+    monkeypatch.setattr(published, "LARGEST", 10 ** 6)
+    mirrors("good")
+    yield mirrors
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+
+def left_behind():
+    return sorted(path.name for path in data.cache().rglob("*") if path.is_file())
+
+
+def assert_loaded(loaded):
+    (x_train, y_train), (x_test, y_test) = loaded
+    for x, y, images, labels in ((x_train, y_train, *ARRAYS[:2]), (x_test, y_test, *ARRAYS[2:])):
+        assert np.array_equal(np.rint(x * 255).astype(np.uint8).reshape(images.shape), images) and np.array_equal(y, labels)
+
+
+@pytest.mark.parametrize("how", ["good", "unpacked", "moved"])
+def test_what_is_missing_is_downloaded_checked_and_kept(server, how):
+    asked = server(how).asked
+    assert_loaded(data.load("mnist"))
+    assert left_behind() == sorted(PACKED)
+    requests = len(asked)
+    assert_loaded(data.load("mnist"))
+    assert len(asked) == requests, "the second time it comes from the cache"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_sees_a_bar_for_each_file(server, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    data.load("mnist")
+    assert all(f"{file}.gz: 100%" in terminal.getvalue() for file in published.FILES)
+    assert "downloading" not in terminal.getvalue()
+
+
+BAD = ["truncated", "truncated_without_length", "altered", "login_page", "failing", "absent", "silent", "slow", "endless",
+       "moved_for_ever", "moved_to_a_file"]
+
+
+@pytest.fixture
+def impatient(monkeypatch, how):
+    if how in ("silent", "slow"):
+        monkeypatch.setattr(published, "TIMEOUT", 0.5)
+
+
+@pytest.mark.parametrize("how", BAD)
+@pytest.mark.usefixtures("impatient")
+def test_a_bad_mirror_leaves_nothing_and_the_error_says_what_to_do(server, how):
+    mirror = f"{server(how) and published.SETS['mnist'].mirrors[0]}{published.FILES[0]}.gz"
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load("mnist")
+    assert left_behind() == []
+    message = str(caught.value)
+    assert f"{mirror}: " in message and "--unpack" in message and str(data.cache() / "mnist") in message
+    assert all(f"{file}.gz" in message for file in published.FILES) and ".tmp" not in message
+
+
+@pytest.mark.parametrize("how", BAD)
+@pytest.mark.usefixtures("impatient")
+def test_the_second_mirror_helps_when_the_first_is_bad(server, how):
+    server(how, "good")
+    assert_loaded(data.load("mnist"))
+    assert left_behind() == sorted(PACKED)
+
+
+def test_no_server_at_all_is_reported_in_the_same_way(server, monkeypatch):
+    monkeypatch.setitem(published.SETS, "mnist", published.Published(("http://127.0.0.1:9/",), MD5, "MIT", 1, ()))
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+        data.load("mnist")
+
+
+def test_finished_files_survive_a_failure_and_are_not_fetched_again(server):
+    data.load("mnist")
+    (data.cache() / "mnist" / f"{published.FILES[2]}.gz").unlink()
+    asked = server("good").asked
+    del asked[:]
+    data.load("mnist")
+    assert asked == [f"/good/{published.FILES[2]}.gz"]
+
+
+def test_a_damaged_file_in_the_cache_is_replaced(server):
+    data.load("mnist")
+    path = data.cache() / "mnist" / f"{published.FILES[0]}.gz"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert_loaded(data.load("mnist"))
+
+
+def test_offline_means_offline_and_names_the_damaged_copy(server, monkeypatch):
+    asked = server("good").asked
+    data.load("mnist")
+    del asked[:]
+    path = data.cache() / "mnist" / f"{published.FILES[0]}.gz"
+    path.write_bytes(path.read_bytes()[:-50])
+    monkeypatch.setenv("MINIDL_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="MINIDL_OFFLINE") as caught:
+        data.load("mnist")
+    assert f"not usable: {path}" in str(caught.value)
+    assert asked == []
+
+
+CHILD = """
+import sys
+from minidl import data, published
+published.SETS["mnist"] = published.Published((sys.argv[1],), tuple(sys.argv[2:]), "MIT", 1, ())
+x = data.load("mnist")[0][0]
+print(len(x))
+"""
+
+
+def child(how, server):
+    server(how)
+    return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])})
+
+
+def test_two_processes_at_once_both_get_the_data(server):
+    both = [child("late", server) for _ in range(2)]
+    for process in both:
+        out, error = process.communicate(timeout=60)
+        assert out.strip() == "50", error
+        assert error.count("downloading http") == 4 and "\r" not in error and "\x1b" not in error
+    assert left_behind() == sorted(PACKED)
+
+
+def test_a_killed_download_leaves_nothing_that_would_be_used(server):
+    process = child("slow", server)
+    deadline = time.monotonic() + 30
+    while not any(data.cache().rglob("*.tmp")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not set(left_behind()) & set(PACKED)
+    server("good")
+    assert_loaded(data.load("mnist"))
+
+
+# --- Copies of other packages -------------------------------------------------------------------------
+
+def write_files(folder, arrays=ARRAYS, suffix=""):
+    folder.mkdir(parents=True)
+    for file, array in zip(published.FILES, arrays):
+        (folder / f"{file}{suffix}").write_bytes((gzip.compress if suffix else bytes)(idx_bytes(array)))
+
+
+def write_keras(folder, arrays=ARRAYS):
+    folder.mkdir(parents=True)
+    np.savez_compressed(folder / "mnist.npz", **dict(zip(data.KEYS, arrays)))
+
+
+@pytest.mark.parametrize("write, place", [
+    (write_keras, "home/datasets"), (write_files, "empty/MNIST/raw"), (write_files, "empty/data/MNIST/raw"),
+    (write_files, "home/data/MNIST/raw")])
+def test_copies_of_keras_and_torchvision_are_used_and_left_alone(server, tmp_path, write, place):
+    asked = server("good").asked
+    write(tmp_path / place)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert_loaded(data.load("mnist"))
+    assert asked == [] and {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_copy_that_is_not_the_published_set_is_passed_over(server, tmp_path):
+    altered = ARRAYS[0].copy()
+    altered[0, 0, 0] ^= 1
+    write_keras(tmp_path / "home/datasets", (altered, *ARRAYS[1:]))
+    assert_loaded(data.load("mnist"))
+    assert left_behind() == sorted(PACKED)
+
+
+def test_a_set_of_the_published_size_must_be_the_published_one_wherever_it_is(tmp_path):
+    """So that MNIST's files are not taken for Fashion-MNIST's, whose names and sizes are the same."""
+    arrays = tuple(np.zeros(shape, np.uint8) for shape in ((60_000, 28, 28), (60_000,), (10_000, 28, 28), (10_000,)))
+    write_files(tmp_path / "own", arrays)
+    with pytest.raises(ValueError, match="not the published fashion_mnist.*train-images"):
+        data.load("fashion_mnist", tmp_path / "own")
+
+
+def test_the_error_says_whose_file_it_is(monkeypatch):
+    monkeypatch.setitem(published.SETS, "mnist", published.Published((), MD5, "MIT", 1, ()))
+    with pytest.raises(ValueError, match="that is mnist's"):
+        published.check("fashion_mnist", ARRAYS, "here")
+
+
+# --- The command line ---------------------------------------------------------------------------------
+
+def run(capsys, *words):
+    code = cli.main(["data", *map(str, words)])
+    return code, capsys.readouterr().out
+
+
+def test_the_list_says_what_is_here_where_and_how_to_get_the_rest(server, capsys, tmp_path):
+    code, out = run(capsys)
+    assert code == 0 and "digits         10,000 training and 2,000 test images" in out
+    assert "python -m minidl data mnist" in out and "python -m minidl data fashion_mnist" in out
+    assert run(capsys, "mnist") == (0, f"mnist          50 training and 20 test images in {data.cache() / 'mnist'}\n")
+    assert str(data.cache() / "mnist") in run(capsys)[1]
+
+
+def test_a_download_that_fails_ends_with_code_1_and_the_reason(server, capsys):
+    server("failing")
+    code, out = run(capsys, "mnist")
+    assert code == 1 and "HTTP Error 500" in out
+
+
+def test_a_pack_installs_on_a_machine_without_a_network(server, capsys, tmp_path, monkeypatch):
+    code, out = run(capsys, "--pack", tmp_path / "sets.zip")
+    assert code == 1 and "nothing to pack" in out
+    run(capsys, "mnist")
+    code, out = run(capsys, "--pack", tmp_path / "sets.zip")
+    assert code == 0 and "packed mnist" in out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other machine"))
+    monkeypatch.setenv("MINIDL_OFFLINE", "1")
+    code, out = run(capsys, "--unpack", tmp_path / "sets.zip")
+    assert code == 0 and str(data.cache()) in out
+    assert_loaded(data.load("mnist"))
+
+
+def packed_with(tmp_path, changes):
+    path = tmp_path / "sets.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**{f"mnist/{name}": content for name, content in PACKED.items()}, **changes}.items():
+            if content is not None:
+                archive.writestr(name, content)
+    return path
+
+
+FIRST = f"mnist/{published.FILES[0]}.gz"
+
+
+@pytest.mark.parametrize("changes", [{FIRST: PACKED[f"{published.FILES[2]}.gz"]}, {FIRST: b"no gzip"}, {FIRST: bytes(10 ** 7)},
+                                     {f"mnist/{published.FILES[3]}.gz": None}, {FIRST: None}])
+def test_a_pack_with_wrong_content_is_refused(server, capsys, tmp_path, changes):
+    path = packed_with(tmp_path, changes)
+    code, out = run(capsys, "--unpack", path)
+    assert code == 1 and str(path) in out and data.find("mnist")[0] is None
+    assert all((data.cache() / "mnist" / name).read_bytes() == PACKED[name] for name in left_behind())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", bytes(1000)])
+def test_what_is_no_pack_is_refused(capsys, tmp_path, content):
+    (tmp_path / "sets.zip").write_bytes(content)
+    code, out = run(capsys, "--unpack", tmp_path / "sets.zip")
+    assert code == 1 and "sets.zip" in out and left_behind() == []
+
+
+def test_a_pack_cannot_write_outside_the_cache(server, capsys, tmp_path):
+    path = packed_with(tmp_path, {"../outside": b"x", "/mnist/../../outside": b"x"})
+    assert run(capsys, "--unpack", path)[0] == 0
+    assert left_behind() == sorted(PACKED) and not list(tmp_path.rglob("outside"))
