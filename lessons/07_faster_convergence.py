@@ -17,7 +17,7 @@ import numpy as np
 from minidl import Activation, BatchNorm, Dense, Sequential, experiments, initializers, plotting
 from minidl.lessonkit import Lesson, ratio
 
-lesson = Lesson()
+lesson = Lesson("07_faster_convergence")
 data = lesson.load_data()
 
 # %% [markdown]
@@ -77,14 +77,14 @@ slow, fast = (np.median(default.steps_to(name, TARGET)) for name in (PLAIN, BN))
 fig, ax = plotting.figure(title=f"{TARGET:.0%} right after {experiments.or_more(fast, 1000, '.0f')} steps with BatchNorm, "
                                 f"{experiments.or_more(slow, 1000, '.0f')} without", size=(11, 6))
 plotting.compare(default, target=TARGET, ax=ax)
-plotting.show(fig, "07_faster_convergence-accuracy")
+lesson.show(fig, "accuracy")
 
 # %%
 early = {name: np.median(default.array(name, "losses")[:, 80:100]) for name in (BN, PLAIN)}
 fig, ax = plotting.figure(size=(11, 6), title=f"After 100 steps the training loss is {early[BN]:.2f} with BatchNorm, "
                                               f"{early[PLAIN]:.2f} without")
 plotting.compare(default, what="losses", ax=ax)
-plotting.show(fig, "07_faster_convergence-loss")
+lesson.show(fig, "loss")
 
 # %% [markdown]
 # The plain network stays at chance for a while. Why? From layer to layer a unit's answer differs less
@@ -148,7 +148,7 @@ for ax, result, lr in zip(axes, (default, tuned), (0.5, best_rate)):
     plotting.compare(result, against="seconds", target=TARGET, ax=ax)
     ax.set_title(f"learning rate {lr:g}" + (", the plain net's best" if result is tuned else ", as in the title"))
 axes[1].set_ylabel("")
-plotting.show(fig, "07_faster_convergence-seconds")
+lesson.show(fig, "seconds")
 
 # %% [markdown]
 # ## Smaller weights
@@ -172,7 +172,7 @@ for ax, (lr, result) in zip(axes[0], small.items()):
     plotting.compare(result, target=TARGET, ax=ax)
     ax.set_title(f"learning rate {lr:g}" + (" (the plain net's best)" if lr == best_rate_small else ""))
     ax.set_ylabel("test accuracy" if ax is axes[0][0] else "")
-plotting.show(fig, "07_faster_convergence-small_weights")
+lesson.show(fig, "small_weights")
 
 # %% [markdown]
 # ## Explain

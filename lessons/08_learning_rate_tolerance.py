@@ -16,7 +16,7 @@ import numpy as np
 from minidl import Activation, BatchNorm, Dense, Sequential, experiments, optim, plotting
 from minidl.lessonkit import Lesson
 
-lesson = Lesson()
+lesson = Lesson("08_learning_rate_tolerance")
 data = lesson.load_data()
 
 # %% [markdown]
@@ -80,7 +80,7 @@ for ax, (depth, result) in zip(axes, results.items()):
     plotting.lr_range(result, below=WORKS, ax=ax)
     ax.set_title(f"{depth} hidden layers")
 axes[1].set_ylabel("")
-plotting.show(fig, "08_learning_rate_tolerance-final_loss")
+lesson.show(fig, "final_loss")
 
 # %% [markdown]
 # ## Explain: what the large step does
@@ -125,7 +125,7 @@ for i, name in enumerate((BN, PLAIN)):
 ax.set(xlabel="hidden layer", ylabel="standard deviation\nbefore the activation", yscale="log", xticks=range(1, 8),
        xticklabels=[*map(str, range(1, 7)), "logits"])
 plotting.legend(ax)
-plotting.show(fig, "08_learning_rate_tolerance-scale_by_layer")
+lesson.show(fig, "scale_by_layer")
 
 # %% [markdown]
 # ## The control: a small rate

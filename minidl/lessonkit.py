@@ -1,41 +1,52 @@
 """What the lesson scripts share: settings from the environment, and CHECK lines that decide the exit code."""
 
+import json
 import os
 
 import numpy as np
 
-from . import data, experiments
+from . import data, experiments, plotting
 from . import functional as F
+from .files import replacing
 from .layers import BatchNorm
 
 
 class Lesson:
-    """The settings and checks of one lesson.
+    """The settings, figures and checks of one lesson. name: that of its file, without .py.
 
     $MINIDL_DATASET (digits, mnist, fashion_mnist) and $MINIDL_DATA (a folder) choose the data, $MINIDL_SEED
-    (default 0) moves every random seed. $MINIDL_BN=identity makes BatchNorm only scale and shift, without
-    normalising: a lesson that claims an effect of BatchNorm must then fail.
+    (default 0) moves every random seed. Two negative controls, in which a lesson that claims an effect of BatchNorm
+    must fail: $MINIDL_BN=identity makes BatchNorm only scale and shift, without normalising; $MINIDL_LABELS=permuted
+    gives each image the label of another one, so that nothing can be learned.
     """
 
-    def __init__(self):
+    def __init__(self, name):
+        self.name = name
         self.seed = _whole_number("MINIDL_SEED", 0)
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"
-        self.failed = self.passed = 0
-        control = os.environ.get("MINIDL_BN") or ""
-        if control not in ("", "identity"):
-            raise SystemExit(f"MINIDL_BN can only be identity, got {control!r}")
-        if control:
+        self.figures, self.checks = {}, []
+        self.permuted = _switch("MINIDL_LABELS", "permuted")
+        if _switch("MINIDL_BN", "identity"):
             print("MINIDL_BN=identity: BatchNorm does not normalise in this run; the CHECKs should fail")
             BatchNorm.forward = scale_and_shift
 
     def load_data(self):
-        """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script in one line if it is missing."""
+        """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is missing, saying why."""
         try:
-            loaded = data.load(self.dataset)
+            train, test = data.load(self.dataset)
         except (OSError, ValueError) as error:
             raise SystemExit(f"no data: {error}") from None
-        print(f"data set {self.dataset}: {len(loaded[0][0])} training and {len(loaded[1][0])} test images; seed {self.seed}")
-        return loaded
+        print(f"data set {self.dataset}: {len(train[0])} training and {len(test[0])} test images; seed {self.seed}")
+        if self.permuted:
+            print("MINIDL_LABELS=permuted: no image has its own label in this run; the CHECKs should fail")
+            rng = np.random.default_rng(self.seed)
+            train, test = ((x, rng.permutation(y)) for x, y in (train, test))
+        return train, test
+
+    def show(self, fig, name):
+        """Show a figure (see `plotting.show`), saved as figures/<lesson>-<name>.png, and keep its numbers for `finish`."""
+        self.figures[name] = plotting.numbers(fig)
+        plotting.show(fig, f"{self.name}-{name}")
 
     def seeds(self, n):
         """n seeds that no other $MINIDL_SEED gives."""
@@ -47,19 +58,23 @@ class Lesson:
         text: what to print for the number, where it is only known to be larger. on_default_data: the bound was
         set for the digits; on other data the line reports and cannot fail.
         """
-        passed = measured >= at_least if at_most is None else measured <= at_most
+        passed = bool(measured >= at_least if at_most is None else measured <= at_most)
         required = f">= {at_least:.4g}" if at_most is None else f"<= {at_most:.4g}"
-        if on_default_data and self.dataset != "digits":
-            verdict = "REPORTED (the bound is for the digits)"
-        else:
-            self.passed, self.failed = self.passed + passed, self.failed + (not passed)
-            verdict = "PASS" if passed else "FAIL"
-        print(f"CHECK {name}: measured {text or f'{measured:.4g}'}, required {required}, {verdict}")
+        reported = on_default_data and self.dataset != "digits"
+        verdict = "REPORTED (the bound is for the digits)" if reported else "PASS" if passed else "FAIL"
+        text = text or f"{measured:.4g}"
+        self.checks.append({"name": name, "measured": float(measured) if np.isfinite(measured) else None, "text": text,
+                            "at_least": at_least, "at_most": at_most, "passed": None if reported else passed})
+        print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 
     def finish(self):
-        """Sum up; exit code 1 if a check failed."""
-        print(f"{self.passed} checks passed, {self.failed} failed")
-        if self.failed:
+        """Sum up; write checks and the numbers behind the figures to figures/<lesson>.json; exit code 1 if a check failed."""
+        record = {"lesson": self.name, "seed": self.seed, "dataset": self.dataset, "checks": self.checks, "figures": self.figures}
+        with replacing(plotting.folder() / f"{self.name}.json") as file:
+            file.write(json.dumps(record, allow_nan=False).encode())
+        passed, failed = (sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False))
+        print(f"{passed} checks passed, {failed} failed")
+        if failed:
             raise SystemExit(1)
 
 
@@ -79,6 +94,14 @@ def ratio(slow, fast, limit):
     if not np.isfinite(slow):
         return limit / fast, f"> {limit / fast:.3g}"
     return slow / fast, experiments.or_more(slow / fast, limit, ".3g")
+
+
+def _switch(variable, only):
+    """Whether an environment variable has its only value; SystemExit if it has another."""
+    text = os.environ.get(variable) or ""
+    if text not in ("", only):
+        raise SystemExit(f"{variable} can only be {only}, got {text!r}")
+    return bool(text)
 
 
 def _whole_number(variable, default):

@@ -105,6 +105,42 @@ def lr_range(result, below=None, ax=None):
     return legend(ax)
 
 
+def numbers(fig):
+    """The data that a figure shows, as plain lists: for each panel its title, axis labels and series.
+
+    Lines, points, areas (such as bands, as their outlines), bars and images. Not finite becomes None, as JSON has no NaN.
+    """
+    from matplotlib.collections import PathCollection
+    panels = []
+    for ax in fig.axes:
+        series = []
+        for line in ax.lines:
+            coordinates = line.get_data_3d() if ax.name == "3d" else line.get_data()
+            series.append({"kind": "line", "label": line.get_label(), **dict(zip("xyz", map(_plain, coordinates)))})
+        for part in ax.collections:
+            if isinstance(part, PathCollection):
+                series.append({"kind": "points", "label": part.get_label(), "xy": _plain(part.get_offsets())})
+            else:
+                series += [{"kind": "area", "label": part.get_label(), "xy": _plain(path.vertices)} for path in part.get_paths()]
+        bars = [bar for group in ax.containers for bar in group if hasattr(bar, "get_height")]
+        series += [{"kind": "bar", "x_y_width_height": _plain(bar.get_bbox().bounds)} for bar in bars]
+        series += [{"kind": "image", "values": _plain(image.get_array())} for image in ax.images]
+        panels.append({"title": ax.get_title(), "x": ax.get_xlabel(), "y": ax.get_ylabel(), "series": series})
+    return {"title": fig.get_suptitle(), "panels": panels}
+
+
+def _plain(values):
+    values = np.ma.filled(np.ma.asarray(values, float), np.nan)
+    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+
+
+def folder():
+    """Where figures are saved: $MINIDL_FIGURES, or figures/ in the working folder; made if need be."""
+    path = Path(os.environ.get("MINIDL_FIGURES") or "figures")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def show(fig, name):
     """Show a figure: in a window where there is one, else saved as figures/<name>.png, and the path printed.
 
@@ -114,9 +150,7 @@ def show(fig, name):
     if fig.canvas.required_interactive_framework:
         fig.canvas.manager.pyplot_show()  # blocks in a script, returns at once in an interactive session
         return
-    folder = Path(os.environ.get("MINIDL_FIGURES") or "figures")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.png"
+    path = folder() / f"{name}.png"
     fig.savefig(path)
     print(f"figure: {path}")
     if plt.get_backend().lower() == "agg":

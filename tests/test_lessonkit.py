@@ -1,0 +1,82 @@
+"""What the lessons' verdicts rest on: CHECK lines that can fail, controls that are what they say, numbers as shown."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minidl import BatchNorm, data, plotting
+from minidl.lessonkit import Lesson, ratio
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDL_FIGURES", str(tmp_path))
+    for variable in ("MINIDL_SEED", "MINIDL_DATASET", "MINIDL_BN", "MINIDL_LABELS"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+def test_checks_decide_the_exit_code_and_are_written_down(capsys, folder):
+    lesson = Lesson("01_x")
+    lesson.check("large enough", 2.0, at_least=2)
+    lesson.check("small enough", np.float32(2.0), at_most=2)
+    lesson.finish()
+    lesson.check("never reached", np.inf, text="> 9", at_most=5)
+    lesson.check("no number", np.nan, at_least=0)
+    with pytest.raises(SystemExit) as caught:
+        lesson.finish()
+    out = capsys.readouterr().out
+    assert caught.value.code == 1 and "2 checks passed, 2 failed" in out
+    assert "CHECK large enough: measured 2, required >= 2, PASS" in out
+    assert "CHECK never reached: measured > 9, required <= 5, FAIL" in out
+    record = json.loads((folder / "01_x.json").read_text())
+    assert [check["passed"] for check in record["checks"]] == [True, True, False, False]
+    assert [check["measured"] for check in record["checks"]] == [2, 2, None, None]
+
+
+def test_a_bound_for_the_digits_only_reports_on_other_data(monkeypatch, capsys):
+    monkeypatch.setenv("MINIDL_DATASET", "mnist")
+    lesson = Lesson("01_x")
+    lesson.check("accuracy", 0.1, at_least=0.9, on_default_data=True)
+    lesson.finish()
+    assert "REPORTED" in capsys.readouterr().out
+
+
+def test_the_controls_do_what_they_say(monkeypatch, capsys):
+    monkeypatch.setattr(BatchNorm, "forward", BatchNorm.forward)  # put back after the test
+    monkeypatch.setenv("MINIDL_BN", "identity")
+    monkeypatch.setenv("MINIDL_LABELS", "permuted")
+    (x, y), (x_test, y_test) = Lesson("01_x").load_data()
+    (x_true, y_true), (_, y_test_true) = data.load("digits")
+    assert np.array_equal(x, x_true)
+    for shuffled, true in ((y, y_true), (y_test, y_test_true)):
+        assert np.array_equal(np.sort(shuffled), np.sort(true)) and abs((shuffled == true).mean() - 0.1) < 0.03
+    layer = BatchNorm()
+    assert np.array_equal(layer(x[:8]).numpy(), x[:8]), "gamma is 1 and beta 0 at first"
+    assert np.array_equal(layer.running_mean, np.zeros(784))
+
+
+@pytest.mark.parametrize("slow, fast, expected", [([100, 200, 300], [10, 20, 30], (10, "10")), ([np.inf] * 3, [10] * 3, (100, "> 100")),
+                                                  ([10] * 3, [np.inf] * 3, (0, "0 (the first was not reached)"))])
+def test_ratios_of_what_was_not_reached_are_bounds(slow, fast, expected):
+    assert ratio(slow, fast, limit=1000) == expected
+
+
+def test_the_numbers_behind_a_figure_are_those_drawn(folder):
+    fig, ax = plotting.figure(title="message")
+    plotting.band(np.arange(3), [[1.0, 2, np.nan], [3, 4, 5]], "with BN", ax=ax)
+    ax.scatter([1], [2], label="dot")
+    ax.bar([0], [7], width=0.5)
+    ax.imshow([[1.0, 2.0]])
+    lesson = Lesson("01_x")
+    lesson.show(fig, "all")
+    lesson.finish()
+    figure = json.loads((folder / "01_x.json").read_text())["figures"]["all"]
+    assert figure["title"] == "message" and (folder / "01_x-all.png").exists()
+    series = figure["panels"][0]["series"]
+    assert {"kind": "line", "label": "with BN", "x": [0, 1, 2], "y": [2, 3, 5]} in series
+    assert {"kind": "points", "label": "dot", "xy": [[1, 2]]} in series
+    assert {"kind": "bar", "x_y_width_height": [-0.25, 0, 0.5, 7]} in series
+    assert {"kind": "image", "values": [[1, 2]]} in series
+    assert [2, 5] in next(s["xy"] for s in series if s["kind"] == "area")
