@@ -111,7 +111,7 @@ def split(x, y, share=0.2, seed=0):
 
 
 def one_hot(y, classes=None):
-    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: the largest label + 1 if left out."""
+    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: largest label + 1 if left out."""
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
         raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of shape {y.shape}")

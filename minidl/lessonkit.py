@@ -69,7 +69,8 @@ class Lesson:
 
     def finish(self):
         """Sum up; write checks and the numbers behind the figures to figures/<lesson>.json; exit code 1 if a check failed."""
-        record = {"lesson": self.name, "seed": self.seed, "dataset": self.dataset, "checks": self.checks, "figures": self.figures}
+        record = {"lesson": self.name, "seed": self.seed, "dataset": self.dataset, "checks": self.checks,
+                  "figures": self.figures}
         with replacing(plotting.folder() / f"{self.name}.json") as file:
             file.write(json.dumps(record, allow_nan=False).encode())
         passed, failed = (sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False))

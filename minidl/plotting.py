@@ -105,6 +105,26 @@ def lr_range(result, below=None, ax=None):
     return legend(ax)
 
 
+def sweep(result, x, y, by=None, ax=None):
+    """One result of a `sweeps.Sweep` against one of its settings: a band over all other settings, such as seeds.
+
+    x, by: keys of the grid; by: one line for each of its values. y: a result that is a single number.
+    """
+    for name in (x, by):
+        if name is not None and name not in result.axes:
+            raise ValueError(f"the grid of this sweep has no {name!r}; it has {', '.join(result.axes)}")
+    ax = _axes(ax)
+    first = [list(result.axes).index(name) for name in (by, x) if name is not None]
+    values = np.moveaxis(result.array(y), first, range(len(first)))
+    lines = values if by is not None else values[None]
+    for i, line in enumerate(lines):
+        band(result.axes[x], line.reshape(len(line), -1).T, y if by is None else f"{by} {result.axes[by][i]}", i, ax)
+    if min(result.axes[x]) > 0 and max(result.axes[x]) >= 30 * min(result.axes[x]):
+        ax.set_xscale("log")
+    ax.set(xlabel=x, ylabel=y)
+    return legend(ax)
+
+
 def numbers(fig):
     """The data that a figure shows, as plain lists: for each panel its title, axis labels and series.
 
@@ -121,7 +141,8 @@ def numbers(fig):
             if isinstance(part, PathCollection):
                 series.append({"kind": "points", "label": part.get_label(), "xy": _plain(part.get_offsets())})
             else:
-                series += [{"kind": "area", "label": part.get_label(), "xy": _plain(path.vertices)} for path in part.get_paths()]
+                series += [{"kind": "area", "label": part.get_label(), "xy": _plain(path.vertices)}
+                           for path in part.get_paths()]
         bars = [bar for group in ax.containers for bar in group if hasattr(bar, "get_height")]
         series += [{"kind": "bar", "x_y_width_height": _plain(bar.get_bbox().bounds)} for bar in bars]
         series += [{"kind": "image", "values": _plain(image.get_array())} for image in ax.images]

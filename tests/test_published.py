@@ -19,7 +19,7 @@ from minidl import cli, data, published
 from minidl.files import idx_bytes
 
 RNG = np.random.default_rng(0)
-ARRAYS = tuple(array for n in (50, 20) for array in (RNG.integers(0, 256, (n, 28, 28), np.uint8), RNG.integers(0, 10, n, np.uint8)))
+ARRAYS = tuple(RNG.integers(0, top, shape, np.uint8) for n in (50, 20) for top, shape in ((256, (n, 28, 28)), (10, n)))
 MD5 = tuple(hashlib.md5(idx_bytes(array)).hexdigest() for array in ARRAYS)
 PACKED = {f"{file}.gz": gzip.compress(idx_bytes(array)) for file, array in zip(published.FILES, ARRAYS)}
 
@@ -250,8 +250,9 @@ print(len(x))
 
 def child(how, server):
     server(how)
-    return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])})
+    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])}
+    return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_at_once_both_get_the_data(server):

@@ -470,59 +470,6 @@ def test_numbers_are_printed_as_keras_prints_them():
     assert progress.format_logs({"loss": 0.123456, "mse": 0.000123456}) == "loss: 0.1235 - mse: 1.2346e-04"
 
 
-# --- Experiments --------------------------------------------------------------------------------------
-
-BUILDERS = {"BN": lambda seed: net(True, seed=seed), "plain": lambda seed: net(False, seed=seed)}
-
-
-def toy_data():
-    x, y = toy(300)
-    return (x[:200], y[:200]), (x[200:], y[200:])
-
-
-def test_a_comparison_trains_for_exactly_the_steps_and_measures_where_asked():
-    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=23, batch_size=32, seeds=(5, 6), eval_steps=[0, 7, 23, 99])
-    for name in BUILDERS:
-        assert result.array(name, "losses").shape == (2, 23) and np.isfinite(result.array(name, "losses")).all()
-        assert result.runs[name][0].eval_steps.tolist() == [0, 7, 23]
-        assert np.all(np.diff(result.array(name, "seconds"), axis=1) > 0)
-    assert "BN" in result.table(0.5, at=(7, 23))
-    with pytest.raises(ValueError, match="not measured"):
-        result.accuracy_at("BN", 8)
-
-
-def test_without_eval_steps_the_last_step_is_measured():
-    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=119, seeds=(0,))
-    assert np.isfinite(result.accuracy_at("BN", 119)).all()
-
-
-def test_a_table_and_a_figure_say_where_runs_diverged():
-    result = experiments.compare(BUILDERS, toy_data(), lr=1e30, steps=10, seeds=(0, 1), eval_steps=[0, 1, 10])
-    assert "diverged" in result.table(0.5, at=(10,)) and "nan" not in result.table(0.5, at=(10,))
-
-
-def test_steps_to_a_target_are_the_first_crossing_and_infinite_without_one():
-    r = experiments.Run(np.zeros(30), np.array([0, 10, 20, 30]), np.array([0.1, 0.9, 0.8, 0.95]), np.array([0, 1.0, 2, 3]))
-    assert (r.steps_to(0.85), r.steps_to(0.95), r.steps_to(0.99)) == (10, 30, np.inf)
-    assert r.seconds_to(0.85) == 1.0
-
-
-def test_a_diverged_run_is_recorded_as_diverged():
-    (x, y), test = toy_data()
-    result = experiments.lr_range(BUILDERS, ((x, y), test), [0.1, 1e30], steps=10, seeds=(0,))
-    assert np.isfinite(result.losses["plain"][0, 0]) and np.isinf(result.losses["plain"][0, 1])
-    assert result.largest("plain", below=1e9).tolist() == [0.1]
-    assert result.largest("plain", below=0).tolist() == [0]
-
-
-def test_threads_give_the_same_table_as_one_after_the_other_bit_for_bit():
-    options = dict(rates=[0.03, 0.1, 0.3], steps=10, seeds=(0, 1))
-    serial = experiments.lr_range(BUILDERS, toy_data(), **options)
-    with ThreadPoolExecutor(3) as executor:
-        threaded = experiments.lr_range(BUILDERS, toy_data(), executor=executor, **options)
-    assert all(np.array_equal(serial.losses[name], threaded.losses[name]) for name in BUILDERS)
-
-
 def test_a_tensor_input_trains_as_an_array_does():
     x, y = toy()
     model = net().build((20,))
