@@ -327,15 +327,12 @@ def per_channel(v, x):
 
 def _layer_norm_forward(x, gamma, beta, eps):
     normalized, transposed_vjp, *_ = _batch_norm_forward(x.T, 1.0, 0.0, eps)
-    normalized = normalized.T
 
     def vjp(g):
         gx, *_ = transposed_vjp((g * gamma).T)
-        return gx.T, np.einsum("ij,ij->j", g, normalized), np.add.reduce(g, axis=0)
+        return gx.T, np.einsum("ij,ij->j", g, normalized.T), np.add.reduce(g, axis=0)
 
-    y = normalized * gamma
-    y += beta
-    return y, vjp
+    return normalized.T * gamma + beta, vjp
 
 
 _layer_norm = Fused("layer_norm", _layer_norm_forward, composed="layer_norm_composed")
