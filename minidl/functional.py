@@ -321,3 +321,28 @@ def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5):
 def per_channel(v, x):
     """v of shape (c,) reshaped to broadcast against x of shape (n, c, ...)."""
     return v if x.ndim == 2 else v.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+# --- Layer Normalization (Ba, Kiros and Hinton 2016): the same along the other axis --------------------
+
+def _layer_norm_forward(x, gamma, beta, eps):
+    normalized, transposed_vjp, *_ = _batch_norm_forward(x.T, 1.0, 0.0, eps)
+
+    def vjp(g):
+        gx, *_ = transposed_vjp((g * gamma).T)
+        return gx.T, np.einsum("ij,ij->j", g, normalized.T), np.add.reduce(g, axis=0)
+
+    return normalized.T * gamma + beta, vjp
+
+
+_layer_norm = Fused("layer_norm", _layer_norm_forward, composed="layer_norm_composed")
+
+
+def layer_norm(x, gamma, beta, eps=1e-5):
+    """Normalise each sample over its features, then scale and shift. x: (..., features). gamma, beta: (features,)."""
+    return _layer_norm(x.reshape(-1, x.shape[-1]), gamma, beta, eps=eps).reshape(x.shape)
+
+
+def layer_norm_composed(x, gamma, beta, eps=1e-5):
+    """The definition of `layer_norm` from primitives: slower, but can be differentiated twice."""
+    return gamma * (x - mean(x, -1, keepdims=True)) / sqrt(var(x, -1, keepdims=True) + eps) + beta

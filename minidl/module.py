@@ -130,18 +130,26 @@ class Module:
             parameter.grad = None
 
     def astype(self, dtype):
-        """Turn all parameters and buffers into another floating dtype, in place. Returns self."""
+        """Turn all parameters and floating buffers into another floating dtype, in place. Returns self."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
         for module in self.modules():
-            for key, value in vars(module).items():
-                if isinstance(value, np.ndarray):
-                    setattr(module, key, value.astype(dtype))
+            _cast(vars(module), dtype)
         return self
 
     def __repr__(self):
         parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
         return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
+
+
+def _cast(value, dtype):
+    """value with its floating arrays in another dtype: dicts and lists are changed in place, tuples made anew."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return value.astype(dtype)
+    if isinstance(value, (dict, list)):
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _cast(part, dtype)
+    return tuple(_cast(part, dtype) for part in value) if type(value) is tuple else value
 
 
 @contextmanager

@@ -111,7 +111,7 @@ class Sequential(Module):
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         rule = "-" * max(map(len, lines))
         trainable = sum(p.size for p in self.parameters() if p.requires_grad)
-        total = sum(p.size for p in self.parameters()) + sum(b.size for b in self.buffers())
+        total = _size(self)
         print("\n".join([rule, lines[0], rule, *lines[1:], rule, f"Total params: {total:,}",
                          f"Trainable params: {trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
 
@@ -123,10 +123,14 @@ class Sequential(Module):
         with evaluation(self), no_grad():
             for layer in self.layers:
                 x = layer(x)
-                count = sum(p.size for p in layer.parameters()) + sum(b.size for b in layer.buffers())
-                rows.append((f"{layer.name} ({type(layer).__name__})", str((None, *x.shape[1:])), f"{count:,}"))
+                rows.append((f"{layer.name} ({type(layer).__name__})", str((None, *x.shape[1:])), f"{_size(layer):,}"))
         return rows
 
     def _need_compile(self):
         if self.loss is None:
             raise RuntimeError("the model is not compiled: call model.compile(optimizer=..., loss=..., metrics=[...]) first")
+
+
+def _size(module):
+    """How many numbers a module holds, as Keras counts: without integers such as BatchNorm's count of its updates."""
+    return sum(a.size for a in [*module.parameters(), *module.buffers()] if a.dtype.kind == "f")
