@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from minidl import Dense, Parameter, Sequential, Tensor, optim, schedules
+from minidl import Dense, DivergenceError, Parameter, Sequential, Tensor, optim, schedules
 from minidl import functional as F
 from minidl.schedules import CosineDecay, ExponentialDecay, OneCycle, StepDecay, WarmUp
 
@@ -117,16 +117,16 @@ def test_steps_under_a_constant_gradient(optimizer, sizes):
 def test_decoupled_decay_does_not_pass_through_the_moments():
     """Under a zero gradient AdamW shrinks p by 1 - lr weight_decay, exactly; where the gradient is large, just as much."""
     p, plain = parameter(3.0, -2.0), parameter(3.0, -2.0)
-    adamw, adam = optim.AdamW([p], lr=0.1, weight_decay=0.5), optim.Adam([plain], lr=0.1)
+    adamw, adam = optim.AdamW([p], lr=0.1), optim.Adam([plain], lr=0.1)
     p.grad = np.zeros(2)
     adamw.step()
-    assert np.array_equal(p.data, np.array([3.0, -2.0]) * (1 - 0.1 * 0.5))
+    assert np.array_equal(p.data, np.array([3.0, -2.0]) * (1 - 0.1 * 0.01))
     adamw.attach([p])
     p.data[:] = 3.0, -2.0
     p.grad = plain.grad = np.array([1e-3, 1e5])
     adamw.step()
     adam.step()
-    np.testing.assert_allclose(plain.data - p.data, 0.1 * 0.5 * np.array([3.0, -2.0]), rtol=1e-9)
+    np.testing.assert_allclose(plain.data - p.data, 0.1 * 0.01 * np.array([3.0, -2.0]), rtol=1e-9)
 
 
 @every_optimizer
@@ -475,6 +475,14 @@ def test_an_impossible_rate_is_refused_at_its_step(rate, scheduled):
     with pytest.raises(ValueError, match=f"{'spoiled.*' if scheduled else rate} gives {rate} at step 2"):
         optimizer.step()
     assert p.data == pytest.approx(0.8) and optimizer.steps == 2
+
+
+def test_a_divergence_names_the_rate_that_the_schedule_gave():
+    model = Sequential([Dense(4, input_shape=3)]).compile(optim.SGD(lr=StepDecay(1e35, steps=1, factor=10)))
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    with pytest.raises(DivergenceError, match=r"at step (\d+): .* the learning rate is 1e\+3[5-9],") as caught:
+        model.fit(x, np.arange(64) % 4, verbose=0, epochs=4, batch_size=16)
+    assert f"rate is 1e+{35 + caught.value.step}," in str(caught.value)
 
 
 def test_a_rate_of_zero_is_only_a_pause():
