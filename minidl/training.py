@@ -271,7 +271,7 @@ def _raise_divergence(model, x, optimizer, history):
     layer = first_nonfinite(model, x)
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
     raise DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. It first appears in "
-                          f"{layer}; the learning rate is {optimizer.lr:.4g}, {last}. A smaller learning rate usually "
+                          f"{layer}; the learning rate is {optimizer.current_lr:.4g}, {last}. A smaller learning rate usually "
                           "helps, and so does BatchNorm", history, len(losses), layer)
 
 

@@ -10,8 +10,16 @@ import pytest
 import minidl
 
 PACKAGE = Path(minidl.__file__).parent
-LEVELS = [["tensor", "plotting", "progress", "files"], ["functional", "gradcheck", "published"], ["data", "module", "initializers"], ["layers", "optim", "sweeps"],
-          ["training"], ["sequential", "experiments"], ["lessonkit", "__init__", "cli"], ["__main__"]]
+LEVELS = [
+    ["tensor", "plotting", "progress", "files", "schedules"],
+    ["functional", "gradcheck", "published"],
+    ["data", "module", "initializers"],
+    ["layers", "optim", "sweeps"],
+    ["training"],
+    ["sequential", "experiments"],
+    ["lessonkit", "__init__", "cli"],
+    ["__main__"],
+]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.glob("*.py"))
 
