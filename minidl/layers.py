@@ -3,6 +3,8 @@
 A layer learns the number of its inputs from the first batch it sees, or from `input_shape`.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from . import functional as F
@@ -84,6 +86,15 @@ class Activation(Module):
         return f"Activation({_name(self.function)})"
 
 
+@dataclass
+class BatchStatistics:
+    """Mean and biased variance (features,) of one batch with n samples per channel."""
+
+    mean: np.ndarray
+    var: np.ndarray
+    n: int
+
+
 class BatchNorm(Module):
     """Batch Normalization (Ioffe and Szegedy 2015): y = gamma (x - mean) / sqrt(var + eps) + beta.
 
@@ -114,6 +125,8 @@ class BatchNorm(Module):
         self.input_shape = as_shape(input_shape)
         self.gamma = self.beta = self.running_mean = self.running_var = None
         self.updates = 0
+        self.latest = None  # BatchStatistics of the latest training batch
+        self.estimated = False  # whether estimate_population_statistics has replaced the starting values
         self.built = False
 
     def create_parameters(self):
@@ -150,6 +163,7 @@ class BatchNorm(Module):
                              "sample has no variance: use a larger batch, or model.eval() for single samples")
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
+        self.latest = BatchStatistics(mean, var, n)
         self._update(mean, var * (n / (n - 1)))
         return y
 
@@ -218,7 +232,7 @@ def estimate_population_statistics(model, x, batch_size=256):
                 model(xb)
         finally:
             for layer, momentum, updates in settings:
-                layer.momentum, layer.updates = momentum, updates
+                layer.momentum, layer.updates, layer.estimated = momentum, updates, True
 
 
 def _converted(x, dtype, layer):

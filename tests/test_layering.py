@@ -11,7 +11,7 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [["tensor", "plotting", "progress", "files"], ["functional", "gradcheck", "data"], ["module", "initializers"], ["layers", "optim"],
-          ["training"], ["sequential", "experiments"], ["lessonkit", "__init__"]]
+          ["training", "inside"], ["sequential", "experiments"], ["lessonkit", "__init__"]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.glob("*.py"))
 
@@ -53,7 +53,8 @@ def test_importing_minidl_loads_no_plotting_and_no_progress_bar():
 
 def test_the_face_of_the_package():
     names = ["Tensor", "no_grad", "grad", "gradcheck", "Module", "Parameter", "Sequential", "Dense", "Activation", "BatchNorm",
-             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments"]
+             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments",
+             "record", "explain"]
     assert set(names) <= set(minidl.__all__) <= set(dir(minidl))
 
 
