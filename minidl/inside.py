@@ -83,13 +83,15 @@ class record:
     def after_forward(self, layer, inputs, y):
         """The hook of each layer: remember an output that a gradient can reach."""
         if layer.training and isinstance(y, Tensor) and y.requires_grad:
-            self.outputs[self.names[id(layer)]] = y
+            name = self.names[id(layer)]
+            self.outputs.pop(name, None)  # of a forward without a backward, or an earlier use: the order is that of the last
+            self.outputs[name] = y
 
     def after_backward(self, found):
         """Turn a step into numbers. found: all (Tensor, gradient) of this backward, which may be another model's."""
         parameters = {f"{self.names[id(part)]}.{key}": p for part in self.model.modules()
                       for key, p in part._attributes() if isinstance(p, Parameter)}
-        if not {id(p) for p in parameters.values()} & {id(x) for x, _ in found}:
+        if not self.outputs or not {id(p) for p in parameters.values()} & {id(x) for x, _ in found}:
             return
         self.compare_parameters()
         if self.count % self.every == 0:
