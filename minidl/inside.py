@@ -130,7 +130,7 @@ def _statistics(x, percentiles=()):
 
 
 def explain(loss, wrt):
-    """Print the ops from the loss back to wrt, a Parameter or a result, with the size of the gradient at the output of each.
+    """Print the ops from the loss back to wrt, a Parameter or a result, with the gradient at the output of each: norm, mean |entry|.
 
     They stand in the order of the backward walk, and `leads to` gives the numbers of those that come next. The graph is
     kept: backward() still works afterwards. Raises RuntimeError when it is already freed, ValueError when there is no path.
@@ -153,7 +153,7 @@ def explain(loss, wrt):
         name = t.op.name if t.op else type(t).__name__
         rows.append([f"{numbers[key]:>2} {name}{' (wrt)' if t is wrt else ''}", ", ".join(inputs), str(t.shape),
                      f"{_statistics(g)['norm']:.3g}", f"{np.abs(g).mean():.3g}"])
-    _print_table(["op", "leads to", "shape", "|gradient|", "mean per entry"], rows)
+    _print_table(["op", "leads to", "shape", "|gradient|", "mean |entry|"], rows)
 
 
 def explain_batchnorm(model):
@@ -165,7 +165,8 @@ def explain_batchnorm(model):
     rows, warnings = [], []
     for path, layer in model.named_modules():
         if isinstance(layer, BatchNorm):
-            name, updates, batch, average = layer.name or path, int(layer.updates), layer.latest, layer.momentum is None
+            name, updates = layer.name or path or "batchnorm", int(layer.updates)
+            batch, average = layer.latest, layer.momentum is None
             start = 0.0 if layer.estimated or average and updates else (1 - (layer.momentum or 0)) ** updates
             gap = ratio = ""
             if batch:
