@@ -130,10 +130,10 @@ def _statistics(x, percentiles=()):
 
 
 def explain(loss, wrt):
-    """Print the ops from the loss back to wrt, a Parameter or a result, with the gradient at the output of each: norm, mean |entry|.
+    """Print the ops from the loss back to wrt, a Parameter or a result, with the gradient at each output: norm, mean |entry|.
 
-    They stand in the order of the backward walk, and `leads to` gives the numbers of those that come next. The graph is
-    kept: backward() still works afterwards. Raises RuntimeError when it is already freed, ValueError when there is no path.
+    They stand in the order of the backward walk; `leads to` gives the numbers of those that come next. The graph is kept:
+    backward() still works afterwards. Raises RuntimeError when it is already freed, ValueError when there is no path.
     """
     found = _gradients(loss, _seed(loss, None), wanted=range(2 ** 64))  # every id: all results, in the order of the walk
     path = {}
