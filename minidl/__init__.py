@@ -5,6 +5,7 @@
 
 from . import data, experiments, functional, initializers, optim, plotting, schedules
 from .gradcheck import gradcheck
+from .inside import explain, record
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, estimate_population_statistics
 from .module import Module, Parameter
 from .sequential import Sequential
@@ -13,5 +14,5 @@ from .training import Callback, DivergenceError, History
 
 __version__ = "0.1.0"
 __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "Flatten", "History", "LayerNorm",
-           "Module", "Parameter", "Sequential", "Tensor", "data", "estimate_population_statistics", "experiments", "functional",
-           "grad", "gradcheck", "initializers", "no_grad", "optim", "plotting", "schedules"]
+           "Module", "Parameter", "Sequential", "Tensor", "data", "estimate_population_statistics", "experiments", "explain",
+           "functional", "grad", "gradcheck", "initializers", "no_grad", "optim", "plotting", "record", "schedules"]

@@ -111,6 +111,7 @@ class BatchNorm(Module):
     Attributes: frozen_statistics, False at first; True makes training mode use the running statistics and leave them
     as they are, while gamma and beta learn unless their requires_grad is False (Keras' trainable=False does both).
     latest: the BatchStatistics of the latest (ghost) batch in training mode, None before. updates: their number.
+    estimated: whether estimate_population_statistics has replaced the starting values.
 
     |                  | here and PyTorch | Keras        |
     |------------------|------------------|--------------|
@@ -131,7 +132,7 @@ class BatchNorm(Module):
         self.input_shape = as_shape(input_shape)
         self.gamma = self.beta = self.running_mean = self.running_var = self.latest = None
         self.updates = np.zeros((), np.int64)  # an array, so that it is a buffer
-        self.frozen_statistics = self.built = False
+        self.frozen_statistics = self.estimated = self.built = False
 
     def create_parameters(self):
         """gamma and the running variance start at 1, beta and the running mean at 0."""
@@ -307,6 +308,8 @@ def estimate_population_statistics(model, x, batch_size=256):
         try:
             for xb, _ in batches(x, x, batch_size):
                 model(xb)
+            for layer in layers:
+                layer.estimated = True
         finally:
             for layer, kept in zip(layers, before):
                 vars(layer).update(kept)

@@ -15,7 +15,7 @@ LEVELS = [
     ["functional", "gradcheck", "published"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
-    ["training"],
+    ["training", "inside"],
     ["sequential", "experiments"],
     ["lessonkit", "__init__", "cli"],
     ["__main__"],
@@ -61,7 +61,8 @@ def test_importing_minidl_loads_no_plotting_and_no_progress_bar():
 
 def test_the_face_of_the_package():
     names = ["Tensor", "no_grad", "grad", "gradcheck", "Module", "Parameter", "Sequential", "Dense", "Activation", "BatchNorm",
-             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments"]
+             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments",
+             "record", "explain"]
     assert set(names) <= set(minidl.__all__) <= set(dir(minidl))
 
 
