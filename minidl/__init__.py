@@ -14,6 +14,6 @@ from .training import DivergenceError
 
 __version__ = "0.1.0"
 __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten", "History",
-           "LambdaCallback", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter", "Sequential", "Tensor", "callbacks",
-           "data", "estimate_population_statistics", "experiments", "functional", "grad", "gradcheck", "initializers", "no_grad",
-           "optim", "plotting"]
+           "LambdaCallback", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter", "Sequential", "Tensor",
+           "callbacks", "data", "estimate_population_statistics", "experiments", "functional", "grad", "gradcheck",
+           "initializers", "no_grad", "optim", "plotting"]

@@ -40,19 +40,19 @@ class History:
             file.write("".join(",".join(map(str, row)) + "\n" for row in rows).encode())
 
     def plot(self):
-        """Draw loss and metrics against the epoch, training solid, validation dashed. Returns the figure, for `plotting.show`."""
+        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure, for `plotting.show`."""
         if not self.epoch:
             raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] holds the loss of every step")
         names = [name for name in self.history if not name.startswith("val_")]
         fig, axes = figure(columns=len(names), squeeze=False)
-        labels = {"": "training: training mode, mean over the epoch", "val_": "validation: evaluation mode, after the epoch"}
+        labels = {"": "training (training mode)", "val_": "validation (evaluation mode)"}
         for (prefix, label), (color, line) in zip(labels.items(), LOOKS):
             for name, ax in zip(names, axes[0]):
                 if prefix + name in self.history:
                     ax.plot([epoch + 1 for epoch in self.epoch], self.history[prefix + name], color=color, linestyle=line,
                             linewidth=3, marker="o", label=label)
-                ax.set(xlabel="epoch", ylabel=name)
-                ax.xaxis.get_major_locator().set_params(integer=True)
+                ax.set(xlabel="epoch", ylabel=name, xlim=(self.epoch[0] + 0.5, self.epoch[-1] + 1.5))
+                ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         legend(axes[0, 0])
         return fig
 
@@ -125,17 +125,18 @@ class _Monitor(Callback):
         """Whether this epoch's number is better than all before by more than min_delta."""
         if self.monitor not in logs:
             hint = ": fit needs validation_data or validation_split" if self.monitor.startswith("val_") else ""
-            raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run only measures {', '.join(logs)}{hint}")
+            raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run measures only "
+                             f"{', '.join(logs)}{hint}")
         better = self.sign * (self.best - logs[self.monitor]) > self.min_delta
         self.best = logs[self.monitor] if better else self.best
         return better
 
 
 class EarlyStopping(_Monitor):
-    """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs, then restores the best weights.
+    """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs; restores the best weights.
 
-    mode: "min", "max", or "auto": max for names with "accuracy". restore_best_weights: at the end of the run, also of
-    one that was not stopped early (Keras' default is False). `best` and `best_epoch` tell what was restored.
+    mode: "min", "max", or "auto": max for names with "accuracy". restore_best_weights: at the end of any run, stopped
+    or not (Keras' default is False). `best` and `best_epoch` say what was best.
     """
 
     def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True):

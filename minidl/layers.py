@@ -106,7 +106,8 @@ class BatchNorm(Module):
 
     def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, input_shape=None):
         if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}")
+            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}; "
+                             "the number of features is found out from the input")
         if not eps >= 0:
             raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
         self.momentum = None if momentum is None else float(momentum)  # a NumPy float64 would turn float32 into float64

@@ -35,6 +35,8 @@ class Module:
 
     def __call__(self, *inputs, **constants):
         y = self.forward(*inputs, **constants)
+        if y is None:
+            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
         for hook in self.forward_hooks:
             hook(self, inputs, y)
         return y
@@ -42,7 +44,7 @@ class Module:
     def register_forward_hook(self, function):
         """Call function(module, inputs, output) after every forward until .remove() of what this returns; inputs is a tuple."""
         self.forward_hooks = (*self.forward_hooks, function)
-        return HookHandle(self, function)
+        return _HookHandle(self, function)
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
@@ -151,23 +153,23 @@ class Module:
     def load_state_dict(self, state, strict=True):
         """Take over the values of a dict that state_dict() gave, converted to the dtypes of this module.
 
-        Returns the names that it lacks and those that have no place here; strict: there must be none of either.
+        Returns the names it lacks and those that have no place here; strict: there must be none of either.
         Raises ValueError with all that does not fit, and then nothing has changed.
         """
         if not isinstance(state, dict):
             raise TypeError(f"load_state_dict takes a dict as state_dict() gives it, got {type(state).__name__}; "
                             "for a file use load_weights(path)")
-        own, state = self._state(), {name: np.asarray(value) for name, value in state.items()}
+        own = self._state()
         missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
-        faults = [f"{name} is missing" for name in missing if strict] + [f"{name} is not in the model" for name in surplus if strict]
-        pairs = [(name, here, state[name]) for name, here in own.items() if name in state]
-        faults += [f"{name} has shape {here.shape} in the model, but {given.shape} ({given.dtype}) in the state"
-                   for name, here, given in pairs if here.shape != given.shape or given.dtype.kind not in "biuf"]
+        given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
+        faults = [f"missing: {name}" for name in missing] + [f"not in the model: {name}" for name in surplus] if strict else []
+        faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
+                   for name, array in given.items() if array.shape != own[name].shape]
         if faults:
             raise ValueError("\n  ".join([f"nothing was loaded, the state does not fit this {type(self).__name__}:", *faults])
                              + "\nBuild the model with the layers it had when the state was saved")
-        for _, here, given in pairs:
-            here[...] = given
+        for name, array in given.items():
+            own[name][...] = array
         return missing, surplus
 
     def save_weights(self, path):
@@ -197,14 +199,11 @@ class Module:
         return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
 
 
-class HookHandle:
-    """What register_forward_hook returns."""
-
+class _HookHandle:
     def __init__(self, module, function):
         self.module, self.function = module, function
 
     def remove(self):
-        """Call the function no more."""
         self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.function)
 
 

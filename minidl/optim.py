@@ -25,11 +25,13 @@ class Optimizer:
     def attach(self, parameters):
         """Take over the parameters to train; the same one twice counts once. Returns self."""
         if isinstance(parameters, Tensor) or not hasattr(parameters, "__iter__"):
-            raise TypeError(f"an optimizer takes a list of parameters, as model.parameters() gives it, got {parameters!r}")
+            raise TypeError(f"an optimizer takes a list of parameters, as model.parameters() gives it, "
+                            f"got a {type(parameters).__name__}")
         unique = {id(p): p for p in parameters}
         self.parameters = list(unique.values())
         if not self.parameters or not all(isinstance(p, Tensor) for p in self.parameters):
-            raise ValueError("an optimizer needs at least one parameter, and all must be Tensors")
+            kinds = ", ".join(sorted({type(p).__name__ for p in self.parameters})) or "none"
+            raise ValueError(f"an optimizer needs at least one parameter, and all must be Tensors, got {kinds}")
         return self
 
     def zero_grad(self):

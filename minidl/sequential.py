@@ -109,7 +109,7 @@ class Sequential(Module):
         return training.predict(self, x, batch_size)
 
     def summary(self):
-        """Print layers, output shapes and parameter counts, as Keras does. Raises RuntimeError before the input's shape is known."""
+        """Print layers, output shapes and parameter counts, as Keras does. RuntimeError before the input's shape is known."""
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

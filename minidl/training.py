@@ -180,7 +180,8 @@ def checked(model, x, y, loss):
     # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
     trial = loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / (1 + one_output[0].size), one_output.dtype)), y)
     if not isinstance(trial, Tensor) or trial.size != 1:
-        raise TypeError(f"a loss gives one number as a Tensor, made with minidl.functional, but this one gave {trial!r}")
+        raise TypeError("a loss gives one number as a Tensor, made with minidl.functional, but this one gave a "
+                        f"{type(trial).__name__} of shape {getattr(trial, 'shape', ())}")
     return x.astype(one_output.dtype, copy=False), y
 
 
@@ -238,8 +239,8 @@ def _divergence(model, x, optimizer, history):
     losses = history.steps["loss"]
     layer = first_nonfinite(model, x)
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
-    return DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears in "
-                           f"{layer}; the learning rate is {optimizer.lr:.4g}, {last}. A smaller learning rate usually "
+    return DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears "
+                           f"in {layer}; the learning rate is {optimizer.lr:.4g}, {last}. A smaller learning rate usually "
                            "helps, and so does BatchNorm", history, len(losses), layer)
 
 
