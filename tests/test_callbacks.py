@@ -89,9 +89,9 @@ def test_early_stopping_on_real_validation_data():
 
 def test_a_callback_used_again_begins_anew():
     """Left-over state would stop the second run at once, and restore the weights of another model."""
-    stop = EarlyStopping(patience=1)
+    stop = EarlyStopping(patience=2)
     net().fit(X, Y, epochs=3, verbose=0, callbacks=[Scores([0.1, 5, 5]), stop])
-    spy, model = Scores([3, 2, 1, 4]), net()
+    spy, model = Scores([np.nan, 2, 1, 4]), net()
     model.fit(X, Y, epochs=4, verbose=0, callbacks=[spy, stop])
     assert stop.best_epoch == 2 and same(model.state_dict(), spy.weights[2])
 
@@ -143,7 +143,8 @@ def test_a_lambda_callback_is_called_as_keras_calls_it():
     seen = []
     net().fit(X, Y, epochs=1, batch_size=96, verbose=0, callbacks=[LambdaCallback(
         on_train_begin=lambda logs: seen.append(("begin", logs)), on_train_end=lambda logs: seen.append(("end", set(logs))),
-        on_epoch_begin=lambda epoch, logs: seen.append((epoch, logs)), on_train_batch_begin=lambda b, logs: seen.append((b, logs)))])
+        on_epoch_begin=lambda epoch, logs: seen.append((epoch, logs)),
+        on_train_batch_begin=lambda batch, logs: seen.append((batch, logs)))])
     assert seen == [("begin", {}), (0, {}), (0, {}), ("end", {"loss", "accuracy"})]
 
 
@@ -173,10 +174,12 @@ def test_the_plot_tells_training_from_validation_and_names_the_modes():
     assert [ax.get_ylabel() for ax in fig.axes] == ["loss", "accuracy"]
     for ax, name in zip(fig.axes, ("loss", "accuracy")):
         train, validation = ax.lines
-        assert (train.get_linestyle(), validation.get_linestyle()) == ("-", "--") and train.get_color() != validation.get_color()
+        assert (train.get_linestyle(), validation.get_linestyle()) == ("-", "--")
+        assert train.get_color() != validation.get_color()
         assert list(train.get_ydata()) == history.history[name] and list(train.get_xdata()) == [1, 2, 3]
         assert list(validation.get_ydata()) == history.history["val_" + name]
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["training (training mode)", "validation (evaluation mode)"]
+    labels = [text.get_text() for text in fig.legends[0].get_texts()]
+    assert labels == ["training (training mode)", "validation (evaluation mode)"]
     fig.canvas.draw()
     box = fig.legends[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= fig.bbox.x1, "the legend is cut off"
@@ -194,6 +197,14 @@ def test_every_metric_keeps_a_name_of_its_own():
     names = ["loss", "lambda", "lambda_1", "loss_2", "accuracy"]
     assert list(history.history) == names + ["val_" + name for name in names]
     assert [history.history[name] for name in names[1:4]] == [[1], [2], [7]] and history.history["loss"] != [7]
+
+
+def test_a_metric_that_fails_leaves_the_weights_as_they_were():
+    model = net(metrics=[lambda outputs, y: 1 / 0])
+    before = [p.data.copy() for p in model.parameters()]
+    with pytest.raises(ZeroDivisionError):
+        model.fit(X, Y, verbose=0)
+    assert all(np.array_equal(a, p.data) for a, p in zip(before, model.parameters()))
 
 
 # --- Interrupted and resumed ----------------------------------------------------------------------------
@@ -217,7 +228,8 @@ def test_an_interrupted_run_leaves_its_history_and_a_model_that_trains_on(error)
         model.fit(X, Y, epochs=3, verbose=0, callbacks=[Interrupt(error), LambdaCallback(on_train_end=ends.append)])
     history = model.history
     assert ends == [] and history.epoch == [0] and {len(v) for v in history.steps.values()} == {5}
-    assert history.steps["loss"] == whole_history.steps["loss"][:5] and history.history["loss"] == whole_history.history["loss"][:1]
+    assert history.steps["loss"] == whole_history.steps["loss"][:5]
+    assert history.history["loss"] == whole_history.history["loss"][:1]
     again = model.fit(X, Y, epochs=2, verbose=0)
     assert again is model.history is not history and again.epoch == [0, 1] and np.isfinite(again.steps["loss"]).all()
     assert np.isfinite(model.predict(X)).all()
@@ -314,7 +326,8 @@ def test_a_run_resumed_in_a_new_model_is_the_whole_run_bit_for_bit(make):
 
 def test_epochs_are_counted_from_the_start_also_when_resumed(capsys):
     numbers = []
-    model = net()
-    model.fit(X, Y, epochs=4, initial_epoch=2, callbacks=[LambdaCallback(on_epoch_begin=lambda epoch, logs: numbers.append(epoch))])
-    assert numbers == [2, 3] and [line.split(" - ")[0] for line in capsys.readouterr().err.splitlines()] == ["Epoch 3/4", "Epoch 4/4"]
+    model, spy = net(), LambdaCallback(on_epoch_begin=lambda epoch, logs: numbers.append(epoch))
+    model.fit(X, Y, epochs=4, initial_epoch=2, callbacks=[spy])
+    lines = capsys.readouterr().err.splitlines()
+    assert numbers == [2, 3] and [line.split(" - ")[0] for line in lines] == ["Epoch 3/4", "Epoch 4/4"]
     assert model.fit(X, Y, epochs=4, initial_epoch=4, verbose=0).epoch == []

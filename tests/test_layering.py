@@ -11,7 +11,8 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [["tensor", "plotting", "progress", "files"], ["functional", "gradcheck", "data", "callbacks"],
-          ["module", "initializers"], ["layers", "optim"], ["training"], ["sequential", "experiments"], ["lessonkit", "__init__"]]
+          ["module", "initializers"], ["layers", "optim"], ["training"], ["sequential", "experiments"],
+          ["lessonkit", "__init__"]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.glob("*.py"))
 

@@ -119,7 +119,8 @@ def test_the_pytorch_program_of_text_002():
     """It learns, but slowly towards a floor: the criterion takes the softmax's output for logits, as PyTorch's does."""
     model, criterion, optimizer = pytorch_program()
     assert sum(p.size for p in model.parameters()) == 51_018
-    assert [n for n, _ in model.named_parameters()] == ["fc1.kernel", "fc1.bias", "bn.gamma", "bn.beta", "fc2.kernel", "fc2.bias"]
+    names = [name for name, _ in model.named_parameters()]
+    assert names == ["fc1.kernel", "fc1.bias", "bn.gamma", "bn.beta", "fc2.kernel", "fc2.bias"]
     losses = trained(model, criterion, optimizer)
     floor = np.log(1 + 9 / np.e)  # of a softmax that gives 1 to the label and 0 to the nine others
     assert floor == pytest.approx(1.4612, abs=1e-4)

@@ -440,7 +440,8 @@ def trained(seed=0, **options):
 def test_a_state_moves_a_trained_model_into_a_new_one():
     old, new = trained(), net(seed=1, input_shape=20)
     state = old.state_dict()
-    names = [f"layers.{name}" for name in ("0.kernel", "0.bias", "1.gamma", "1.beta", "3.kernel", "3.bias", "1.running_mean", "1.running_var")]
+    names = [f"layers.{name}" for name in ("0.kernel", "0.bias", "1.gamma", "1.beta", "3.kernel", "3.bias",
+                                           "1.running_mean", "1.running_var")]
     assert set(names) <= set(state) == {n for n, _ in old.named_parameters()} | {n for n, _ in old.named_buffers()}
     parameters = new.parameters()
     assert new.load_state_dict(state) == ([], [])
