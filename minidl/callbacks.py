@@ -44,15 +44,15 @@ class History:
         if not self.epoch:
             raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] holds the loss of every step")
         names = [name for name in self.history if not name.startswith("val_")]
+        epochs = [epoch + 1 for epoch in self.epoch]
         fig, axes = figure(columns=len(names), squeeze=False)
-        labels = {"": "training (training mode)", "val_": "validation (evaluation mode)"}
-        for (prefix, label), (color, line) in zip(labels.items(), LOOKS):
-            for name, ax in zip(names, axes[0]):
-                if prefix + name in self.history:
-                    ax.plot([epoch + 1 for epoch in self.epoch], self.history[prefix + name], color=color, linestyle=line,
-                            linewidth=3, marker="o", label=label)
-                ax.set(xlabel="epoch", ylabel=name, xlim=(self.epoch[0] + 0.5, self.epoch[-1] + 1.5))
-                ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        for name, ax in zip(names, axes[0]):
+            curves = (name, "training (training mode)"), ("val_" + name, "validation (evaluation mode)")
+            for (key, label), (color, line) in zip(curves, LOOKS):
+                if key in self.history:
+                    ax.plot(epochs, self.history[key], color=color, linestyle=line, linewidth=3, marker="o", label=label)
+            ax.set(xlabel="epoch", ylabel=name, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         legend(axes[0, 0])
         return fig
 
