@@ -14,6 +14,7 @@ from itertools import product
 import numpy as np
 
 from . import training
+from .callbacks import Callback
 from .data import load
 from .optim import SGD
 from .sweeps import sweep, write_csv
@@ -47,7 +48,7 @@ class Run:
         return np.inf if self.diverged_at is not None else float(self.losses[-last:].mean())
 
 
-class _Recorder(training.Callback):
+class _Recorder(Callback):
     """Measures test accuracy after given steps (0: before the first) and ends the run after the last step."""
 
     def __init__(self, test_data, eval_steps, steps):

@@ -133,7 +133,8 @@ def _checked_labels(labels, logits):
     labels, shape = np.asarray(_array(labels)), logits.shape
     if len(shape) != 2 or labels.shape not in (shape[:1], shape):
         raise ValueError(f"cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); "
-                         f"got {shape} and {labels.shape}")
+                         f"got {shape} and {labels.shape}"
+                         + ("; use y.reshape(-1)" if labels.shape == (*shape[:1], 1) else ""))
     n, classes = shape
     if n == 0:
         raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean over")
@@ -230,9 +231,14 @@ def mse_loss(prediction, target):
     if not isinstance(target, Tensor):
         target = np.asarray(target, prediction.dtype)  # integers would turn float32 into float64
     if prediction.shape != target.shape:
-        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}")
+        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}"
+                         + _column_hint(target, prediction))
     difference = prediction - target
     return mean(difference * difference)
+
+
+def _column_hint(target, x):
+    return "; use y.reshape(-1, 1)" if (*target.shape, 1) == x.shape else ""
 
 
 def _made_by(x, op):
@@ -251,7 +257,7 @@ def _checked_targets(targets, x, name):
     targets = np.asarray(_array(targets))
     if targets.shape != x.shape or x.size == 0:
         raise ValueError(f"{name} needs targets of the same shape as its input and at least one entry, "
-                         f"got {targets.shape} and {x.shape}")
+                         f"got targets {targets.shape} and input {x.shape}" + _column_hint(targets, x))
     if not (targets.min() >= 0 and targets.max() <= 1):
         raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to {targets.max()}")
     return targets.astype(x.dtype, copy=False)

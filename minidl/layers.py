@@ -124,7 +124,8 @@ class BatchNorm(Module):
 
     def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None, input_shape=None):
         if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}")
+            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}; "
+                             "the number of features is found out from the input")
         if ghost_batch_size is not None and not (isinstance(ghost_batch_size, (int, np.integer)) and ghost_batch_size > 1):
             raise ValueError(f"ghost_batch_size is a whole number of samples, at least 2, or None; got {ghost_batch_size!r}")
         self.momentum = None if momentum is None else float(momentum)  # not NumPy's float64, see _checked_eps

@@ -208,8 +208,9 @@ def clip_grad_norm(parameters, max_norm):
 def _listed(parameters):
     """The parameters as a list, each once."""
     if isinstance(parameters, Tensor) or not hasattr(parameters, "__iter__"):
-        raise TypeError(f"expected a list of parameters, as model.parameters() gives it, got {parameters!r}")
+        raise TypeError(f"expected a list of parameters, as model.parameters() gives it, got a {type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):
-        raise ValueError("expected at least one parameter, and all must be Tensors")
+        kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
+        raise ValueError(f"expected at least one parameter, and all must be Tensors, got {kinds}")
     return parameters

@@ -228,23 +228,6 @@ def test_the_diagnosis_names_the_first_bad_layer_and_moves_no_statistics():
 
 # --- Keras' verbs -------------------------------------------------------------------------------------
 
-def keras_program():
-    """The program of text 000."""
-    return Sequential([Dense(64, input_shape=(32,)), BatchNorm(), Activation("relu"), Dense(64), BatchNorm(), Activation("relu"),
-                       Dense(10, activation="softmax")])
-
-
-@pytest.mark.parametrize("model, total, trainable, fixed", [
-    (keras_program(), "7,434", "7,178", "256"),
-    (Sequential([Dense(64, input_shape=784), BatchNorm(), Activation("relu"), Dense(10, "softmax")]), "51,146", "51,018", "128"),
-])
-def test_summary_counts_what_keras_counts(model, total, trainable, fixed, capsys):
-    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"]).summary()
-    text = capsys.readouterr().out
-    assert f"Total params: {total}\nTrainable params: {trainable}\nNon-trainable params: {fixed}" in text
-    assert "Layer (type)" in text and "Output Shape" in text and "Param #" in text and "?" not in text
-
-
 def test_summary_of_a_model_without_shapes_says_what_to_do():
     with pytest.raises(RuntimeError, match="input_shape"):
         net().summary()
@@ -426,6 +409,146 @@ def test_callbacks_are_told_everything_in_order_and_can_stop_the_run():
     epoch = ["epoch_begin {}", *batch, "epoch_end {} ['accuracy', 'loss']"]
     assert events == (["train_begin"] + [e.format(0) for e in epoch] + ["epoch_begin 1", *batch[:2]]
                       + ["epoch_end 1 ['accuracy', 'loss']", "train_end"])
+
+
+# --- Building layer by layer, state, hooks ------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [{}, {"input_shape": 20}])
+def test_adding_layer_by_layer_gives_the_same_model(options):
+    def layers():
+        return [Dense(16, **options), BatchNorm(), Activation("relu"), Dropout(0.2), Dense(5)]
+
+    whole, grown = Sequential(layers(), seed=3), Sequential(seed=3)
+    for layer in layers():
+        grown.add(layer)
+    x, y = toy()
+    assert [layer.name for layer in grown.layers] == [layer.name for layer in whole.layers] == [
+        "dense", "batchnorm", "activation", "dropout", "dense_1"]
+    assert compiled(grown).fit(x, y, verbose=0).steps["loss"] == compiled(whole).fit(x, y, verbose=0).steps["loss"]
+    grown.add(Dense(2))
+    assert grown.predict(x).shape == (200, 2)
+    with pytest.raises(RuntimeError, match="not compiled"):  # the optimizer knows nothing of the new layer
+        grown.fit(x, y)
+
+
+def trained(seed=0, **options):
+    model = compiled(net(seed=seed, **options))
+    model.fit(*toy(), verbose=0)
+    return model
+
+
+def test_a_state_moves_a_trained_model_into_a_new_one():
+    old, new = trained(), net(seed=1, input_shape=20)
+    state = old.state_dict()
+    names = [f"layers.{name}" for name in ("0.kernel", "0.bias", "1.gamma", "1.beta", "3.kernel", "3.bias",
+                                           "1.running_mean", "1.running_var")]
+    assert set(names) <= set(state) == {n for n, _ in old.named_parameters()} | {n for n, _ in old.named_buffers()}
+    parameters = new.parameters()
+    assert new.load_state_dict(state) == ([], [])
+    x, _ = toy()
+    assert np.array_equal(new.predict(x), old.predict(x)) and all(a is b for a, b in zip(parameters, new.parameters()))
+
+
+def test_a_state_is_a_copy_in_both_directions():
+    model = trained()
+    state = model.state_dict()
+    before = {name: array.copy() for name, array in state.items()}
+    model.fit(*toy(), verbose=0)
+    assert all(np.array_equal(before[name], array) for name, array in state.items())
+    model.load_state_dict(state)
+    model.fit(*toy(), verbose=0)
+    assert all(np.array_equal(before[name], array) for name, array in state.items())
+
+
+def test_a_state_is_converted_to_the_models_dtypes():
+    model = net(input_shape=20)
+    model.load_state_dict({name: array.astype(np.float64) for name, array in trained().state_dict().items()})
+    assert all(np.array_equal(array, model.state_dict()[name]) and array.dtype == model.state_dict()[name].dtype
+               for name, array in trained().state_dict().items())
+
+
+def test_a_zero_dimensional_buffer_is_part_of_the_state():
+    class Counter(Module):
+        def __init__(self):
+            self.parts = {"count": np.array(0)}
+
+    one, other = Counter(), Counter()
+    one.parts["count"][...] = 7
+    assert other.load_state_dict(one.state_dict()) == ([], []) and other.parts["count"] == 7
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda s: s.pop("layers.3.bias"), lambda s: s.update(extra=np.zeros(2)), lambda s: s.update({"layers.3.bias": np.zeros(4)}),
+    lambda s: s.update({"layers.3.bias": np.array(list("abcde"))})], ids=["missing", "unexpected", "shape", "no numbers"])
+def test_a_state_that_does_not_fit_changes_nothing(spoil):
+    """Its other entries do fit, and come first."""
+    model, state = net(input_shape=20), trained().state_dict()
+    before = weights(model)
+    spoil(state)
+    with pytest.raises(ValueError):
+        model.load_state_dict(state)
+    assert same(before, weights(model))
+
+
+def test_without_strict_what_fits_is_loaded_and_the_rest_is_named():
+    model, state = net(input_shape=20), trained().state_dict()
+    bias, state["extra"] = state.pop("layers.3.bias"), np.zeros(2)
+    assert model.load_state_dict(state, strict=False) == (["layers.3.bias"], ["extra"])
+    now = model.state_dict()
+    assert np.array_equal(now["layers.3.kernel"], state["layers.3.kernel"]) and not np.array_equal(now["layers.3.bias"], bias)
+    with pytest.raises(ValueError, match="of another shape: layers.3.kernel"):
+        model.load_state_dict({"layers.3.kernel": np.zeros((5, 16))}, strict=False)
+
+
+def test_what_two_layers_share_is_in_the_state_once():
+    shared = Dense(20, input_shape=20)
+    assert list(Sequential([shared, Activation("relu"), shared]).state_dict()) == ["layers.0.kernel", "layers.0.bias"]
+
+
+@pytest.mark.parametrize("kind", ["Sequential", "subclass"])
+def test_weights_go_through_a_file(kind, tmp_path):
+    class Net(Module):
+        def __init__(self):
+            self.blocks = [Dense(4, input_shape=20), BatchNorm(input_shape=4)]
+
+    old, new = (net(input_shape=20, seed=0), net(input_shape=20, seed=1)) if kind == "Sequential" else (Net(), Net())
+    old.save_weights(tmp_path / "w.npz")
+    new.load_weights(tmp_path / "w.npz")
+    assert same(weights(old), weights(new))
+    with pytest.raises(ValueError, match=r"w\.npz: nothing was loaded"):
+        net(batch_norm=False, input_shape=20).load_weights(tmp_path / "w.npz")
+
+
+def test_an_unbuilt_model_writes_no_file(tmp_path):
+    with pytest.raises(RuntimeError, match="has no weights yet"):
+        net().save_weights(tmp_path / "w.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frozen_parameters_are_not_trained():
+    x, y = toy()
+    model = compiled(net(input_shape=20))
+    assert model.layers[0].requires_grad_(False) is model.layers[0]
+    frozen, free = model.layers[0].kernel.data.copy(), model.layers[3].kernel.data.copy()
+    model.fit(x, y, verbose=0)
+    assert np.array_equal(frozen, model.layers[0].kernel.data) and not np.array_equal(free, model.layers[3].kernel.data)
+    model.requires_grad_().fit(x, y, verbose=0)
+    assert not np.array_equal(frozen, model.layers[0].kernel.data)
+
+
+def test_hooks_record_activations_until_they_are_removed():
+    model, seen = net(input_shape=20), []
+    handles = [layer.register_forward_hook(lambda layer, inputs, y: seen.append((layer.name, inputs[0].shape, y.shape)))
+               for layer in (model.layers[1], model.layers[3], model.layers[3])]
+    model(toy(4)[0])
+    assert seen == [("batchnorm", (4, 16), (4, 16))] + 2 * [("dense_1", (4, 16), (4, 5))]
+    handles[1].remove()
+    model(toy(4)[0])
+    assert len(seen) == 5
+    for handle in handles:
+        handle.remove()
+    model(toy(4)[0])
+    assert len(seen) == 5 and len(model.modules()) == 5
 
 
 # --- The console --------------------------------------------------------------------------------------
