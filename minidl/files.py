@@ -152,8 +152,7 @@ def read_npz(path):
     data that do not fill their shape, members that announce more than 1 MiB + 200 times the file's size in all. `np.load`
     would allocate whatever a header announces before it looks for the data.
     """
-    content = Path(path).read_bytes()
-    arrays = {}
+    content, arrays = Path(path).read_bytes(), {}
     with _blaming(f"{path} is damaged or not an npz file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         _check_announced(sum(member.file_size for member in members), len(content))
@@ -185,7 +184,7 @@ def write_npz(path, arrays):
     arrays = _storable(path, arrays)
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 

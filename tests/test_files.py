@@ -84,7 +84,9 @@ def test_numpy_reads_what_is_written_as_npz_and_the_reverse(tmp_path):
         assert_same(ARRAYS, {name: file[name] for name in file.files})
     for write in (np.savez, np.savez_compressed):
         write(tmp_path / "theirs.npz", **ARRAYS)  # keeps the column order of "transposed" and the bytes of "big-endian"
-        assert_same(ARRAYS, files.load(tmp_path / "theirs.npz"))
+        loaded = files.load(tmp_path / "theirs.npz")
+        assert_same(ARRAYS, loaded)
+        assert all(array.dtype.isnative and array.flags.c_contiguous for array in loaded.values())
 
 
 def test_a_safetensors_file_is_laid_out_as_the_format_says(tmp_path):
@@ -122,7 +124,7 @@ def test_equal_arrays_give_equal_files(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name, array", [
     ("a", np.array([None])), ("a", np.array(["text"])), ("a", np.zeros(1, complex)), ("a", np.zeros(1, "f4,i4")),
-    ("a", np.zeros(1, "M8[s]")), ("a", np.zeros(1, np.longdouble)), ("", np.zeros(1)), ("a\0b", np.zeros(1)),
+    ("a", np.zeros(1, "M8[s]")), ("", np.zeros(1)), ("a\0b", np.zeros(1)),
     ("a\\b", np.zeros(1)), ("a.npy", np.zeros(1)), ("__metadata__", np.zeros(1)), ("\ud800", np.zeros(1)), (3, np.zeros(1))])
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path, suffix, name, array):
     path = tmp_path / f"weights{suffix}"
@@ -262,7 +264,9 @@ DAMAGED = [
     ("npz", zipped(npy(PAIR, descr="<U1")), "dtype <U1"),
     ("npz", zipped(npy(PAIR, descr="<c8")), "complex64"),
     ("npz", zipped(npy(PAIR, descr=[("x", "<f4")])), "not supported"),
-    ("npz", zipped(npy(PAIR, descr="-" * 5000)), "0.npy"),
+    ("npz", zipped(NPY[:8] + (9000).to_bytes(2, "little") + b"-" * 9000), "0.npy"),
+    ("npz", zipped(NPY[:8] + (9000).to_bytes(2, "little") + b"[" * 9000), "0.npy"),
+    ("npz", zipped(NPY[:8] + (65_000).to_bytes(2, "little") + b" " * 65_000), "large"),
     ("safetensors", b"", "begin with"),
     ("safetensors", tensors({}, length=3), "header"),
     ("safetensors", tensors({}, length=2 ** 64 - 1), "the length would be 18,446,744,073,709,551,615"),
@@ -271,7 +275,7 @@ DAMAGED = [
     ("safetensors", tensors(b"{]"), "property name"),
     ("safetensors", tensors("{}".encode("utf-16-le")), "property name"),
     ("safetensors", tensors(b'{"\xff": 1}'), "utf-8"),
-    ("safetensors", tensors(b'{"a":' * 100_000), "recursion"),
+    ("safetensors", tensors(b'{"a":' * 100_000), "damaged"),
     ("safetensors", tensors(b'{"a": {}, "a": {}}'), "twice"),
     ("safetensors", tensors(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "twice"),
     ("safetensors", tensors({"__metadata__": {"epoch": 3}}), "metadata"),
@@ -333,7 +337,7 @@ def test_no_code_in_an_npz_is_run(tmp_path):
     assert not (tmp_path / "unpickled").exists()
 
 
-MILLIONS = 30_000_000
+MILLIONS = 10_000_000
 ZEROS = npy(np.zeros(MILLIONS, np.uint8))
 
 
