@@ -3,7 +3,7 @@
     from minidl import Sequential, Dense, BatchNorm, Activation, data
 """
 
-from . import data, experiments, functional, initializers, optim, plotting
+from . import data, experiments, functional, initializers, interop, optim, plotting
 from .gradcheck import gradcheck
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, estimate_population_statistics
 from .module import Module, Parameter
@@ -14,4 +14,4 @@ from .training import Callback, DivergenceError, History
 __version__ = "0.1.0"
 __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "Flatten", "History", "Module",
            "Parameter", "Sequential", "Tensor", "data", "estimate_population_statistics", "experiments", "functional", "grad",
-           "gradcheck", "initializers", "no_grad", "optim", "plotting"]
+           "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting"]

@@ -11,7 +11,7 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [["tensor", "plotting", "progress", "files"], ["functional", "gradcheck", "data"], ["module", "initializers"], ["layers", "optim"],
-          ["training"], ["sequential", "experiments"], ["lessonkit", "__init__"]]
+          ["training"], ["sequential", "experiments"], ["lessonkit", "interop"], ["__init__"]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.glob("*.py"))
 
@@ -46,8 +46,8 @@ def test_only_numpy_matplotlib_and_tqdm_beside_the_standard_library(path):
             assert package == "numpy" or package in sys.stdlib_module_names, f"{path.name} imports {package}"
 
 
-def test_importing_minidl_loads_no_plotting_and_no_progress_bar():
-    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm') if m in sys.modules])"
+def test_importing_minidl_loads_no_plotting_no_progress_bar_and_no_other_framework():
+    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm', 'torch', 'keras') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
