@@ -10,7 +10,6 @@ from . import functional as F
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten
 from .sequential import Sequential
 
-LAYERS = (Dense, Activation, BatchNorm, Dropout, Flatten)
 ACTIVATIONS = {  # the function here: the class in torch.nn and its options, the name in keras.activations and its options
     F.relu: ("ReLU", {}, "relu", {}),
     F.leaky_relu: ("LeakyReLU", {"negative_slope": 0.01}, "leaky_relu", {"negative_slope": 0.01}),
@@ -21,6 +20,17 @@ ACTIVATIONS = {  # the function here: the class in torch.nn and its options, the
     F.softmax: ("Softmax", {"dim": -1}, "softmax", {}),
     F.log_softmax: ("LogSoftmax", {"dim": -1}, "log_softmax", {}),
     F.linear_activation: ("Identity", {}, "linear", {})}
+LAYERS = {  # the layer here: how to make its counterpart, still without the weights, in PyTorch and in Keras
+    Dense: (lambda nn, layer: nn.Linear(layer.inputs, layer.units, layer.use_bias, device="meta"),  # meta: draws no weights
+            lambda keras, layer: keras.layers.Dense(layer.units, use_bias=layer.use_bias)),
+    Activation: (lambda nn, layer: getattr(nn, ACTIVATIONS[layer.function][0])(**ACTIVATIONS[layer.function][1]),
+                 lambda keras, layer: _keras_activation(keras, *ACTIVATIONS[layer.function][2:])),
+    BatchNorm: (lambda nn, layer: (nn.BatchNorm1d if len(layer.input_shape or "chw") == 1 else nn.BatchNorm2d)(
+                    len(layer.running_mean), layer.eps, layer.momentum, layer.affine),
+                lambda keras, layer: keras.layers.BatchNormalization(
+                    1, 0.99 if layer.momentum is None else 1 - layer.momentum, layer.eps, layer.affine, layer.affine)),
+    Dropout: (lambda nn, layer: nn.Dropout(layer.rate), lambda keras, layer: keras.layers.Dropout(layer.rate)),
+    Flatten: (lambda nn, layer: nn.Flatten(), lambda keras, layer: keras.layers.Flatten("channels_last"))}  # as the numbers lie
 
 
 def to_torch(model):
@@ -33,7 +43,7 @@ def to_torch(model):
     row = _row(model, "to_torch")
     model.parameters()  # complains if the weights are not made yet
     torch = _package("torch", "to_torch needs PyTorch: pip install torch")
-    modules = {layer: _torch_module(torch.nn, layer) for layer in row}  # a layer used twice is a module used twice
+    modules = {layer: LAYERS[type(layer)][0](torch.nn, layer) for layer in row}  # a layer used twice is a module used twice
     result = torch.nn.Sequential(*map(modules.get, row)).train(model.training)
     for layer, module in modules.items():
         module.training = layer.training
@@ -81,7 +91,7 @@ def to_keras(model):
     if getattr(model, "input_shape", None) is None:
         raise RuntimeError("to_keras needs to know the shape of an input: call model.build(input_shape) first")
     keras = _package("keras", "to_keras needs Keras and a backend: pip install keras jax, and set KERAS_BACKEND=jax")
-    layers = {layer: _keras_layer(keras, layer) for layer in row}
+    layers = {layer: LAYERS[type(layer)][1](keras, layer) for layer in row}
     result = keras.Sequential([keras.Input(model.input_shape), *map(layers.get, row)])
     for layer, keras_layer in layers.items():
         keras_layer.set_weights([p.data for p in layer.parameters()] + layer.buffers())  # the same order there
@@ -103,18 +113,6 @@ def _row(model, caller):
     return row
 
 
-def _torch_module(nn, layer):
-    if type(layer) is Dense:
-        return nn.Linear(layer.inputs, layer.units, layer.use_bias, device="meta")  # meta: draws no random weights
-    if type(layer) is Activation:
-        name, options, _, _ = ACTIVATIONS[layer.function]
-        return getattr(nn, name)(**options)
-    if type(layer) is BatchNorm:
-        kind = nn.BatchNorm1d if len(layer.input_shape or "chw") == 1 else nn.BatchNorm2d
-        return kind(len(layer.running_mean), layer.eps, layer.momentum, layer.affine)
-    return nn.Dropout(layer.rate) if type(layer) is Dropout else nn.Flatten()
-
-
 def _layer(nn, module):
     kind = type(module)
     if kind is nn.Linear:
@@ -129,21 +127,13 @@ def _layer(nn, module):
     for function, (name, options, _, _) in ACTIVATIONS.items():
         if kind is getattr(nn, name) and options.items() <= state.items():
             return Activation(function)
-    known = [getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]
-    raise ValueError(f"from_torch has no counterpart for {module}: it knows Sequential, Linear, Dropout, Flatten(), BatchNorm1d "
-                     f"and BatchNorm2d with running statistics, and {known}")
+    raise ValueError(f"from_torch has no counterpart for {module}: it knows Sequential, Linear, BatchNorm1d and BatchNorm2d with "
+                     "running statistics, Dropout, Flatten(), and "
+                     f"{[getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]}")
 
 
-def _keras_layer(keras, layer):
-    if type(layer) is Dense:
-        return keras.layers.Dense(layer.units, use_bias=layer.use_bias)
-    if type(layer) is Activation:
-        _, _, name, options = ACTIVATIONS[layer.function]
-        return keras.layers.Activation(partial(getattr(keras.activations, name), **options) if options else name)
-    if type(layer) is BatchNorm:
-        momentum = 0.99 if layer.momentum is None else 1 - layer.momentum
-        return keras.layers.BatchNormalization(1, momentum, layer.eps, center=layer.affine, scale=layer.affine)
-    return keras.layers.Dropout(layer.rate) if type(layer) is Dropout else keras.layers.Flatten("channels_last")
+def _keras_activation(keras, name, options):
+    return keras.layers.Activation(partial(getattr(keras.activations, name), **options) if options else name)
 
 
 def _package(name, line):

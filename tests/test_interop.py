@@ -94,7 +94,7 @@ def test_training_goes_on_in_torch_as_it_would_here():
         loss_there.backward()
         ours.step()
         theirs.step()
-        assert float(loss_there) == pytest.approx(float(loss), rel=1e-6)
+        assert loss_there.item() == pytest.approx(float(loss.data), rel=1e-6)
     assert_close(numbers(there.eval()(torch.tensor(x))).T, model.predict(x), 1e-6)
 
 
@@ -134,9 +134,10 @@ def test_from_torch_reads_the_usual_spellings():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name, options", [
-    ("Conv2d", {"in_channels": 1, "out_channels": 2, "kernel_size": 3}), ("GELU", {}), ("Softplus", {"beta": 2.0}), ("ELU", {}),
-    ("Softplus", {"threshold": 1.0}), ("LeakyReLU", {"negative_slope": 0.2}), ("Softmax", {"dim": 0}), ("Flatten", {"start_dim": 0}),
-    ("BatchNorm1d", {"num_features": 3, "track_running_stats": False}), ("LazyLinear", {"out_features": 3})])
+    ("Bilinear", {"in1_features": 1, "in2_features": 2, "out_features": 3}), ("GELU", {}), ("Softplus", {"beta": 2.0}),
+    ("ELU", {}), ("Softplus", {"threshold": 1.0}), ("LeakyReLU", {"negative_slope": 0.2}), ("Softmax", {"dim": 0}),
+    ("Flatten", {"start_dim": 0}), ("BatchNorm1d", {"num_features": 3, "track_running_stats": False}),
+    ("LazyLinear", {"out_features": 3})])
 def test_from_torch_names_what_it_does_not_know(name, options):
     nn = pytest.importorskip("torch").nn
     module = getattr(nn, name)(**options)
@@ -185,7 +186,8 @@ class NegativeDense(Dense):
         return -super().forward(x)
 
 
-@pytest.mark.parametrize("convert, package", [(interop.to_torch, "torch"), (interop.from_torch, "torch"), (interop.to_keras, "keras")])
+@pytest.mark.parametrize("convert, package", [
+    (interop.to_torch, "torch"), (interop.from_torch, "torch"), (interop.to_keras, "keras")])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(convert, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=f"^{convert.__name__} needs .*: pip install {package}") as error:
@@ -202,7 +204,8 @@ def test_a_layer_without_counterpart_is_named(convert, layer, label, monkeypatch
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "keras", None)
     model = Sequential([Dense(4), Sequential([layer])])
-    with pytest.raises(ValueError, match=f"{convert.__name__} has no counterpart for .*{label}.*: it knows .*Dense.*write this one"):
+    message = f"{convert.__name__} has no counterpart for .*{label}.*: it knows .*Dense.*write this one"
+    with pytest.raises(ValueError, match=message):
         convert(model)
 
 
