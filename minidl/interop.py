@@ -127,8 +127,8 @@ def _layer(nn, module):
     for function, (name, options, _, _) in ACTIVATIONS.items():
         if kind is getattr(nn, name) and options.items() <= state.items():
             return Activation(function)
-    raise ValueError(f"from_torch has no counterpart for {module}: it knows Sequential, Linear, BatchNorm1d and BatchNorm2d with "
-                     "running statistics, Dropout, Flatten(), and "
+    raise ValueError(f"from_torch has no counterpart for {module}: it knows Sequential, Linear, Dropout, Flatten(), "
+                     "BatchNorm1d and BatchNorm2d with running statistics, and "
                      f"{[getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]}")
 
 
