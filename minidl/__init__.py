@@ -3,7 +3,7 @@
     from minidl import Sequential, Dense, BatchNorm, Activation, data
 """
 
-from . import callbacks, data, experiments, functional, initializers, optim, plotting, schedules
+from . import callbacks, data, experiments, functional, initializers, interop, optim, plotting, schedules
 from .callbacks import Callback, EarlyStopping, History, LambdaCallback, LearningRateScheduler, ModelCheckpoint
 from .gradcheck import gradcheck
 from .inside import explain, record
@@ -17,4 +17,4 @@ __version__ = "0.1.0"
 __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten", "History",
            "LambdaCallback", "LayerNorm", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter", "Sequential", "Tensor",
            "callbacks", "data", "estimate_population_statistics", "experiments", "explain", "functional", "grad", "gradcheck",
-           "initializers", "no_grad", "optim", "plotting", "record", "schedules"]
+           "initializers", "interop", "no_grad", "optim", "plotting", "record", "schedules"]

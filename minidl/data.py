@@ -49,18 +49,20 @@ class Found:
 def find(name, root=None):
     """(Found or None, unusable): the data set where `load` would find it, without a download.
 
-    unusable: a line for each copy that Keras, torchvision or a broken download left and that is not the published set.
+    unusable: a line for each folder of the user's without it, and for each copy elsewhere that is not the published set.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
+    unusable = []
     for place, source in ((root, "root"), (os.environ.get("MINIDL_DATA"), "MINIDL_DATA")):
         if place and not Path(place).is_dir():
             raise FileNotFoundError(f"{source} names {place}, which is not a folder")
         if place and (found := _find_in(place, name, only_published=False)):
             return found, []
+        if place:
+            unusable.append(f"{source} names {place}, which has no files of {name}")
     home = Path(os.path.expanduser("~"))
     keras = Path(os.environ.get("KERAS_HOME") or home / ".keras") / "datasets"
-    unusable = []
     for place in (PACKAGE.parent / "datasets", PACKAGE / "datasets", cache(), keras, "", "data", home, home / "data"):
         try:
             if found := _find_in(place, name, only_published=True):

@@ -116,7 +116,7 @@ def test_the_environment_names_a_folder_and_the_argument_comes_first(tmp_path, m
 def test_missing_data_say_which_files_to_put_where(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         data.load("mnist", tmp_path)
-    assert all(part in str(caught.value) for part in (*NAMES, "MINIDL_DATA", str(tmp_path)))
+    assert all(part in str(caught.value) for part in (*NAMES, "MINIDL_DATA", str(data.cache()), f"root names {tmp_path}"))
     with pytest.raises(FileNotFoundError, match="not a folder"):
         data.load("mnist", tmp_path / "nowhere")
 

@@ -206,12 +206,12 @@ ERRORS = {
     # --- Optimizers
     "a model for parameters": (
         lambda: optim.Adam(net(input_shape=20)), TypeError,
-        "an optimizer takes a list of parameters, as model.parameters() gives it, got a Sequential"),
+        "expected a list of parameters, as model.parameters() gives it, got a Sequential"),
     "named parameters": (
         lambda: optim.Adam(net(input_shape=20).named_parameters()), ValueError,
-        "an optimizer needs at least one parameter, and all must be Tensors, got tuple"),
+        "expected at least one parameter, and all must be Tensors, got tuple"),
     "no parameters": (
-        lambda: optim.Adam([]), ValueError, "an optimizer needs at least one parameter, and all must be Tensors, got none"),
+        lambda: optim.Adam([]), ValueError, "expected at least one parameter, and all must be Tensors, got none"),
     "a step of nothing": (
         lambda: optim.Adam().step(), RuntimeError, "this Adam has no parameters: use Adam(model.parameters(), lr=...)"),
     "learning rate": (lambda: optim.SGD(lr=-1), ValueError, "the learning rate must be positive, got -1"),

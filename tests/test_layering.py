@@ -17,7 +17,8 @@ LEVELS = [
     ["layers", "optim", "sweeps"],
     ["training", "inside"],
     ["sequential", "experiments"],
-    ["lessonkit", "__init__", "cli"],
+    ["lessonkit", "interop"],
+    ["__init__", "cli"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -54,8 +55,8 @@ def test_only_numpy_matplotlib_and_tqdm_beside_the_standard_library(path):
             assert package == "numpy" or package in sys.stdlib_module_names, f"{path.name} imports {package}"
 
 
-def test_importing_minidl_loads_no_plotting_and_no_progress_bar():
-    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm') if m in sys.modules])"
+def test_importing_minidl_loads_no_plotting_no_progress_bar_and_no_other_framework():
+    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm', 'torch', 'keras') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
