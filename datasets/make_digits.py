@@ -9,9 +9,9 @@ and is then drawn with a round pen, scaled and centred the way MNIST's images ar
 
 What is guaranteed: image i of a split depends on the seed, the split and i alone, so a larger
 set with the same seed begins with the same training (and the same test) images. Every 500
-images of a split hold 50 of each digit. The same NumPy draws the same images on other processors:
-what these compute differently (sines, powers, matrix products) is done in float64 and rounded to
-float32; the drawing itself is only sums, products, quotients and square roots, which are exact everywhere.
+images of a split hold 50 of each digit. What processors and NumPy versions compute
+a little differently (sines, powers, matrix products) is done in float64 and then rounded to float32;
+the drawing is only sums, products, quotients and square roots, which are rounded alike everywhere.
 """
 import argparse
 import os

@@ -75,7 +75,7 @@ def test_digits_need_more_than_their_mean_images_and_more_than_a_linear_model():
     linear = Sequential([Dense(10)]).compile(optim.Adam(), metrics=["accuracy"])
     deep = Sequential([Dense(100), BatchNorm(), Activation("relu"), Dense(10)]).compile(optim.Adam(), metrics=["accuracy"])
     for model in (linear, deep):
-        model.fit(*train, epochs=4, batch_size=64, verbose=0)
+        model.fit(*train, epochs=3, batch_size=64, verbose=0)
     assert 0.86 < linear.evaluate(*test)[1] < 0.94 < deep.evaluate(*test)[1]
 
 
@@ -191,18 +191,40 @@ def test_training_learns_and_normalises_every_test_as_the_training_images():
 
 
 @pytest.mark.parametrize("with_real", [True, False])
-def test_measure_reports_every_figure_once_per_seed(with_real, capsys):
-    sets = {"digits": few(), "real": few(60)} if with_real else {"digits": few()}
-    seeds = range(2) if with_real else range(1)
-    figures = measure_digits.measure(sets, seeds, epochs=1, steps=10, rate_steps=1)
+def test_measure_trains_and_tests_on_the_sets_it_says(with_real, monkeypatch, capsys):
+    """Seven figures of the digits alone, eight of both sets; the transfer is to all real images, and back to the test set."""
+    sets = {"digits": few(120, 110), "real": few(60, 70)} if with_real else {"digits": few(120, 110)}
+    runs = []
+
+    def read_every_second(seed, hidden, train, tests, epochs):
+        runs.append((len(hidden), len(train[0]), [len(x) for x, _ in tests]))
+        return [np.arange(len(y)) % 2 == 0 for _, y in tests]
+
+    monkeypatch.setattr(measure_digits, "train_and_test", read_every_second)
+    figures = measure_digits.measure(sets, seeds=range(1), epochs=1, steps=10, rate_steps=1)
+    if with_real:
+        others = [(2, 120, [110, 130]), (2, 60, [70, 110])]
+        assert runs == [(0, 120, [110]), (0, 60, [70]), *others, (2, 120, [110]), (2, 60, [70])]
+    else:
+        assert runs == [(hidden, 120, [110]) for hidden in (0, 2, 2)]
     names = {name for name, _ in figures}
-    assert (measure_digits.TRANSFER in names) == with_real and len(names) == 7 + with_real
-    assert all(len(values) == (1 if name == measure_digits.NEAREST else len(seeds)) for (name, _), values in figures.items())
-    assert len(figures) == len(names) * len(sets)
+    assert len(names) == 7 + with_real and set(figures) == {(name, column) for name in names for column in sets}
+    assert all(figures[name, "digits"] == [0.5] for name in (measure_digits.SOFTMAX, measure_digits.NETWORK))
     for name in (measure_digits.STEPS, measure_digits.RATE_3, measure_digits.RATE_6):
-        assert (figures[name, "digits"] == 1).all()  # after so few steps nothing works, with BatchNorm or without
+        assert all(figures[name, column] == [1] for column in sets)  # after so few steps nothing works, with or without
     output = capsys.readouterr().out
     assert all(name in output for name in names) and ("misread there, of all 9s" in output) == with_real
+
+
+def test_effects_are_ratios_in_favour_of_batch_norm_and_finite(monkeypatch):
+    """Where the network without BatchNorm never gets there, all the steps or the smallest rate count."""
+    steps, rates = {"with": [20, 40], "without": [200, np.inf]}, {"with": [10, 1], "without": [1, 0]}
+    result = SimpleNamespace(steps_to=lambda name, target: np.array(steps[name]),
+                             largest=lambda name, below: np.array(rates[name]))
+    monkeypatch.setattr(measure_digits.experiments, "compare", lambda *_, **__: result)
+    monkeypatch.setattr(measure_digits.experiments, "lr_range", lambda *_, **__: result)
+    assert measure_digits.steps_ratio(None, range(2), steps=1000).tolist() == [10, 25]
+    assert np.allclose(measure_digits.rate_ratio(3, None, range(2)), [10, 10 ** 1.5])
 
 
 def good_figures():
