@@ -15,6 +15,7 @@ the drawing is only sums, products, quotients and square roots, which are rounde
 """
 import argparse
 import os
+import shutil
 import struct
 import zlib
 
@@ -326,7 +327,8 @@ def main():
         write_file(path, lambda f: f.write(png_bytes(sample_sheet(images, labels))))
         return
     n_test = args.n // 6
-    with tqdm(total=args.n, unit="img", disable=None) as bar:  # None: a bar on terminals only
+    width, height = shutil.get_terminal_size()  # by itself tqdm shows nothing on a terminal that gives no size
+    with tqdm(total=args.n, unit="img", ncols=width, nrows=height, disable=None) as bar:  # None: on terminals only
         x_train, y_train = make_split(args.seed, 0, args.n - n_test, bar)
         x_test, y_test = make_split(args.seed, 1, n_test, bar)
     write_file(path, lambda f: np.savez_compressed(
