@@ -14,7 +14,8 @@ from .tensor import Tensor, grad, no_grad
 from .training import DivergenceError
 
 __version__ = "0.1.0"
-__all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten", "History",
-           "LambdaCallback", "LayerNorm", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter", "Sequential", "Tensor",
-           "callbacks", "data", "estimate_population_statistics", "experiments", "explain", "functional", "grad", "gradcheck",
-           "initializers", "interop", "no_grad", "optim", "plotting", "record", "schedules"]
+__all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten",
+           "History", "LambdaCallback", "LayerNorm", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter",
+           "Sequential", "Tensor", "callbacks", "data", "estimate_population_statistics", "experiments", "explain",
+           "functional", "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
+           "schedules"]

@@ -30,7 +30,8 @@ LAYERS = {  # the layer here: how to make its counterpart, still without the wei
                 lambda keras, layer: keras.layers.BatchNormalization(
                     1, 0.99 if layer.momentum is None else 1 - layer.momentum, layer.eps, layer.affine, layer.affine)),
     LayerNorm: (lambda nn, layer: nn.LayerNorm(layer.input_shape[-1], layer.eps, layer.affine),
-                lambda keras, layer: keras.layers.LayerNormalization(epsilon=layer.eps, center=layer.affine, scale=layer.affine)),
+                lambda keras, layer: keras.layers.LayerNormalization(
+                    epsilon=layer.eps, center=layer.affine, scale=layer.affine)),
     Dropout: (lambda nn, layer: nn.Dropout(layer.rate), lambda keras, layer: keras.layers.Dropout(layer.rate)),
     Flatten: (lambda nn, layer: nn.Flatten(), lambda keras, layer: keras.layers.Flatten("channels_last"))}  # as the numbers lie
 

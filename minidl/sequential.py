@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import training
+from . import checkpoints, training
+from .inside import explain_batchnorm
 from .layers import Dense, Dropout
 from .module import Module, evaluation, lookup
 from .optim import OPTIMIZERS, Optimizer
@@ -107,6 +108,24 @@ class Sequential(Module):
     def predict(self, x, batch_size=256, verbose=0):
         """The outputs for x in evaluation mode, as an array."""
         return training.predict(self, x, batch_size)
+
+    def save_checkpoint(self, path, epochs):
+        """Write all that a run needs to go on as if it had never stopped: see `checkpoints.py`. epochs: how many are done.
+
+        After each of them: fit(..., callbacks=[LambdaCallback(
+            on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
+        """
+        self._need_compile()
+        checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
+
+    def load_checkpoint(self, path):
+        """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
+        self._need_compile()
+        return checkpoints.load_checkpoint(path, self, self.optimizer)
+
+    def explain_batchnorm(self):
+        """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""
+        explain_batchnorm(self)
 
     def summary(self):
         """Print layers, output shapes and parameter counts, as Keras does. RuntimeError before the input's shape is known."""

@@ -240,8 +240,8 @@ def _divergence(model, x, optimizer, history):
     layer = first_nonfinite(model, x)
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
     return DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears "
-                           f"in {layer}; the learning rate is {optimizer.current_lr:.4g}, {last}. A smaller learning rate usually "
-                           "helps, and so does BatchNorm", history, len(losses), layer)
+                           f"in {layer}; the learning rate is {optimizer.current_lr:.4g}, {last}. A smaller learning rate "
+                           "usually helps, and so does BatchNorm", history, len(losses), layer)
 
 
 def first_nonfinite(model, x):

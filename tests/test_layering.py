@@ -12,7 +12,7 @@ import minidl
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
     ["tensor", "plotting", "progress", "files", "schedules"],
-    ["functional", "gradcheck", "published", "callbacks"],
+    ["functional", "gradcheck", "published", "callbacks", "checkpoints"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
     ["training", "inside"],
