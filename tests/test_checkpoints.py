@@ -31,7 +31,8 @@ first, last, load, save = sys.argv[2:]
 done = model.load_checkpoint(load) if load != "-" else 0
 assert done == int(first)
 keep = LambdaCallback(on_epoch_end=lambda epoch, logs: model.save_checkpoint(save, epoch + 1))
-history = model.fit(x, y, epochs=int(last), initial_epoch=done, verbose=0, callbacks=[keep] if callable(optimizer.lr) else [falling, keep])
+callbacks = [keep] if callable(optimizer.lr) else [falling, keep]
+history = model.fit(x, y, epochs=int(last), initial_epoch=done, verbose=0, callbacks=callbacks)
 print([loss.hex() for loss in history.steps["loss"]])
 """
 

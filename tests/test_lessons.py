@@ -30,7 +30,7 @@ def run(lesson, folder, **environment):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every lesson as it is and on a folder of IDX files, and both controls of those that claim: two at a time, started once."""
+    """Every lesson as it is and on a folder of IDX files, and both controls of those that claim: two at a time."""
     with np.load(LESSONS.parent / "datasets" / "digits.npz") as file:
         images, labels = file["x_train"][:5000], file["y_train"][:5000].astype(np.uint8)
     mnist = tmp_path_factory.mktemp("mnist")
@@ -93,7 +93,8 @@ def test_a_lesson_runs_on_a_folder_of_idx_files(lesson, runs):
     result, folder = runs[lesson, "mnist"]
     assert result.returncode == 0, result.stdout + result.stderr
     written = record(lesson, folder / "elsewhere")
-    assert written["dataset"] == "mnist" and len(list((folder / "elsewhere").glob(f"{lesson}-*.png"))) >= len(written["figures"])
+    assert written["dataset"] == "mnist"
+    assert len(list((folder / "elsewhere").glob(f"{lesson}-*.png"))) >= len(written["figures"])
 
 
 def test_missing_data_end_a_lesson_with_the_reason_and_no_traceback(tmp_path):

@@ -290,7 +290,8 @@ def write_keras(folder, arrays=ARRAYS):
 
 
 @pytest.mark.parametrize("write, place", [
-    (write_keras, "~/datasets"), (write_files, "MNIST/raw"), (write_files, "data/MNIST/raw"), (write_files, "~/data/MNIST/raw")])
+    (write_keras, "~/datasets"), (write_files, "MNIST/raw"), (write_files, "data/MNIST/raw"),
+    (write_files, "~/data/MNIST/raw")])
 def test_copies_of_keras_and_torchvision_are_used_and_left_alone(server, write, place):
     asked = server("good").asked
     folder = Path(place).expanduser().absolute()

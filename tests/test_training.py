@@ -5,13 +5,12 @@ import math
 import pickle
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten, Module, Sequential, Tensor, data,
-                    estimate_population_statistics, experiments, optim, progress, training)
+                    estimate_population_statistics, optim, progress, training)
 from minidl import functional as F
 
 
@@ -71,7 +70,8 @@ def test_one_seed_gives_one_run_bit_for_bit_and_another_seed_another():
 def test_inserting_batch_norm_or_dropout_leaves_dense_weights_and_batch_order_equal():
     models = [net(batch_norm, dropout).build((20,)) for batch_norm in (False, True) for dropout in (False, True)]
     for model in models[1:]:
-        for a, b in zip([m for m in models[0].layers if isinstance(m, Dense)], [m for m in model.layers if isinstance(m, Dense)]):
+        dense = [[layer for layer in m.layers if isinstance(layer, Dense)] for m in (models[0], model)]
+        for a, b in zip(*dense):
             assert np.array_equal(a.kernel.data, b.kernel.data)
     orders = [model.shuffle_rng.permutation(50).tolist() for model in models]
     assert all(order == orders[0] for order in orders)
@@ -274,7 +274,8 @@ def test_an_optimizer_cannot_be_shared_by_two_models():
 
 def test_accuracy_with_one_output_compares_with_one_half():
     outputs = np.array([[0.9], [0.2], [0.6], [0.4]], np.float32)
-    assert training.accuracy(outputs, np.array([[1], [0], [0], [0]])) == training.accuracy(outputs, np.array([1, 0, 0, 0])) == 0.75
+    assert training.accuracy(outputs, np.array([[1], [0], [0], [0]])) == 0.75
+    assert training.accuracy(outputs, np.array([1, 0, 0, 0])) == 0.75
     with pytest.raises(ValueError, match="labels 0 and 1"):
         training.accuracy(outputs, np.array([3, 1, 2, 0]))
 
@@ -316,7 +317,8 @@ def test_keras_arguments_that_change_nothing_are_taken():
     x, y = toy()
     model = compiled(net())
     model.fit(x, y, verbose=0)
-    assert model.evaluate(x, y, verbose=0) == model.evaluate(x, y) and np.array_equal(model.predict(x, verbose=0), model.predict(x))
+    assert model.evaluate(x, y, verbose=0) == model.evaluate(x, y)
+    assert np.array_equal(model.predict(x, verbose=0), model.predict(x))
     images = Sequential([Flatten(input_shape=(4, 5)), Dense(5)])
     assert images.input_shape == (4, 5) and images.parameters()[0].shape == (20, 5)
 
@@ -348,7 +350,8 @@ def test_a_divergence_survives_pickling_as_a_process_pool_needs_it():
     with pytest.raises(DivergenceError) as caught:
         compiled(net(batch_norm=False), lr=1e30).fit(x, y, verbose=0)
     copy = pickle.loads(pickle.dumps(caught.value))
-    assert str(copy) == str(caught.value) and copy.history.steps == caught.value.history.steps and copy.layer == caught.value.layer
+    assert str(copy) == str(caught.value) and copy.layer == caught.value.layer
+    assert copy.history.steps == caught.value.history.steps
 
 
 def test_wrong_arguments_say_what_is_expected():
