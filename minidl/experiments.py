@@ -17,6 +17,7 @@ from . import training
 from .callbacks import Callback
 from .data import load
 from .optim import SGD
+from .progress import table
 from .sweeps import sweep, write_csv
 
 
@@ -135,9 +136,7 @@ class Comparison:
                          or_more(np.median(self.steps_to(name, target)), steps[-1], ".0f"),
                          or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds), ".2f"),
                          f"{1000 * np.nanmedian(seconds[:, 1:] / steps[1:]):.2f}"])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return "\n".join("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-                         for row in rows)
+        return "\n".join(table(rows))
 
 
 def or_more(value, limit, spec):

@@ -8,6 +8,7 @@ import numpy as np
 from . import functional as F
 from .layers import BatchNorm
 from .module import Parameter
+from .progress import table
 from .tensor import Tensor, _gradients, _seed, _watchers
 
 # Where an activation is flat. In the outer 5 % of its range a sigmoid's slope is below a fifth of its largest; so is tanh's.
@@ -78,7 +79,7 @@ class record:
         columns = ["mean", "std", "p5", "p50", "p95", "saturation", "grad_norm", "update_ratio"]
         rows = [[row, *(f"{self[row, column][-1]:.3g}" if (row, column) in self.values else "" for column in columns)]
                 for row in self.layers + self.parameters]
-        _print_table([f"step {self.steps[-1] if rows else '-'}", *columns], rows)
+        print("\n".join(table([[f"step {self.steps[-1] if rows else '-'}", *columns], *rows])))
 
     def after_forward(self, layer, inputs, y):
         """The hook of each layer: remember an output that a gradient can reach."""
@@ -153,7 +154,7 @@ def explain(loss, wrt):
         name = t.op.name if t.op else type(t).__name__
         rows.append([f"{numbers[key]:>2} {name}{' (wrt)' if t is wrt else ''}", ", ".join(inputs), str(t.shape),
                      f"{_statistics(g)['norm']:.3g}", f"{np.abs(g).mean():.3g}"])
-    _print_table(["op", "leads to", "shape", "|gradient|", "mean |entry|"], rows)
+    print("\n".join(table([["op", "leads to", "shape", "|gradient|", "mean |entry|"], *rows])))
 
 
 def explain_batchnorm(model):
@@ -177,13 +178,5 @@ def explain_batchnorm(model):
             if start > 0.05:
                 warnings.append(f"{name}: evaluate() after {updates} updates still mixes {start:.0%} starting values in: "
                                 "train longer, raise momentum, or call estimate_population_statistics(model, x)")
-    _print_table(["BatchNorm", "updates", "momentum", "start", "mean gap", "std ratio"], rows)
-    for warning in warnings:
-        print("WARNING", warning)
-
-
-def _print_table(header, rows):
-    """The first column to the left, the others to the right."""
-    first, *others = [max(map(len, column)) for column in zip(header, *rows)]
-    for name, *cells in [header, *rows]:
-        print("  ".join([name.ljust(first), *map(str.rjust, cells, others)]).rstrip())
+    lines = table([["BatchNorm", "updates", "momentum", "start", "mean gap", "std ratio"], *rows])
+    print("\n".join([*lines, *(f"WARNING {warning}" for warning in warnings)]))

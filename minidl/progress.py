@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal or in a notebook, plain lines everywhere else."""
+"""The console: progress on stderr, a bar on a terminal or in a notebook, plain lines everywhere else; text tables."""
 
 import math
 import sys
@@ -60,3 +60,10 @@ def format_logs(logs):
     """`loss: 0.1234 - accuracy: 0.9876`, with exponents below 0.001, as Keras prints them."""
     return " - ".join(f"{key}: {value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{key}: {value:.4e}"
                       for key, value in logs.items())
+
+
+def table(rows, left=1):
+    """Rows of texts as lines with aligned columns: so many on the left side, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) if i < left else cell.rjust(width)
+                      for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]

@@ -7,6 +7,7 @@ from .inside import explain_batchnorm
 from .layers import Dense, Dropout
 from .module import Module, evaluation, lookup
 from .optim import OPTIMIZERS, Optimizer
+from .progress import table
 from .tensor import no_grad
 
 
@@ -129,9 +130,7 @@ class Sequential(Module):
 
     def summary(self):
         """Print layers, output shapes and parameter counts, as Keras does. RuntimeError before the input's shape is known."""
-        rows = self._rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        lines = table(self._rows(), left=3)
         rule = "-" * max(map(len, lines))
         trainable = sum(p.size for p in self.parameters() if p.requires_grad)
         total = _size(self)
