@@ -284,7 +284,7 @@ for kind, shift, marker, (color, _) in zip(weights, (-0.08, 0.08), "Xo", (plotti
     ax.plot(np.arange(4) + shift, list(errors[kind].values()), marker, color=color, markersize=16, label=kind)
 ax.axhline(1e-6, color="0.4", linestyle=":", linewidth=2)
 ax.annotate("passes below 1e-6", (3.5, 4e-7), ha="right", va="top", color="0.3", fontsize=14)
-ax.set(ylabel="relative error", yscale="log", xticks=range(4), xticklabels=list(candidates), xlim=(-0.5, 3.5), ylim=(1e-13, 30))
+ax.set(ylabel="relative error", yscale="log", xticks=range(4), xticklabels=list(candidates), xlim=(-0.5, 3.5), ylim=(1e-12, 30))
 plotting.legend(ax)
 lesson.show(fig, "blind_check")
 
