@@ -114,7 +114,7 @@ lesson.show(ax.figure, "graph_neuron")
 
 # %% [markdown]
 # `explain` prints the same path in the order of the walk, with the size of the gradient after each op: the products
-# of the chain rule as they build up. Compare the last line with the slope above.
+# of the chain rule as they build up (without the sign). Compare the last line with the slope above.
 
 # %%
 explain(loss, w)
@@ -237,10 +237,10 @@ print(f"the loss rises fastest towards {steepest} degrees; the gradient points t
 #
 # ## Your own op, and a blind check
 #
-# An op is declared by its values and one line of gradient. In the line `g` is the gradient that arrives, `y` the
-# output, `x` the input; it gives the gradient for `x`. (The field calls it a vector-Jacobian product.) Here is one
-# that shifts and stretches five numbers to mean 0 and standard deviation 1. It is the heart of Batch Normalization;
-# lesson 5 derives its gradient.
+# An op is declared by its values and one line of gradient for each input. In the line `g` is the gradient that
+# arrives, `y` the output, `x` the input; it gives the gradient for `x`. (The field calls it a vector-Jacobian
+# product.) Here is one that shifts and stretches five numbers to mean 0 and standard deviation 1. It is the heart of
+# Batch Normalization; lesson 5 derives its gradient.
 #
 # Beside it stand three wrong gradients, the last wrong by a factor of $-7$: it would train the network backwards.
 
@@ -260,8 +260,8 @@ five = rng.standard_normal(5)
 
 # %% [markdown]
 # To check an op with five outputs we need a single number. The obvious one is their sum, that is, every output gets
-# the weight 1. Another is a sum with random weights $u$ (the field calls them a cotangent). With either we compare
-# engine and finite differences, and allow a relative error of $10^{-6}$.
+# the weight 1. Another is a sum with random weights $u$ (the field calls them a cotangent). (`backward(u)` takes
+# them.) With either we compare engine and finite differences, and allow a relative error of $10^{-6}$.
 #
 # Predict: which of the three wrong gradients does the plain sum find? Which does the random one?
 
@@ -291,9 +291,12 @@ lesson.show(fig, "blind_check")
 # %% [markdown]
 # ## Explain
 #
-# The five outputs have mean 0, whatever the input. So their sum is always 0, its true gradient is 0, and
-# $-7 \cdot 0 = 0$. The plain sum looks in the one direction in which nothing can be seen. The same holds for a
-# softmax, whose outputs add up to 1. A random direction is hardly ever blind.
+# A gradient holds one slope for each number that can change. The engine finds all of them in one walk back from the
+# loss: each op multiplies by its own slope, gradients that meet add up, and the op made last goes first.
+#
+# Why is the plain sum blind? The five outputs have mean 0, whatever the input. So their sum is always 0, its true
+# gradient is 0, and $-7 \cdot 0 = 0$. The plain sum looks in a direction in which nothing can be seen. The same holds
+# for a softmax, whose outputs add up to 1. A random direction is hardly ever blind.
 #
 # `gradcheck` does the same with less work: it weighs the outputs at random, and it nudges *all* inputs at once in a
 # random direction. So one direction costs two losses, however many numbers the input has. Every op of minidl is
