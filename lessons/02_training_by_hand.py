@@ -5,7 +5,7 @@
 # numbers as `fit`, to the last bit. On the way we meet the words of all later lessons: batch, epoch, learning rate,
 # training and test accuracy. At the end Batch Normalization comes in, by one word.
 #
-# You need: lesson 1. Running time: about 5 seconds.
+# You need: lesson 1. Running time: 5 to 10 seconds.
 
 # %%
 import os
@@ -263,7 +263,7 @@ lesson.finish()
 # %% [markdown]
 # ## Try
 #
-# 1. Easy: set `BATCH` to 1 and to 1000, with the same number of epochs. Which is further after five? Which takes more
+# 1. Easy: set `BATCH` to 8 and to 1000, with the same number of epochs. Which is further after five? Which takes more
 #    seconds?
 # 2. Easy: train with no hidden layer, `Sequential([Dense(10)])`. What accuracy is left?
 # 3. Medium: leave out the line `p.grad = None`. What happens to the loss, and why?
