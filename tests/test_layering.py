@@ -10,7 +10,7 @@ import pytest
 import minidl
 
 PACKAGE = Path(minidl.__file__).parent
-LEVELS = [["tensor", "plotting", "progress", "files"], ["functional", "gradcheck", "published"], ["data", "module", "initializers"], ["layers", "optim"],
+LEVELS = [["tensor", "plotting", "progress", "files", "course"], ["functional", "gradcheck", "published", "handout"], ["data", "module", "initializers"], ["layers", "optim"],
           ["training"], ["sequential", "experiments"], ["lessonkit", "__init__", "cli"], ["__main__"]]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.glob("*.py"))
