@@ -164,7 +164,10 @@ def _plots():
 
 
 def _sets():
-    here = [name for name in data.NAMES if data.find(name)[0]]
+    try:
+        here = [name for name in data.NAMES if data.find(name)[0]]
+    except (OSError, ValueError) as error:
+        return str(error), "put that right, or unset MINIDL_DATA"
     missing = [name for name in data.NAMES if name not in here]
     found = f"{', '.join(here) or 'none'} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
     return found, None if "digits" in here else "install minidl anew, digits.npz is part of it"

@@ -138,14 +138,15 @@ def check(path, **variables):
     mark, began = secrets.token_hex(), perf_counter()
     result = subprocess.run(**_process("run", path, mark, PYTHONIOENCODING="utf-8", MPLBACKEND="agg", **variables),
                             stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace")
-    checks = re.findall(r"^CHECK .+, (?:PASS|FAIL)$", result.stdout, re.MULTILINE)
+    outputs = result.stdout.split(mark)[1:]
+    checks = re.findall(r"^CHECK .+, (?:PASS|FAIL)$", "".join(outputs), re.MULTILINE)
     failed = [line for line in checks if line.endswith("FAIL")]
     verdict = (f"{'FAIL' if result.returncode else 'PASS'}  {len(checks) - len(failed)} of {len(checks)} checks  "
                f"{perf_counter() - began:.1f} s")
     if result.returncode and not failed:
         failed = result.stderr.splitlines()[-1:] or [f"ended with code {result.returncode}"]
     print("\n    ".join([verdict, *failed]))
-    return Outcome(result.returncode, verdict, result.stdout.split(mark)[1:], result.stderr)
+    return Outcome(result.returncode, verdict, outputs, result.stderr)
 
 
 def _process(mode, path, mark="", **variables):
@@ -170,7 +171,7 @@ def step(path):
         cell = stops[at]
         if cell is not shown:
             code = "".join(_paint(*piece) for piece in highlight(cell.code))
-            print("", *filter(None, [_prose(cell.prose), code]), "", sep="\n\n")
+            print("\n" + "\n\n".join(filter(None, [_prose(cell.prose), code])) + "\n")
             shown = cell
         try:
             place = f"cell {at + 1} of {len(stops) - 1}" if cell.code else "the end"
