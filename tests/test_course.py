@@ -190,7 +190,7 @@ def test_stepping_on_a_terminal(small):
     assert plain.count("Here is a mistake.") == 2  # shown again after b
     assert plain.count(course.HELP.strip()[:40]) == 2  # at the start and after x
     assert re.search(r"^array +ndarray +float32 \(2, 3\)$", plain, re.MULTILINE)
-    assert re.search(r"^x +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
+    assert re.search(r"\bx +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
     assert not re.search(r"^(np|broken|__name__) ", plain, re.MULTILINE)
     assert "The end: × and σ²." in plain
 
