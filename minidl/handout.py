@@ -122,7 +122,8 @@ def html(markdown):
         elif kind == "code":
             made.append(f'<pre class="code">{escape(text)}</pre>')
         elif kind == "math" or re.fullmatch(r"\$[^$]+\$", text):
-            made.append(f'<p class="formula">{_formula(text.strip("$"), "block")}</p>')
+            parts = [_formula(part, large=True) for part in text.strip("$").split(r"\quad")]  # a narrow screen may break there
+            made.append(f'<p class="formula">{chr(0x2003).join(parts)}</p>')
         else:
             made.append(f"<p>{_inline(text)}</p>")
     return re.sub(r'</ul>\n<ul>|</ol>\n<ol start="\d+">', "\n", "\n".join(made))  # items in a row are one list
@@ -155,19 +156,19 @@ def _inline(text):
     return "".join(made) + escape(text[done:])
 
 
-def _formula(tex, display="inline"):
+def _formula(tex, large=False):
     """A formula, as MathML where `mathml` can, else as it is written."""
     try:
-        return mathml(tex, display)
+        return mathml(tex, large)
     except ValueError:
         return f"<code>{escape(tex)}</code>"
 
 
-def mathml(tex, display="inline"):
-    """The MathML of a formula in TeX. Raises ValueError for a command that is in none of the tables above."""
+def mathml(tex, large=False):
+    """The MathML of a formula in TeX, large as on a line of its own. Raises ValueError for a command that is in none of the tables above."""
     tokens = TOKEN.findall(tex)[::-1]  # the next one last, where pop() takes it
     try:
-        return f'<math display="{display}">{_row(tokens)}</math>'
+        return f'<math displaystyle="{str(large).lower()}">{_row(tokens)}</math>'
     except (IndexError, KeyError) as error:
         raise ValueError(f"cannot typeset the formula {tex!r}: {error}") from None
 
