@@ -185,7 +185,7 @@ def step(path):
         if word == "q":
             return
         elif word == "b":
-            at, shown = max(0, at - 1), None
+            at = max(0, at - 1)
         elif word == "v":
             print(_variables(namespace))
         elif word == "e":

@@ -165,7 +165,7 @@ def _formula(tex, large=False):
 
 
 def mathml(tex, large=False):
-    """The MathML of a formula in TeX, large as on a line of its own. Raises ValueError for a command that is in none of the tables above."""
+    """The MathML of a formula in TeX, large as on a line of its own. Raises ValueError for what is in none of the tables."""
     tokens = TOKEN.findall(tex)[::-1]  # the next one last, where pop() takes it
     try:
         return f'<math displaystyle="{str(large).lower()}">{_row(tokens)}</math>'
