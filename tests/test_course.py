@@ -24,7 +24,7 @@ SMALL = '''# %% [markdown]
 
 # %%
 import os
-x = [1, 2, 3]
+x = [1, 2, 3] if 1 < 2 & 3 else None
 print("sum", sum(x), "<b>&", os.environ["OPENBLAS_NUM_THREADS"])
 
 # %% [markdown]
@@ -226,7 +226,8 @@ def test_a_lesson_that_ends_does_not_end_the_session(small):
 
 
 def test_run_gives_the_lessons_exit_code_and_its_own_line_numbers(small):
-    (small.parent / "good.py").write_text("# %%\nimport sys\nassert __name__ == '__main__' and sys.argv == [__file__]\nraise SystemExit\n")
+    as_a_script = "# %%\nimport sys\nassert __name__ == '__main__' and sys.argv == [__file__]\nraise SystemExit\n"
+    (small.parent / "good.py").write_text(as_a_script)
     assert minidl("lesson", "./good.py", "--run").returncode == 0
     result = minidl("lesson", "./03_small.py", "--run")
     assert result.returncode == 1 and "sum 6" in result.stdout and "CHECK" not in result.stdout
