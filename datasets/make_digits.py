@@ -9,10 +9,13 @@ and is then drawn with a round pen, scaled and centred the way MNIST's images ar
 
 What is guaranteed: image i of a split depends on the seed, the split and i alone, so a larger
 set with the same seed begins with the same training (and the same test) images. Every 500
-images of a split hold 50 of each digit.
+images of a split hold 50 of each digit. What processors and NumPy versions compute
+a little differently (sines, powers, matrix products) is done in float64 and then rounded to float32;
+the drawing is only sums, products, quotients and square roots, which are rounded alike everywhere.
 """
 import argparse
 import os
+import shutil
 import struct
 import zlib
 
@@ -97,7 +100,7 @@ STYLES = {
 }
 
 # How much of the wobble each digit gets: a wavy 1 would look like an S, a dented 0 like a D.
-CALM = np.array([0.65, 0.5, 1, 1, 1, 1, 1, 1, 1, 1], np.float32)
+CALM = np.array([0.65, 0.5, 1, 1, 1, 1, 1, 1, 1, 1])
 
 SPANS = 40             # about how many straight pieces one digit is drawn with
 BOX, SIDE = 20, 28     # MNIST: scaled into 20x20, then centred in 28x28
@@ -146,10 +149,10 @@ def style_tables():
         parsed += [parse_style(text) for _, text in styles]
     k = max(len(p[0]) for p in parsed)
     s = max(len(p[1]) for p in parsed)
-    points = np.zeros((len(parsed), k, 2), np.float32)
-    weights = np.zeros((len(parsed), s, k), np.float32)
+    points = np.zeros((len(parsed), k, 2))
+    weights = np.zeros((len(parsed), s, k))
     down = np.zeros((len(parsed), s), np.float32)
-    ends = np.zeros((len(parsed), k), np.float32)
+    ends = np.zeros((len(parsed), k))
     for i, (p, w, d, e) in enumerate(parsed):
         points[i, :len(p)], ends[i, :len(p)], down[i, :len(d)] = p, e, d
         weights[i, :len(w), :len(p)] = w
@@ -161,8 +164,8 @@ TABLES = style_tables()
 
 
 def normal(rng, shape, spread):
-    """Normal random numbers, float32, cut off at 2.2 spreads so that no digit falls apart."""
-    return np.clip(rng.standard_normal(shape, np.float32), -2.2, 2.2) * np.float32(spread)
+    """Normal random numbers, cut off at 2.2 spreads so that no digit falls apart."""
+    return np.clip(rng.standard_normal(shape, np.float32), -2.2, 2.2) * np.float64(spread)
 
 
 def bend(rng, xy, calm):
@@ -175,7 +178,7 @@ def bend(rng, xy, calm):
     y = y ** np.exp(normal(rng, (n, 1), 0.18)) - 0.5       # upper against lower half
     x = x * (1 + normal(rng, (n, 1), 0.28) * y)            # wider at the top or at the bottom
     for wavelength, height in ((1.6, 0.045), (0.8, 0.018)):
-        angle, shift = rng.uniform(0, 2 * np.pi, (2, n, 1)).astype(np.float32)
+        angle, shift = rng.uniform(0, 2 * np.pi, (2, n, 1))
         phase = 2 * np.pi / wavelength * (np.cos(angle) * x + np.sin(angle) * y) + shift
         wave = normal(rng, (2, n, 1), height) * calm
         x, y = x + wave[0] * np.sin(phase), y + wave[1] * np.cos(phase)
@@ -203,14 +206,14 @@ def make_lines(rng, labels):
     widest = 3.4 * size.min(axis=1, keepdims=True) / longest
     widest[labels == 1] = 2.1
     pen = np.minimum(1.13 * np.exp(normal(rng, (n, 1), 0.30)), widest)
-    along = np.linspace(0, 1, samples, dtype=np.float32)
-    beat = rng.uniform(0, 2 * np.pi, (n, 1)).astype(np.float32)
+    along = np.linspace(0, 1, samples)
+    beat = rng.uniform(0, 2 * np.pi, (n, 1))
     pressure = 1 + normal(rng, (n, 1), 0.13) * np.sin(beat + 9 * along)
-    radius = np.clip(pen * pressure, 0.55, 2.1).astype(np.float32)
+    radius = np.clip(pen * pressure, 0.55, 2.1)
 
     scale = (BOX - 2 * radius.mean(axis=1, keepdims=True)) / longest
     xy = (xy - (low + high)[:, None] / 2) * scale[:, :, None] + BOX / 2
-    return xy.astype(np.float32), radius, down[style]
+    return xy.astype(np.float32), radius.astype(np.float32), down[style]
 
 
 def draw(xy, radius, down):
@@ -241,9 +244,9 @@ def centre(box):
     """Images (n, 20, 20) -> (n, 28, 28) with the centre of mass in the middle."""
     out = np.zeros((len(box), SIDE, SIDE), np.float32)
     place = np.arange(BOX) + 0.5
-    mass = box.sum(axis=(1, 2))
-    top = np.rint(SIDE / 2 - box.sum(axis=2) @ place / mass).astype(int)
-    left = np.rint(SIDE / 2 - box.sum(axis=1) @ place / mass).astype(int)
+    rows, columns = box.sum(axis=2, dtype=float), box.sum(axis=1, dtype=float)
+    top = np.rint(SIDE / 2 - rows @ place / rows.sum(axis=1)).astype(int)
+    left = np.rint(SIDE / 2 - columns @ place / columns.sum(axis=1)).astype(int)
     limit = SIDE - BOX
     for image, small, i, j in zip(out, box, np.clip(top, 0, limit), np.clip(left, 0, limit)):
         image[i:i + BOX, j:j + BOX] = small
@@ -255,7 +258,7 @@ def make_chunk(seed, split, chunk):
     rng = np.random.default_rng([seed, split, chunk])
     labels = rng.permutation(np.arange(CHUNK) % 10)
     xy, radius, down = make_lines(rng, labels)
-    rough = normal(rng, (CHUNK, BOX, BOX), 0.10)           # paper and scanner: ragged edges
+    rough = normal(rng, (CHUNK, BOX, BOX), 0.10).astype(np.float32)    # paper and scanner: ragged edges
     images = []
     for i in range(0, CHUNK, DRAW):
         part = slice(i, i + DRAW)
@@ -276,11 +279,15 @@ def make_split(seed, split, n, bar):
 
 
 def write_file(path, write):
-    """Let write(file) fill a temporary file, then put it in place at one go."""
-    temporary = path + ".tmp"
-    with open(temporary, "wb") as f:
-        write(f)
-    os.replace(temporary, path)
+    """Let write(file) fill a temporary file, then put it in place at one go; if it fails, path stays as it was."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            write(f)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 def png_bytes(image):
@@ -309,16 +316,22 @@ def main():
     parser.add_argument("--sheet", metavar="FILE", help="write a PNG sheet of samples instead of a set")
     args = parser.parse_args()
     if args.n < 6:
-        parser.error("--n must be 6 or more")
+        parser.error(f"--n must be 6 or more, got {args.n}")
+    if args.seed < 0:
+        parser.error(f"--seed must be 0 or more, got {args.seed}")
+    path = os.path.abspath(args.sheet or args.out)
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
+        parser.error(f"cannot write {path}: it must be a file in a folder that exists")
     if args.sheet:
         images, labels = make_chunk(args.seed, 0, 0)
-        write_file(args.sheet, lambda f: f.write(png_bytes(sample_sheet(images, labels))))
+        write_file(path, lambda f: f.write(png_bytes(sample_sheet(images, labels))))
         return
     n_test = args.n // 6
-    with tqdm(total=args.n, unit="img") as bar:
+    width, height = shutil.get_terminal_size()  # by itself tqdm shows nothing on a terminal that gives no size
+    with tqdm(total=args.n, unit="img", ncols=width, nrows=height, disable=None) as bar:  # None: on terminals only
         x_train, y_train = make_split(args.seed, 0, args.n - n_test, bar)
         x_test, y_test = make_split(args.seed, 1, n_test, bar)
-    write_file(args.out, lambda f: np.savez_compressed(
+    write_file(path, lambda f: np.savez_compressed(
         f, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test))
 
 

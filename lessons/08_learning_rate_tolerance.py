@@ -137,7 +137,8 @@ lesson.show(fig, "scale_by_layer")
 difference = {}
 for depth in (3, 6):
     for lr in (0.01, 1.0):
-        control = experiments.compare(pair(depth), data, lr=lr, steps=200, batch_size=64, seeds=lesson.seeds(3), eval_steps=[200])
+        control = experiments.compare(pair(depth), data, lr=lr, steps=200, batch_size=64, seeds=lesson.seeds(3),
+                                      eval_steps=[200])
         # A run that diverged has no accuracy (NaN): its network is left guessing, one in ten.
         accuracy = {name: np.nan_to_num(control.accuracy_at(name, 200), nan=0.1).mean() for name in (BN, PLAIN)}
         difference[depth, lr] = accuracy[BN] - accuracy[PLAIN]
@@ -155,7 +156,7 @@ for depth, required in ((3, 4), (6, 8)):
     lesson.check(f"{depth} layers: largest rate with / without BatchNorm", times_larger(depth), at_least=required)
 for depth in (3, 6):
     lesson.check(f"{depth} layers, control: size of the accuracy difference at rate 0.01", abs(difference[depth, 0.01]),
-                 at_most=0.15, on_default_data=True)
+                 at_most=0.15, on_default_data=True, claim=False)
 lesson.finish()
 
 # %% [markdown]

@@ -3,15 +3,19 @@
     from minidl import Sequential, Dense, BatchNorm, Activation, data
 """
 
-from . import data, experiments, functional, initializers, optim, plotting
+from . import callbacks, data, experiments, functional, initializers, interop, optim, plotting, schedules
+from .callbacks import Callback, EarlyStopping, History, LambdaCallback, LearningRateScheduler, ModelCheckpoint
 from .gradcheck import gradcheck
-from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, estimate_population_statistics
+from .inside import explain, record
+from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, estimate_population_statistics
 from .module import Module, Parameter
 from .sequential import Sequential
 from .tensor import Tensor, grad, no_grad
-from .training import Callback, DivergenceError, History
+from .training import DivergenceError
 
 __version__ = "0.1.0"
-__all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "Flatten", "History", "Module",
-           "Parameter", "Sequential", "Tensor", "data", "estimate_population_statistics", "experiments", "functional", "grad",
-           "gradcheck", "initializers", "no_grad", "optim", "plotting"]
+__all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten",
+           "History", "LambdaCallback", "LayerNorm", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter",
+           "Sequential", "Tensor", "callbacks", "data", "estimate_population_statistics", "experiments", "explain",
+           "functional", "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
+           "schedules"]

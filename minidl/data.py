@@ -49,18 +49,20 @@ class Found:
 def find(name, root=None):
     """(Found or None, unusable): the data set where `load` would find it, without a download.
 
-    unusable: a line for each copy that Keras, torchvision or a broken download left and that is not the published set.
+    unusable: a line for each folder of the user's without it, and for each copy elsewhere that is not the published set.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
+    unusable = []
     for place, source in ((root, "root"), (os.environ.get("MINIDL_DATA"), "MINIDL_DATA")):
         if place and not Path(place).is_dir():
             raise FileNotFoundError(f"{source} names {place}, which is not a folder")
         if place and (found := _find_in(place, name, only_published=False)):
             return found, []
+        if place:
+            unusable.append(f"{source} names {place}, which has no files of {name}")
     home = Path(os.path.expanduser("~"))
     keras = Path(os.environ.get("KERAS_HOME") or home / ".keras") / "datasets"
-    unusable = []
     for place in (PACKAGE.parent / "datasets", PACKAGE / "datasets", cache(), keras, "", "data", home, home / "data"):
         try:
             if found := _find_in(place, name, only_published=True):
@@ -111,7 +113,7 @@ def split(x, y, share=0.2, seed=0):
 
 
 def one_hot(y, classes=None):
-    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: the largest label + 1 if left out."""
+    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: largest label + 1 if left out."""
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
         raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of shape {y.shape}")

@@ -8,13 +8,16 @@ the same Dense weights and see the same batches in the same order.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
 
 from . import training
+from .callbacks import Callback
+from .data import load
 from .optim import SGD
-from .progress import bar
+from .sweeps import sweep, write_csv
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Run:
         return np.inf if self.diverged_at is not None else float(self.losses[-last:].mean())
 
 
-class _Recorder(training.Callback):
+class _Recorder(Callback):
     """Measures test accuracy after given steps (0: before the first) and ends the run after the last step."""
 
     def __init__(self, test_data, eval_steps, steps):
@@ -115,6 +118,12 @@ class Comparison:
             raise ValueError(f"accuracy was not measured at step {step}; measured were {self.runs[name][0].eval_steps}")
         return self.array(name, "accuracy")[:, place[0]]
 
+    def to_csv(self, path):
+        """One line for each network, seed and measured step: the test accuracy and the seconds of training so far."""
+        write_csv(path, ["network", "seed", "step", "accuracy", "seconds"],
+                  [(name, seed, *row) for name, runs in self.runs.items() for seed, r in zip(self.seeds, runs)
+                   for row in zip(r.eval_steps, r.accuracy, r.seconds)])
+
     def table(self, target, at=()):
         """A text table: median over seeds of the accuracy at some steps, and of steps and seconds to the target."""
         head = ["", *(f"step {s}" for s in at), f"steps to {target:.0%}", "seconds to it", "ms per step"]
@@ -136,22 +145,32 @@ def or_more(value, limit, spec):
     return f"{value:{spec}}" if np.isfinite(value) else f"> {limit:{spec}}"
 
 
-def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_steps=None, executor=None):
+def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_steps=None, executor=None, cache=None):
     """Train every network of builders (name -> function of a seed) with SGD, once per seed; gives a Comparison.
 
+    data: ((x_train, y_train), (x_test, y_test)), or the name of a data set: then each worker of an executor loads
+    it once, instead of getting 30 megabytes with every job. executor, cache: as in `sweep`.
     eval_steps: after which steps to measure the test accuracy; about 50, evenly spaced, if left out.
     """
     seeds = list(seeds)
     eval_steps = [*range(0, steps, max(1, steps // 50)), steps] if eval_steps is None else eval_steps
     settings = dict(data=data, lr=lr, steps=steps, batch_size=batch_size, eval_steps=list(eval_steps))
     jobs = [dict(builder=builder, seed=seed, **settings) for builder in builders.values() for seed in seeds]
-    results = sweep(jobs, train_one, executor)
-    return Comparison({name: results[i * len(seeds):(i + 1) * len(seeds)] for i, name in enumerate(builders)}, seeds)
+    runs = [Run(**result) for result in sweep(jobs, train_one, executor, cache).results]
+    return Comparison({name: runs[i * len(seeds):(i + 1) * len(seeds)] for i, name in enumerate(builders)}, seeds)
 
 
 def train_one(builder, seed, data, lr, steps, batch_size, eval_steps=()):
-    """The job of a comparison: build a network from a seed and train it with SGD; gives a Run."""
-    return run(builder(seed), data, optimizer=SGD(lr=lr), steps=steps, batch_size=batch_size, eval_steps=eval_steps)
+    """The job of a comparison: build a network from a seed and train it with SGD; gives the fields of a Run as a dict.
+
+    data: as in `compare`.
+    """
+    result = run(builder(seed), _load_once(data) if isinstance(data, str) else data, optimizer=SGD(lr=lr), steps=steps,
+                 batch_size=batch_size, eval_steps=eval_steps)
+    return {name: value for name, value in vars(result).items() if value is not None}
+
+
+_load_once = lru_cache(maxsize=1)(load)
 
 
 @dataclass
@@ -165,27 +184,22 @@ class LearningRateRange:
         """The largest rate whose final loss is below a bound, one per seed; 0 if there is none."""
         return np.array([self.rates[row < below].max(initial=0) for row in self.losses[name]])
 
+    def to_csv(self, path):
+        """One line for each network, seed (by its number) and rate."""
+        write_csv(path, ["network", "seed", "learning rate", "final loss"],
+                  [(name, seed, rate, loss) for name, table in self.losses.items() for seed, row in enumerate(table)
+                   for rate, loss in zip(self.rates, row)])
 
-def lr_range(builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=20, executor=None):
-    """Train every network at every learning rate; gives the mean loss of the last steps as a LearningRateRange."""
+
+def lr_range(builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=20, executor=None, cache=None):
+    """Train every network at every learning rate; gives the mean loss of the last steps as a LearningRateRange.
+
+    builders, data, executor, cache: as in `compare`.
+    """
     rates, seeds = list(rates), list(seeds)
     settings = dict(data=data, steps=steps, batch_size=batch_size)
     jobs = [dict(builder=builder, seed=seed, lr=float(lr), **settings)
             for builder, seed, lr in product(builders.values(), seeds, rates)]
-    losses = [result.final_loss(last) for result in sweep(jobs, train_one, executor)]
+    losses = [Run(**result).final_loss(last) for result in sweep(jobs, train_one, executor, cache).results]
     table = np.array(losses).reshape(len(builders), len(seeds), len(rates))
     return LearningRateRange(np.array(rates, float), dict(zip(builders, table)))
-
-
-def sweep(jobs, job, executor=None):
-    """[job(**settings) for each dict of settings], in that order, with a progress bar.
-
-    executor: any `concurrent.futures.Executor`; its results are the same, whatever the order they finish in.
-    """
-    futures = [executor.submit(job, **settings) for settings in jobs] if executor else None
-    with bar(total=len(jobs), desc="runs", leave=False) as progress:
-        results = []
-        for i, settings in enumerate(jobs):
-            results.append(futures[i].result() if futures else job(**settings))
-            progress.update()
-    return results

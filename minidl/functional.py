@@ -133,7 +133,8 @@ def _checked_labels(labels, logits):
     labels, shape = np.asarray(_array(labels)), logits.shape
     if len(shape) != 2 or labels.shape not in (shape[:1], shape):
         raise ValueError(f"cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); "
-                         f"got {shape} and {labels.shape}")
+                         f"got {shape} and {labels.shape}"
+                         + ("; use y.reshape(-1)" if labels.shape == (*shape[:1], 1) else ""))
     n, classes = shape
     if n == 0:
         raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean over")
@@ -230,9 +231,14 @@ def mse_loss(prediction, target):
     if not isinstance(target, Tensor):
         target = np.asarray(target, prediction.dtype)  # integers would turn float32 into float64
     if prediction.shape != target.shape:
-        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}")
+        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}"
+                         + _column_hint(target, prediction))
     difference = prediction - target
     return mean(difference * difference)
+
+
+def _column_hint(target, x):
+    return "; use y.reshape(-1, 1)" if (*target.shape, 1) == x.shape else ""
 
 
 def _made_by(x, op):
@@ -251,7 +257,7 @@ def _checked_targets(targets, x, name):
     targets = np.asarray(_array(targets))
     if targets.shape != x.shape or x.size == 0:
         raise ValueError(f"{name} needs targets of the same shape as its input and at least one entry, "
-                         f"got {targets.shape} and {x.shape}")
+                         f"got targets {targets.shape} and input {x.shape}" + _column_hint(targets, x))
     if not (targets.min() >= 0 and targets.max() <= 1):
         raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to {targets.max()}")
     return targets.astype(x.dtype, copy=False)
@@ -321,3 +327,28 @@ def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5):
 def per_channel(v, x):
     """v of shape (c,) reshaped to broadcast against x of shape (n, c, ...)."""
     return v if x.ndim == 2 else v.reshape(-1, *(1,) * (x.ndim - 2))
+
+
+# --- Layer Normalization (Ba, Kiros and Hinton 2016): the same along the other axis --------------------
+
+def _layer_norm_forward(x, gamma, beta, eps):
+    normalized, transposed_vjp, *_ = _batch_norm_forward(x.T, 1.0, 0.0, eps)
+
+    def vjp(g):
+        gx, *_ = transposed_vjp((g * gamma).T)
+        return gx.T, np.einsum("ij,ij->j", g, normalized.T), np.add.reduce(g, axis=0)
+
+    return normalized.T * gamma + beta, vjp
+
+
+_layer_norm = Fused("layer_norm", _layer_norm_forward, composed="layer_norm_composed")
+
+
+def layer_norm(x, gamma, beta, eps=1e-5):
+    """Normalise each sample over its features, then scale and shift. x: (..., features). gamma, beta: (features,)."""
+    return _layer_norm(x.reshape(-1, x.shape[-1]), gamma, beta, eps=eps).reshape(x.shape)
+
+
+def layer_norm_composed(x, gamma, beta, eps=1e-5):
+    """The definition of `layer_norm` from primitives: slower, but can be differentiated twice."""
+    return gamma * (x - mean(x, -1, keepdims=True)) / sqrt(var(x, -1, keepdims=True) + eps) + beta

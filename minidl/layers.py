@@ -3,6 +3,8 @@
 A layer learns the number of its inputs from the first batch it sees, or from `input_shape`.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from . import functional as F
@@ -84,6 +86,15 @@ class Activation(Module):
         return f"Activation({_name(self.function)})"
 
 
+@dataclass
+class BatchStatistics:
+    """What a batch was normalised by: mean and biased variance of each feature, taken over n numbers."""
+
+    mean: np.ndarray
+    var: np.ndarray
+    n: int
+
+
 class BatchNorm(Module):
     """Batch Normalization (Ioffe and Szegedy 2015): y = gamma (x - mean) / sqrt(var + eps) + beta.
 
@@ -94,6 +105,13 @@ class BatchNorm(Module):
     momentum: the weight of the newest batch, running = (1 - momentum) running + momentum batch, with the
     batch variance times n/(n-1); None gives the plain average over all batches. affine: whether gamma and
     beta are learned. fused: the fast function, or the definition from primitives (can be differentiated twice).
+    ghost_batch_size: in training, take every so many samples of a batch as a batch of their own, one after the other,
+    running statistics included (Hoffer et al. 2017, algorithm 1). A last one of one sample joins the one before it.
+
+    Attributes: frozen_statistics, False at first; True makes training mode use the running statistics and leave them
+    as they are, while gamma and beta learn unless their requires_grad is False (Keras' trainable=False does both).
+    latest: the BatchStatistics of the latest (ghost) batch in training mode, None before. updates: their number.
+    estimated: whether estimate_population_statistics has replaced the starting values.
 
     |                  | here and PyTorch | Keras        |
     |------------------|------------------|--------------|
@@ -104,17 +122,18 @@ class BatchNorm(Module):
     Raises ValueError for one sample per channel in training mode: it has no variance.
     """
 
-    def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, input_shape=None):
+    def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None, input_shape=None):
         if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}")
-        if not eps >= 0:
-            raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
-        self.momentum = None if momentum is None else float(momentum)  # a NumPy float64 would turn float32 into float64
-        self.eps, self.affine, self.fused = float(eps), affine, fused
+            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}; "
+                             "the number of features is found out from the input")
+        if ghost_batch_size is not None and not (isinstance(ghost_batch_size, (int, np.integer)) and ghost_batch_size > 1):
+            raise ValueError(f"ghost_batch_size is a whole number of samples, at least 2, or None; got {ghost_batch_size!r}")
+        self.momentum = None if momentum is None else float(momentum)  # not NumPy's float64, see _checked_eps
+        self.eps, self.affine, self.fused, self.ghost_batch_size = _checked_eps(eps), affine, fused, ghost_batch_size
         self.input_shape = as_shape(input_shape)
-        self.gamma = self.beta = self.running_mean = self.running_var = None
-        self.updates = 0
-        self.built = False
+        self.gamma = self.beta = self.running_mean = self.running_var = self.latest = None
+        self.updates = np.zeros((), np.int64)  # an array, so that it is a buffer
+        self.frozen_statistics = self.estimated = self.built = False
 
     def create_parameters(self):
         """gamma and the running variance start at 1, beta and the running mean at 0."""
@@ -130,6 +149,15 @@ class BatchNorm(Module):
 
     def forward(self, x):
         """x: (n, features) or (n, channels, height, width), to the same shape."""
+        x = self._checked(x)
+        gamma = self.gamma if self.affine else np.ones_like(self.running_var)
+        beta = self.beta if self.affine else np.zeros_like(self.running_mean)
+        if not self.training or self.frozen_statistics:
+            return F.batch_norm_inference(x, gamma, beta, self.running_mean, self.running_var, self.eps)
+        return self._normalize(x, gamma, beta)
+
+    def _checked(self, x):
+        """x in the dtype of the statistics, once its shape is known to fit. Builds the layer."""
         shape = x.shape
         if not self.built and len(shape) in (2, 4):
             self.input_shape = self.input_shape or shape[1:]
@@ -138,30 +166,93 @@ class BatchNorm(Module):
         if len(shape) not in (2, 4) or shape[1] != features:
             raise ValueError(f"{self.label} expects inputs of shape (n, {features}) or (n, {features}, height, width), "
                              f"got {shape}")
-        if x.dtype != self.running_mean.dtype:
-            x = _converted(x, self.running_mean.dtype, self)
-        gamma = self.gamma if self.affine else np.ones_like(self.running_var)
-        beta = self.beta if self.affine else np.zeros_like(self.running_mean)
-        if not self.training:
-            return F.batch_norm_inference(x, gamma, beta, self.running_mean, self.running_var, self.eps)
-        n = x.size // features
+        return x if x.dtype == self.running_mean.dtype else _converted(x, self.running_mean.dtype, self)
+
+    def _normalize(self, x, gamma, beta):
+        """Normalise a batch, or each ghost batch in it, by its own statistics and keep them."""
+        size = self.ghost_batch_size or len(x)
+        if len(x) > size + 1:  # in halves, again and again: the gradient of each cut is as large as what was cut
+            half = (len(x) // size + 1) // 2 * size
+            return F.concatenate([self._normalize(part, gamma, beta) for part in (x[:half], x[half:])])
+        n = x.size // len(self.running_mean)
         if n < 2:
-            raise ValueError(f"{self.label} got {n} sample per channel (input shape {shape}) in training mode, and one "
+            raise ValueError(f"{self.label} got {n} sample per channel (input shape {x.shape}) in training mode, and one "
                              "sample has no variance: use a larger batch, or model.eval() for single samples")
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
+        self.latest = BatchStatistics(mean, var, n)
         self._update(mean, var * (n / (n - 1)))
         return y
 
     def _update(self, mean, var):
         """Move the running statistics towards those of one batch."""
-        self.updates += 1
-        m = 1 / self.updates if self.momentum is None else self.momentum
+        self.updates = np.asarray(self.updates + 1)
+        m = 1 / int(self.updates) if self.momentum is None else self.momentum
         self.running_mean = (1 - m) * self.running_mean + m * mean
         self.running_var = (1 - m) * self.running_var + m * var
 
+    def fold(self, dense):
+        """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine in evaluation mode.
+
+        Both stay as they are. Raises ValueError if they do not fit together or dense has an activation, RuntimeError
+        if one has no weights yet.
+        """
+        if not isinstance(dense, Dense) or dense.activation not in (None, F.linear_activation):
+            raise ValueError(f"{self.label} can be folded only into a Dense without activation right before it, got {dense!r}")
+        for layer in dense, self:
+            layer.parameters()  # complains if there are none yet
+        if dense.units != len(self.running_mean):
+            raise ValueError(f"{dense.label} gives {dense.units} outputs, {self.label} takes {len(self.running_mean)}")
+        gamma, beta = (self.gamma.data, self.beta.data) if self.affine else (1.0, 0.0)
+        bias = dense.bias.data if dense.use_bias else 0.0
+        scale = gamma / np.sqrt(self.running_var + self.eps)
+        folded = Dense(dense.units, kernel_initializer="zeros", input_shape=dense.inputs)
+        folded.create_parameters()
+        folded.kernel.data = dense.kernel.data * scale
+        folded.bias.data = (bias - self.running_mean) * scale + beta
+        return folded
+
     def __repr__(self):
-        return f"BatchNorm({self.input_shape[0] if self.input_shape else ''})"
+        return f"{type(self).__name__}({self.input_shape[0] if self.input_shape else ''})"
+
+
+class LayerNorm(Module):
+    """Layer Normalization (Ba, Kiros and Hinton 2016): the formula of BatchNorm along the other axis.
+
+    Each sample is normalised over its own features: no running statistics, no difference between training and
+    evaluation, and a batch of one works. affine: whether gamma and beta (features,) are learned.
+    Input (n, features); of (n, ..., features) each row along the last axis is normalised by itself, so put Flatten()
+    before it to normalise whole images. Raises ValueError for another number of features.
+    """
+
+    def __init__(self, eps=1e-5, affine=True, *, input_shape=None):
+        self.eps, self.affine, self.input_shape = _checked_eps(eps), affine, as_shape(input_shape)
+        self.gamma, self.beta, self.built = None, None, False
+
+    def create_parameters(self):
+        """gamma starts at 1, beta at 0."""
+        if self.input_shape is None:
+            super().create_parameters()
+        if self.affine:
+            self.gamma = Parameter(np.ones(self.input_shape[-1], np.float32))
+            self.beta = Parameter(np.zeros(self.input_shape[-1], np.float32))
+        self.built = True
+
+    def forward(self, x):
+        """x: (n, ..., features), to the same shape."""
+        shape = x.shape
+        if not self.built and len(shape) > 1:
+            self.input_shape = self.input_shape or shape[1:]
+            self.create_parameters()
+        features = self.input_shape[-1] if self.input_shape else "features"
+        if len(shape) < 2 or shape[-1] != features:
+            raise ValueError(f"{self.label} expects inputs of shape (n, {features}), got {shape}")
+        dtype = self.gamma.dtype if self.affine else np.result_type(x.dtype, np.float32)
+        gamma, beta = (self.gamma, self.beta) if self.affine else (1.0, 0.0)
+        return F.layer_norm(x if x.dtype == dtype else _converted(x, dtype, self), gamma, beta, self.eps)
+
+    def __repr__(self):
+        return f"LayerNorm({self.input_shape[-1] if self.input_shape else ''})"
 
 
 class Dropout(Module):
@@ -207,18 +298,22 @@ def estimate_population_statistics(model, x, batch_size=256):
 
     Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the unbiased batch
     variances. x: training inputs (n, ...). Only BatchNorm works in training mode meanwhile; no weight changes.
+    Statistics that are frozen are set too, as this asks for it, and stay frozen.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
-    settings = [(layer, layer.momentum, layer.updates) for layer in layers]
+    settings = {"momentum": None, "updates": np.zeros((), np.int64), "frozen_statistics": False, "latest": None}
+    before = [{name: getattr(layer, name) for name in settings} for layer in layers]
     with evaluation(model), no_grad():
         for layer in layers:
-            layer.momentum, layer.updates, layer.training = None, 0, True
+            vars(layer).update(settings, training=True)
         try:
             for xb, _ in batches(x, x, batch_size):
                 model(xb)
+            for layer in layers:
+                layer.estimated = True
         finally:
-            for layer, momentum, updates in settings:
-                layer.momentum, layer.updates = momentum, updates
+            for layer, kept in zip(layers, before):
+                vars(layer).update(kept)
 
 
 def _converted(x, dtype, layer):
@@ -231,3 +326,9 @@ def _converted(x, dtype, layer):
 
 def _name(function):
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+
+
+def _checked_eps(eps):
+    if not eps >= 0:
+        raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
+    return float(eps)  # a NumPy float64 would turn float32 into float64

@@ -52,11 +52,12 @@ class Lesson:
         """n seeds that no other $MINIDL_SEED gives."""
         return [1000 * self.seed + i for i in range(n)]
 
-    def check(self, name, measured, *, at_least=None, at_most=None, text=None, on_default_data=False):
+    def check(self, name, measured, *, at_least=None, at_most=None, text=None, on_default_data=False, claim=True):
         """Print a CHECK line and remember whether it passed.
 
         text: what to print for the number, where it is only known to be larger. on_default_data: the bound was
-        set for the digits; on other data the line reports and cannot fail.
+        set for the digits; on other data the line reports and cannot fail. claim: whether it claims an effect of
+        BatchNorm, so that it must fail where BatchNorm does nothing.
         """
         passed = bool(measured >= at_least if at_most is None else measured <= at_most)
         required = f">= {at_least:.4g}" if at_most is None else f"<= {at_most:.4g}"
@@ -64,12 +65,14 @@ class Lesson:
         verdict = "REPORTED (the bound is for the digits)" if reported else "PASS" if passed else "FAIL"
         text = text or f"{measured:.4g}"
         self.checks.append({"name": name, "measured": float(measured) if np.isfinite(measured) else None, "text": text,
-                            "at_least": at_least, "at_most": at_most, "passed": None if reported else passed})
+                            "at_least": at_least, "at_most": at_most, "claim": claim,
+                            "passed": None if reported else passed})
         print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 
     def finish(self):
         """Sum up; write checks and the numbers behind the figures to figures/<lesson>.json; exit code 1 if a check failed."""
-        record = {"lesson": self.name, "seed": self.seed, "dataset": self.dataset, "checks": self.checks, "figures": self.figures}
+        record = {"lesson": self.name, "seed": self.seed, "dataset": self.dataset, "checks": self.checks,
+                  "figures": self.figures}
         with replacing(plotting.folder() / f"{self.name}.json") as file:
             file.write(json.dumps(record, allow_nan=False).encode())
         passed, failed = (sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False))

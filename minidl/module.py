@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from . import files
 from .tensor import Tensor, no_grad
 
 
@@ -25,7 +26,7 @@ class Module:
 
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
-    forward_hooks = ()  # functions called with (module, inputs, output) after every forward
+    forward_hooks = ()  # see register_forward_hook
     name = ""  # given by the Sequential it is in; errors use it
 
     def forward(self, *inputs):
@@ -34,9 +35,16 @@ class Module:
 
     def __call__(self, *inputs, **constants):
         y = self.forward(*inputs, **constants)
+        if y is None:
+            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
         for hook in self.forward_hooks:
             hook(self, inputs, y)
         return y
+
+    def register_forward_hook(self, function):
+        """Call function(module, inputs, output) after every forward until .remove() of what this returns; inputs is a tuple."""
+        self.forward_hooks = (*self.forward_hooks, function)
+        return _HookHandle(self, function)
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
@@ -129,19 +137,82 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
+    def requires_grad_(self, flag=True):
+        """Whether backward() fills the gradients of all parameters: with False they are frozen. Returns self."""
+        for parameter in self.parameters():
+            parameter.requires_grad = flag
+        return self
+
+    def state_dict(self):
+        """{dotted name: array} of all parameters and buffers, as copies; what is shared is there once."""
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def _state(self):
+        return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
+
+    def load_state_dict(self, state, strict=True):
+        """Take over the values of a dict that state_dict() gave, converted to the dtypes of this module.
+
+        Returns the names it lacks and those that have no place here; strict: there must be none of either.
+        Raises ValueError with all that does not fit, and then nothing has changed.
+        """
+        if not isinstance(state, dict):
+            raise TypeError(f"load_state_dict takes a dict as state_dict() gives it, got {type(state).__name__}; "
+                            "for a file use load_weights(path)")
+        own = self._state()
+        missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
+        given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
+        faults = [f"missing: {name}" for name in missing] + [f"not in the model: {name}" for name in surplus] if strict else []
+        faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
+                   for name, array in given.items() if array.shape != own[name].shape]
+        if faults:
+            raise ValueError("\n  ".join([f"nothing was loaded, the state does not fit this {type(self).__name__}:", *faults])
+                             + "\nBuild the model with the layers it had when the state was saved")
+        for name, array in given.items():
+            own[name][...] = array
+        return missing, surplus
+
+    def save_weights(self, path):
+        """Write all parameters and buffers to a file, in the formats of `files.save`."""
+        files.save(path, self.state_dict())
+
+    def load_weights(self, path):
+        """Take over what save_weights wrote for a model of the same layers; ValueError as load_state_dict."""
+        state = files.load(path)
+        try:
+            self.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
     def astype(self, dtype):
-        """Turn all parameters and buffers into another floating dtype, in place. Returns self."""
+        """Turn all parameters and floating buffers into another floating dtype, in place. Returns self."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
         for module in self.modules():
-            for key, value in vars(module).items():
-                if isinstance(value, np.ndarray):
-                    setattr(module, key, value.astype(dtype))
+            _cast(vars(module), dtype)
         return self
 
     def __repr__(self):
         parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
         return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
+
+
+def _cast(value, dtype):
+    """value with its floating arrays in another dtype: dicts and lists are changed in place, tuples made anew."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return value.astype(dtype)
+    if isinstance(value, (dict, list)):
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _cast(part, dtype)
+    return tuple(_cast(part, dtype) for part in value) if type(value) is tuple else value
+
+
+class _HookHandle:
+    def __init__(self, module, function):
+        self.module, self.function = module, function
+
+    def remove(self):
+        self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.function)
 
 
 @contextmanager
@@ -162,9 +233,9 @@ def as_shape(shape):
 
 
 def lookup(name, table, what):
-    """table[name] for a string, name itself for anything else; ValueError with the valid names."""
-    if not isinstance(name, str):
+    """table[name] for a string, name itself for a function or None; ValueError with the valid names."""
+    if name is None or callable(name):
         return name
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise ValueError(f"unknown {what} {name!r}; known are {', '.join(sorted(table))}")
     return table[name]

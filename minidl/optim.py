@@ -12,24 +12,24 @@ from .tensor import Tensor
 
 
 class Optimizer:
-    """What all optimizers share: the parameters (each once) and the learning rate."""
+    """What all optimizers share. lr: a number, or a schedule (see `schedules.py`); may be set anew at any time.
 
-    def __init__(self, parameters, lr):
-        if not lr > 0:
+    steps: how often step() was called. updates: how often each parameter was changed by it. state: for each name
+    in kept, a list with one array per parameter, 0 at the start.
+    """
+
+    def __init__(self, parameters, lr, kept=()):
+        if not callable(lr) and not lr > 0:
             raise ValueError(f"the learning rate must be positive, got {lr!r}")
-        self.lr = lr
-        self.parameters = None
+        self.lr, self.kept, self.parameters, self.steps = lr, kept, None, 0
         if parameters is not None:
             self.attach(parameters)
 
     def attach(self, parameters):
-        """Take over the parameters to train; the same one twice counts once. Returns self."""
-        if isinstance(parameters, Tensor) or not hasattr(parameters, "__iter__"):
-            raise TypeError(f"an optimizer takes a list of parameters, as model.parameters() gives it, got {parameters!r}")
-        unique = {id(p): p for p in parameters}
-        self.parameters = list(unique.values())
-        if not self.parameters or not all(isinstance(p, Tensor) for p in self.parameters):
-            raise ValueError("an optimizer needs at least one parameter, and all must be Tensors")
+        """Take over the parameters to train, and start afresh; the same one twice counts once. Returns self."""
+        self.parameters = _listed(parameters)
+        self.steps, self.updates = 0, [0] * len(self.parameters)
+        self.state = {name: [np.zeros_like(p.data) for p in self.parameters] for name in self.kept}
         return self
 
     def zero_grad(self):
@@ -38,12 +38,43 @@ class Optimizer:
             p.grad = None
 
     def step(self):
-        """Update every parameter that has a gradient."""
-        lr = float(self.lr)  # a NumPy float64 would turn float32 arithmetic into float64
+        """Update every parameter that has a gradient, unless its requires_grad is False."""
+        lr = self.current_lr
         for i, p in enumerate(self._bound()):
             g = p.grad
-            if g is not None:
+            if g is not None and p.requires_grad:
+                self.updates[i] += 1
                 self.update(i, p, g, lr)
+        self.steps += 1
+
+    @property
+    def current_lr(self):
+        """The learning rate of the next step. Raises ValueError for one that is negative or not finite."""
+        # As a Python float: a NumPy float64 would turn float32 arithmetic into float64.
+        rate = float(self.lr(self.steps) if callable(self.lr) else self.lr)
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"a learning rate must be finite and not negative: {self.lr!r} gives {rate} at step {self.steps}")
+        return rate
+
+    def state_dict(self):
+        """A copy of the state: "steps", "updates" and "velocity.0" or the like; not the settings, such as lr and momentum."""
+        self._bound()
+        arrays = {f"{name}.{i}": a.copy() for name, kept in self.state.items() for i, a in enumerate(kept)}
+        return {"steps": np.array(self.steps), "updates": np.array(self.updates), **arrays}
+
+    def load_state_dict(self, state):
+        """Take over the state of an optimizer with the same settings, to go on exactly as it would.
+
+        Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed then.
+        """
+        own, given = ({name: f"shape {np.shape(a)}" for name, a in d.items()} for d in (self.state_dict(), state))
+        faults = [f"{name}: expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
+                  for name in own | given if own.get(name) != given.get(name)]
+        if faults:
+            raise ValueError(f"this is not the state of {type(self).__name__} with these parameters; {'; '.join(faults)}")
+        self.state = {name: [np.array(state[f"{name}.{i}"], a.dtype) for i, a in enumerate(arrays)]
+                      for name, arrays in self.state.items()}
+        self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"]).tolist()
 
     def _bound(self):
         if self.parameters is None:
@@ -67,24 +98,50 @@ class SGD(Optimizer):
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum, 0.9 say")
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        super().__init__(parameters, lr)
-
-    def attach(self, parameters):
-        """Take over the parameters to train; velocities start at 0."""
-        super().attach(parameters)
-        self.velocity = [np.zeros_like(p.data) for p in self.parameters] if self.momentum else None
-        return self
+        super().__init__(parameters, lr, kept=["velocity"] if momentum else [])
 
     def update(self, i, p, g, lr):
         """p -= lr * direction."""
         if self.weight_decay:
             g = g + self.weight_decay * p.data
         if self.momentum:
-            v = self.velocity[i]
+            v = self.state["velocity"][i]
             v *= self.momentum
             v += g
             g = g + self.momentum * v if self.nesterov else v
         p.data -= lr * g
+
+
+class Adagrad(Optimizer):
+    """Adagrad (Duchi et al. 2011, diagonal form): v = v + g^2, p = p - lr g / (sqrt(v) + eps)."""
+
+    def __init__(self, parameters=None, lr=0.01, eps=1e-10):
+        self.eps = eps
+        super().__init__(parameters, lr, kept=["v"])
+
+    def update(self, i, p, g, lr):
+        """Move v, then p."""
+        v = self.state["v"][i]
+        v += g * g
+        p.data -= lr * g / (np.sqrt(v) + self.eps)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman and Hinton 2012): v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) + eps).
+
+    As in PyTorch; Keras has alpha = 0.9, called rho, and an eps of 1e-7 under the root.
+    """
+
+    def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8):
+        self.alpha, self.eps = alpha, eps
+        super().__init__(parameters, lr, kept=["v"])
+
+    def update(self, i, p, g, lr):
+        """Move v, then p."""
+        v = self.state["v"][i]
+        v *= self.alpha
+        v += (1 - self.alpha) * (g * g)
+        p.data -= lr * g / (np.sqrt(v) + self.eps)
 
 
 class Adam(Optimizer):
@@ -96,31 +153,64 @@ class Adam(Optimizer):
 
     def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8):
         self.betas, self.eps = betas, eps
-        super().__init__(parameters, lr)
-
-    def attach(self, parameters):
-        """Take over the parameters to train; the moments start at 0."""
-        super().attach(parameters)
-        self.m = [np.zeros_like(p.data) for p in self.parameters]
-        self.v = [np.zeros_like(p.data) for p in self.parameters]
-        self.updates = [0] * len(self.parameters)
-        return self
+        super().__init__(parameters, lr, kept=["m", "v"])
 
     def update(self, i, p, g, lr):
-        """p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps)."""
+        """Move m and v, then p; what the hats divide by is moved into lr and eps."""
         b1, b2 = self.betas
-        m, v = self.m[i], self.v[i]
-        self.updates[i] += 1
-        t = self.updates[i]
+        m, v, t = self.state["m"][i], self.state["v"][i], self.updates[i]
         m += (1 - b1) * (g - m)
         v *= b2
         v += (1 - b2) * (g * g)
+        root = math.sqrt(1 - b2 ** t)
         step = np.sqrt(v, out=np.empty_like(v))
-        step *= 1 / math.sqrt(1 - b2 ** t)
-        step += self.eps
+        step += self.eps * root
         np.divide(m, step, out=step)
-        step *= lr / (1 - b1 ** t)
+        step *= lr * root / (1 - b1 ** t)
         p.data -= step
 
 
-OPTIMIZERS = {"sgd": SGD, "adam": Adam}
+class AdamW(Adam):
+    """Adam with weight decay apart from the gradient, p = (1 - lr weight_decay) p (Loshchilov and Hutter 2019)."""
+
+    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+        self.weight_decay = weight_decay
+        super().__init__(parameters, lr, betas, eps)
+
+    def update(self, i, p, g, lr):
+        """The decay, then Adam's update."""
+        p.data *= 1 - lr * self.weight_decay
+        super().update(i, p, g, lr)
+
+
+OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
+
+
+def clip_grad_norm(parameters, max_norm):
+    """Scale all gradients by one factor so that their joint Euclidean norm is at most max_norm; returns the norm before.
+
+    To be called between backward() and step(). Pascanu et al. 2013, algorithm 1.
+    Raises ValueError if a gradient is not finite: no factor would help, and no gradient is changed.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm must be positive, got {max_norm!r}")
+    parameters = [p for p in _listed(parameters) if p.grad is not None and p.requires_grad]
+    # In float64, where squares of float32 numbers neither overflow nor vanish.
+    norm = math.hypot(*(np.linalg.norm(p.grad.astype(np.float64)) for p in parameters))
+    if not math.isfinite(norm):
+        raise ValueError(f"the norm of the gradients is {norm}: training has diverged. Try a smaller learning rate")
+    if norm > max_norm:
+        for p in parameters:
+            p.grad = p.grad * (float(max_norm) / norm)
+    return norm
+
+
+def _listed(parameters):
+    """The parameters as a list, each once."""
+    if isinstance(parameters, Tensor) or not hasattr(parameters, "__iter__"):
+        raise TypeError(f"expected a list of parameters, as model.parameters() gives it, got a {type(parameters).__name__}")
+    parameters = list({id(p): p for p in parameters}.values())
+    if not parameters or not all(isinstance(p, Tensor) for p in parameters):
+        kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
+        raise ValueError(f"expected at least one parameter, and all must be Tensors, got {kinds}")
+    return parameters

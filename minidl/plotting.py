@@ -107,6 +107,26 @@ def lr_range(result, below=None, ax=None):
     return legend(ax)
 
 
+def sweep(result, x, y, by=None, ax=None):
+    """One result of a `sweeps.Sweep` against one of its settings: a band over all other settings, such as seeds.
+
+    x, by: keys of the grid; by: one line for each of its values. y: a result that is a single number.
+    """
+    for name in (x, by):
+        if name is not None and name not in result.axes:
+            raise ValueError(f"the grid of this sweep has no {name!r}; it has {', '.join(result.axes)}")
+    ax = _axes(ax)
+    first = [list(result.axes).index(name) for name in (by, x) if name is not None]
+    values = np.moveaxis(result.array(y), first, range(len(first)))
+    lines = values if by is not None else values[None]
+    for i, line in enumerate(lines):
+        band(result.axes[x], line.reshape(len(line), -1).T, y if by is None else f"{by} {result.axes[by][i]}", i, ax)
+    if min(result.axes[x]) > 0 and max(result.axes[x]) >= 30 * min(result.axes[x]):
+        ax.set_xscale("log")
+    ax.set(xlabel=x, ylabel=y)
+    return legend(ax)
+
+
 def numbers(fig):
     """The data that a figure shows, as plain lists: for each panel its title, axis labels and series.
 
@@ -123,7 +143,8 @@ def numbers(fig):
             if isinstance(part, PathCollection):
                 series.append({"kind": "points", "label": part.get_label(), "xy": _plain(part.get_offsets())})
             else:
-                series += [{"kind": "area", "label": part.get_label(), "xy": _plain(path.vertices)} for path in part.get_paths()]
+                series += [{"kind": "area", "label": part.get_label(), "xy": _plain(path.vertices)}
+                           for path in part.get_paths()]
         bars = [bar for group in ax.containers for bar in group if hasattr(bar, "get_height")]
         series += [{"kind": "bar", "x_y_width_height": _plain(bar.get_bbox().bounds)} for bar in bars]
         series += [{"kind": "image", "values": _plain(image.get_array())} for image in ax.images]
@@ -141,6 +162,95 @@ def folder():
     path = Path(os.environ.get("MINIDL_FIGURES") or "figures")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+BOXES = {"parameter": {"facecolor": "#FBE3B5", "edgecolor": "#E69F00", "linewidth": 3},
+         "data": {"facecolor": "white", "edgecolor": "0.4", "linewidth": 1.5, "linestyle": "--"},
+         "result": {"facecolor": "#D6E9F5", "edgecolor": "#0072B2", "linewidth": 1.5}}
+
+
+def graph(tensor, names=None, numbers=False, ax=None):
+    """How a Tensor was made: from left to right, a box for each op and each input, with its shape or its only value.
+
+    names: {name: Tensor}, such as {"w": w, "loss": loss} or dict(model.named_parameters()). numbers: count the results in
+    the order in which backward() visits them. Raises ValueError for a graph that is freed, or too large to be read.
+    """
+    import matplotlib.pyplot as plt
+    nodes, inputs = _nodes(tensor)
+    names = {id(t): name for name, t in (names or {}).items()}
+    labels = {key: _label(node, names.get(id(node))) for key, node in nodes.items()}
+    walk = sorted(inputs, key=lambda key: -nodes[key].number)
+    depth, row, edges = _places(walk, inputs)
+    half = 0.15 + 0.06 * max(len(line) for label in labels.values() for line in label.splitlines())  # inches, at 14 points
+    pitch, top, bottom = 2 * half + 0.5, min(row.values()) - 0.7, max(row.values()) + 0.5
+    if ax is None:
+        ax = figure(size=(pitch * (max(depth.values()) + 1), 1.1 * (bottom - top) + 0.8))[1]
+    ax.set(xlim=(-pitch * (max(depth.values()) + 0.5), pitch / 2), ylim=(bottom, top))
+    ax.axis("off")
+    for start, end in edges:
+        x, x2 = half - pitch * depth[start], -half - pitch * depth[end]
+        ax.annotate("", (x2, row[end]), (x, row[start]), arrowprops={
+            "arrowstyle": "-|>" if end in nodes else "-", "shrinkA": 0, "shrinkB": 0, "color": "0.3", "linewidth": 1.5})
+        if end not in nodes:  # the arrow goes on through this column, where there is no box
+            ax.plot([x2, x2 + 2 * half], [row[end], row[end]], color="0.3", linewidth=1.5)
+    for key, node in nodes.items():
+        x, y = -pitch * depth[key], row[key]
+        kind = "result" if key in inputs else "parameter" if getattr(node, "requires_grad", False) else "data"
+        ax.add_patch(plt.Rectangle((x - half, y - 0.32), 2 * half, 0.64, label=kind, **BOXES[kind]))
+        ax.text(x, y, labels[key], ha="center", va="center", fontsize=14)
+        if numbers and key in inputs:
+            ax.text(x - half, y - 0.35, f"{walk.index(key) + 1}.", va="bottom", fontsize=14, fontweight="bold")
+    return legend(ax)
+
+
+def _nodes(tensor):
+    """{key: Tensor, array or number} of the whole graph, and {key: keys of the inputs} of its results."""
+    nodes, inputs, waiting = {id(tensor): tensor}, {}, [tensor]
+    while waiting:
+        t = waiting.pop()
+        if t.saved is None:
+            raise ValueError("no graph to draw: nothing was recorded, or backward() has freed it; draw it before backward()")
+        inputs[id(t)] = keys = [id(x) if hasattr(x, "shape") else (id(t), i) for i, x in enumerate(t.inputs)]
+        waiting += [x for key, x in zip(keys, t.inputs) if getattr(x, "op", None) and key not in nodes]
+        nodes.update(zip(keys, t.inputs))
+        if len(nodes) > 60:
+            raise ValueError("this graph has more than 60 nodes, too many to read: draw a part of it, such as one layer's "
+                             "output, or print one path with minidl.explain(loss, wrt)")
+    return nodes, inputs
+
+
+def _label(node, name):
+    op = getattr(node, "op", None)
+    array = np.asarray(node.data if hasattr(node, "requires_grad") else node)
+    size = f"{array.item():.4g}" if array.size == 1 else str(array.shape)
+    return "\n".join(filter(None, [" = ".join(filter(None, [name, op and op.name])), size]))
+
+
+def _places(walk, inputs):
+    """{place: depth}, {place: row} and the edges (place, place), each from one depth to the next.
+
+    walk: the results, the last one made first. A longer edge is cut at free places in between, so that it crosses no box.
+    """
+    depth, ends = {walk[0]: 0}, {}  # the longest way to the last result; where the edges from each place end
+    for key in walk:
+        for k in inputs[key]:
+            depth[k] = max(depth.get(k, 0), depth[key] + 1)
+    for key in walk:
+        for k in inputs[key]:
+            free = {(k, "at", d): d for d in range(depth[k] - 1, depth[key], -1)}
+            depth |= free
+            for start, end in zip([k, *free], [*free, key]):
+                ends.setdefault(start, {})[end] = True
+    row = {walk[0]: 0.0}
+    for d in range(1, max(depth.values()) + 1):
+        wanted = {place: np.mean([row[end] for end in ends[place]]) for place in ends if depth[place] == d}
+        order, lowest = sorted(wanted, key=wanted.get), -np.inf
+        for place in order:
+            row[place] = lowest = max(lowest + 1, wanted[place])
+        straight = [place for place in order if place in inputs] or order  # a chain of results keeps its row
+        shift = np.mean([wanted[place] - row[place] for place in straight])
+        row |= {place: row[place] + shift for place in order}
+    return depth, row, [(start, end) for start in ends for end in ends[start]]
 
 
 def show(fig, name):

@@ -23,7 +23,7 @@ LARGEST = 2 ** 25  # bytes of a packed file; the largest published one has 26 mi
 
 @dataclass(frozen=True)
 class Published:
-    """One set: mirrors, the md5 of each of FILES uncompressed, licence, size packed, and the folders other packages keep it in."""
+    """One set: mirrors, md5 of each of FILES unpacked, licence, size packed, and the folders other packages keep it in."""
 
     mirrors: tuple
     md5: tuple
@@ -156,7 +156,8 @@ def _download(url):
     start, received = monotonic(), 0
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         size = answer.headers.get("Content-Length", "")
-        with bar(total=int(size) if size.isdecimal() else None, desc=url.rsplit("/")[-1], unit="B", unit_scale=True) as progress:
+        total, file = int(size) if size.isdecimal() else None, url.rsplit("/")[-1]
+        with bar(total=total, desc=file, unit="B", unit_scale=True) as progress:
             while piece := answer.read1(2 ** 16):
                 received += len(piece)
                 if received > LARGEST:

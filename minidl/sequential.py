@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from . import training
+from . import checkpoints, training
+from .inside import explain_batchnorm
 from .layers import Dense, Dropout
 from .module import Module, evaluation, lookup
 from .optim import OPTIMIZERS, Optimizer
@@ -18,26 +19,30 @@ class Sequential(Module):
     known: from the first layer's input_shape, from build(), or from the first data.
     """
 
-    def __init__(self, layers, seed=0):
-        if not isinstance(layers, (list, tuple)) or not layers or not all(isinstance(layer, Module) for layer in layers):
+    def __init__(self, layers=(), seed=0):
+        if not isinstance(layers, (list, tuple)):
             raise TypeError(f"Sequential takes a list of layers, Sequential([Dense(64), Activation('relu')]), got {layers!r}")
-        self.layers = list(layers)
+        self.layers = []
         self.weights_rng, self.shuffle_rng, self.dropout_rng = map(
             np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
-        self.input_shape = None
-        self.optimizer = self.loss = None
+        self.input_shape = self.optimizer = self.loss = None
         self.metrics = []
-        self._name_layers()
-        if getattr(self.layers[0], "input_shape", None) is not None:
-            self.build(self.layers[0].input_shape)
+        for layer in layers:
+            self.add(layer)
 
-    def _name_layers(self):
-        """Keras' names: dense, dense_1, dense_2 ... in order."""
-        seen = {}
-        for layer in self.layers:
-            kind = type(layer).__name__.lower()
-            layer.name = layer.name or (f"{kind}_{seen[kind]}" if kind in seen else kind)
-            seen[kind] = seen.get(kind, 0) + 1
+    def add(self, layer):
+        """Append a layer. Compile afterwards: an optimizer trains the layers that it was given."""
+        if not isinstance(layer, Module):
+            raise TypeError(f"a layer is an object like Dense(64) or Activation('relu'), got {layer!r}")
+        kind = type(layer).__name__.lower()
+        number = sum(type(other) is type(layer) for other in self.layers)
+        layer.name = layer.name or (f"{kind}_{number}" if number else kind)  # dense, dense_1, dense_2 ... as in Keras
+        self.layers.append(layer)
+        self.optimizer = self.loss = None
+        shape = getattr(self.layers[0], "input_shape", None) if self.input_shape is None else self.input_shape
+        if shape is not None:
+            self.input_shape = None  # the new layer, too, gets its random stream at the first forward
+            self.build(shape)
 
     def forward(self, x):
         """Send x through all layers. A layer's complaint is passed on with where its input came from."""
@@ -66,30 +71,30 @@ class Sequential(Module):
         Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy" and
         "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax. Returns self.
         """
-        self.loss = lookup(loss, training.LOSSES, "loss")
-        self.metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        for metric in self.metrics:
-            lookup(metric, training.METRICS, "metric")
         if isinstance(optimizer, str):
             optimizer = lookup(optimizer.lower(), OPTIMIZERS, "optimizer")()
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
-        self.optimizer = optimizer
+        metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        training.named_metrics(metrics)  # complains about unknown names
+        self.loss, self.optimizer, self.metrics = lookup(loss, training.LOSSES, "loss"), optimizer, metrics
         return self
 
     def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0, validation_data=None,
-            shuffle=True):
+            shuffle=True, initial_epoch=0):
         """Train; returns a History. The arguments are those of Keras; see `training.fit`.
 
         validation_split: the share of the samples, the last ones, to validate on instead of training.
         """
         self._need_compile()
+        if not 0 <= validation_split < 1:
+            raise ValueError(f"validation_split is a share of the samples, from 0 up to but not 1, got {validation_split!r}")
         if validation_split and validation_data is None:
             kept = len(x) - int(len(x) * validation_split)
             x, y, validation_data = x[:kept], y[:kept], (x[kept:], y[kept:])
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
-                            rng=self.shuffle_rng if shuffle else None, verbose=verbose)
+                            rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch, verbose=verbose)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
         """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict, or the loss alone.
@@ -104,29 +109,53 @@ class Sequential(Module):
         """The outputs for x in evaluation mode, as an array."""
         return training.predict(self, x, batch_size)
 
+    def save_checkpoint(self, path, epochs):
+        """Write all that a run needs to go on as if it had never stopped: see `checkpoints.py`. epochs: how many are done.
+
+        After each of them: fit(..., callbacks=[LambdaCallback(
+            on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
+        """
+        self._need_compile()
+        checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
+
+    def load_checkpoint(self, path):
+        """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
+        self._need_compile()
+        return checkpoints.load_checkpoint(path, self, self.optimizer)
+
+    def explain_batchnorm(self):
+        """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""
+        explain_batchnorm(self)
+
     def summary(self):
-        """Print layers, output shapes and parameter counts, as Keras does. Raises RuntimeError before the shapes are known."""
+        """Print layers, output shapes and parameter counts, as Keras does. RuntimeError before the input's shape is known."""
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         rule = "-" * max(map(len, lines))
         trainable = sum(p.size for p in self.parameters() if p.requires_grad)
-        total = sum(p.size for p in self.parameters()) + sum(b.size for b in self.buffers())
+        total = _size(self)
         print("\n".join([rule, lines[0], rule, *lines[1:], rule, f"Total params: {total:,}",
                          f"Trainable params: {trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
 
     def _rows(self):
         """The table of summary(): name, output shape, number of parameters of each layer."""
-        self.parameters()  # complains if the shapes are not known
+        if self.input_shape is None:
+            raise RuntimeError("summary() needs the shape of the input: give the first layer input_shape, call "
+                               "model.build(input_shape), or send one batch through first")
         rows = [("Layer (type)", "Output Shape", "Param #")]
         x = np.zeros((1, *self.input_shape), np.float32)
         with evaluation(self), no_grad():
             for layer in self.layers:
                 x = layer(x)
-                count = sum(p.size for p in layer.parameters()) + sum(b.size for b in layer.buffers())
-                rows.append((f"{layer.name} ({type(layer).__name__})", str((None, *x.shape[1:])), f"{count:,}"))
+                rows.append((f"{layer.name} ({type(layer).__name__})", str((None, *x.shape[1:])), f"{_size(layer):,}"))
         return rows
 
     def _need_compile(self):
         if self.loss is None:
             raise RuntimeError("the model is not compiled: call model.compile(optimizer=..., loss=..., metrics=[...]) first")
+
+
+def _size(module):
+    """How many numbers a module holds, as Keras counts: without integers such as BatchNorm's count of its updates."""
+    return sum(a.size for a in [*module.parameters(), *module.buffers()] if a.dtype.kind == "f")

@@ -17,6 +17,7 @@ import numpy as np
 
 # A context variable is one per thread, so that two threads of a sweep do not switch each other's recording off.
 _recording = ContextVar("recording", default=True)
+_watchers = ContextVar("watchers", default=())  # who looks on at every backward(): see `inside.record`
 _numbers = count(1)
 _FREED = ("freed",)
 
@@ -91,8 +92,13 @@ class Tensor:
         place (two leaves may share one array): rebind `.grad` to change it.
         Raises RuntimeError when nothing was recorded, or the graph is already freed.
         """
-        for x, g in _gradients(self, _seed(self, gradient), free=True):
+        watchers = _watchers.get()
+        watched = {id(y) for watcher in watchers for y in watcher.outputs.values()}  # keep their gradient too
+        found = _gradients(self, _seed(self, gradient), watched, free=True)
+        for x, g in found:
             x.grad = np.asarray(g if x.grad is None else x.grad + g)
+        for watcher in watchers:
+            watcher.after_backward(found)
 
     def __repr__(self):
         made_by = f", op={self.op.name}" if self.op else ", requires_grad=True" if self.requires_grad else ""

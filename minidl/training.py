@@ -17,6 +17,7 @@ from time import perf_counter
 import numpy as np
 
 from . import functional as F
+from .callbacks import Callback, History
 from .data import batches
 from .module import evaluation, lookup
 from .progress import Progress
@@ -40,12 +41,7 @@ def accuracy(outputs, y):
     return float((outputs.argmax(axis=1) == labels).mean())
 
 
-def mse(outputs, y):
-    """Mean squared error."""
-    return float(((outputs - y) ** 2).mean())
-
-
-METRICS = {"accuracy": accuracy, "mse": mse}
+METRICS = {"accuracy": accuracy, "mse": F.mse_loss}
 
 
 class DivergenceError(ArithmeticError):
@@ -59,75 +55,30 @@ class DivergenceError(ArithmeticError):
         return type(self), (*self.args, self.history, self.step, self.layer)
 
 
-class History:
-    """What a run recorded.
-
-    history: one number per epoch for `loss` and each metric, measured in *training* mode while the
-    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`, measured in
-    *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per step for `loss`, each
-    metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
-    """
-
-    def __init__(self):
-        self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
-
-    def add_step(self, logs, seconds):
-        """Append the numbers of one step and the training time it took."""
-        so_far = self.steps["seconds"][-1] if self.steps["seconds"] else 0.0
-        for key, value in {**logs, "seconds": so_far + seconds}.items():
-            self.steps.setdefault(key, []).append(value)
-
-    def add_epoch(self, epoch, logs):
-        """Append the numbers of one epoch."""
-        self.epoch.append(epoch)
-        for key, value in logs.items():
-            self.history.setdefault(key, []).append(value)
-
-
-class Callback:
-    """Something to do during training: override any of these. `self.model` is the model being trained.
-
-    Setting `self.model.stop_training = True` ends the run after the current step.
-    """
-
-    model = None
-
-    def on_train_begin(self, logs=None):
-        """Before the first epoch."""
-
-    def on_train_end(self, logs=None):
-        """After the last epoch."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Before an epoch."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        """After an epoch; logs has its loss and metrics."""
-
-    def on_train_batch_begin(self, batch, logs=None):
-        """Before a step; batch counts from 0 in each epoch."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        """After a step; logs has the loss and metrics of this batch."""
-
-
 def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(), validation_data=None,
-        rng=None, verbose=1):
+        rng=None, initial_epoch=0, verbose=1):
     """Train model on x, y; returns a History.
 
-    loss: function of (outputs, labels) or a name. metrics: names or functions. rng: shuffles the samples
-    anew each epoch; None keeps their order. A last batch of one sample joins the batch before it (see
-    `data.batches`). verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
+    loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels) as arrays.
+    callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch; None keeps their order.
+    A last batch of one sample joins the batch before it (see `data.batches`). initial_epoch: where a resumed run
+    goes on; with the same weights, buffers, optimizer and random generators it is the same run.
+    verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
+
     Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when the loss is
-    no longer finite.
+    no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
+    the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
     """
-    loss = lookup(loss, LOSSES, "loss")
-    metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
-    x, y = checked(model, x, y, loss, batch_size)
+    loss, metrics = lookup(loss, LOSSES, "loss"), named_metrics(metrics)
+    _check_whole("epochs", epochs, 0)
+    _check_whole("initial_epoch", initial_epoch, 0)
+    _check_whole("batch_size", batch_size, 1)
+    _check_callbacks(callbacks)
+    x, y = checked(model, x, y, loss)
     if validation_data is not None:
-        validation_data = checked(model, *validation_data, loss, batch_size, what="validation data: ")
+        validation_data = _checked_validation_data(model, validation_data, loss)
     _bind(optimizer, model)
-    history = History()
+    model.history = history = History()
     model.stop_training = False
     model.train()
 
@@ -136,25 +87,26 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             getattr(callback, event)(*arguments)
 
     for callback in callbacks:
-        callback.model = model
-    tell("on_train_begin")
+        callback.model, callback.optimizer = model, optimizer
+    logs = {}
+    tell("on_train_begin", logs)
     with closing(Progress(epochs, len(x), batch_size, verbose)) as progress:
-        for epoch in range(epochs):
-            tell("on_epoch_begin", epoch)
+        for epoch in range(initial_epoch, epochs):
+            tell("on_epoch_begin", epoch, {})
             progress.start(epoch)
-            means = _Means()
+            steps, sizes = [], []
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
-                tell("on_train_batch_begin", number)
+                tell("on_train_batch_begin", number, {})
                 start = perf_counter()
-                outputs, logs = _step(model, xb, yb, loss, optimizer, history)
-                logs |= {name: metric(outputs.data, yb) for name, metric in metrics.items()}
+                logs = _step(model, xb, yb, loss, metrics, optimizer, history)
                 history.add_step(logs, perf_counter() - start)
-                means.add(logs, len(xb))
+                steps.append(logs)
+                sizes.append(len(xb))
                 tell("on_train_batch_end", number, logs)
                 progress.advance(logs)
                 if model.stop_training:
                     break
-            logs = means.result()
+            logs = _means(steps, sizes)
             if validation_data is not None:
                 scores = _scores(model, *validation_data, loss, metrics, batch_size=256)
                 logs |= {f"val_{key}": value for key, value in scores.items()}
@@ -163,95 +115,74 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             tell("on_epoch_end", epoch, logs)
             if model.stop_training:
                 break
-    tell("on_train_end")
+    tell("on_train_end", logs)
     return history
 
 
-def _step(model, xb, yb, loss, optimizer, history):
-    """One update of the weights from one batch; gives the outputs and {"loss": number}, or raises DivergenceError."""
+def _step(model, xb, yb, loss, metrics, optimizer, history):
+    """One update of the weights from one batch; gives its loss and metrics, as they were before the update."""
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words
         outputs = model(xb)
         batch_loss = loss(outputs, yb)
-        value = batch_loss.item()
-        if not math.isfinite(value):
-            _raise_divergence(model, xb, optimizer, history)
+        if not math.isfinite(batch_loss.item()):
+            raise _divergence(model, xb, optimizer, history)
+        logs = _numbers(batch_loss, outputs, yb, metrics)
         optimizer.zero_grad()
         batch_loss.backward()
         optimizer.step()
-    return outputs, {"loss": value}
+    return logs
 
 
-class _Means:
-    """Means of several numbers over batches, each weighted by its length."""
+def _numbers(batch_loss, outputs, yb, metrics):
+    return {"loss": batch_loss.item()} | {name: float(metric(outputs.data, yb)) for name, metric in metrics.items()}
 
-    def __init__(self):
-        self.totals, self.samples = {}, 0
 
-    def add(self, logs, n):
-        self.samples += n
-        for key, value in logs.items():
-            self.totals[key] = self.totals.get(key, 0.0) + value * n
-
-    def result(self):
-        return {key: total / self.samples for key, total in self.totals.items()}
+def _means(logs, sizes):
+    """The mean of each number over batches, weighted by their sizes."""
+    return {key: float(np.average([numbers[key] for numbers in logs], weights=sizes)) for key in logs[0]}
 
 
 def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
     """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was."""
-    loss = lookup(loss, LOSSES, "loss")
-    metrics = {_name(m): lookup(m, METRICS, "metric") for m in metrics}
-    return _scores(model, *checked(model, x, y, loss, batch_size), loss, metrics, batch_size)
+    loss, metrics = lookup(loss, LOSSES, "loss"), named_metrics(metrics)
+    _check_whole("batch_size", batch_size, 1)
+    return _scores(model, *checked(model, x, y, loss), loss, metrics, batch_size)
 
 
 def _scores(model, x, y, loss, metrics, batch_size):
     """What evaluate gives, for data already checked."""
-    means = _Means()
+    steps, sizes = [], []
     with evaluation(model), np.errstate(over="ignore", invalid="ignore"):  # inf in the result says it all
         for xb, yb in batches(x, y, batch_size):
             # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it came from.
             outputs = model(xb)
-            scores = {"loss": loss(outputs, yb).item()}
-            means.add(scores | {name: metric(outputs.data, yb) for name, metric in metrics.items()}, len(xb))
-    return means.result()
+            steps.append(_numbers(loss(outputs, yb), outputs, yb, metrics))
+            sizes.append(len(xb))
+    return _means(steps, sizes)
 
 
 def predict(model, x, batch_size=256):
     """The model's outputs for x in evaluation mode, as one array; the model is left as it was."""
     x = _checked_inputs(x)
-    _check_batch_size(batch_size)
+    _check_whole("batch_size", batch_size, 1)
     with evaluation(model), no_grad(), np.errstate(over="ignore", invalid="ignore"):
         return np.concatenate([model(x[i:i + batch_size]).data for i in range(0, len(x), batch_size)])
 
 
-def checked(model, x, y, loss, batch_size, what=""):
+def checked(model, x, y, loss):
     """x in the model's dtype and y as an array, once everything about them is known to fit. Builds the model."""
-    try:
-        x, y = _checked_inputs(x), np.asarray(y)
-        if len(x) != len(y):
-            raise ValueError(f"x has {len(x)} samples, y has {len(y)}: there must be one label for each")
-        _check_batch_size(batch_size)
-        if y.dtype.kind == "f" and not np.isfinite(y).all():
-            raise ValueError("y contains NaN or infinite values")
-        one_output = predict(model, x[:1])
-        # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
-        loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / (1 + one_output[0].size), one_output.dtype)), y)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{what}{error}") from error
+    x, y = _checked_inputs(x), np.asarray(y)
+    if y.shape[:1] != (len(x),):
+        raise ValueError(f"x has {len(x)} samples, y has shape {y.shape}: there must be one label for each sample")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        raise ValueError("y contains NaN or infinite values")
+    one_output = predict(model, x[:1])
+    # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
+    trial = loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / (1 + one_output[0].size), one_output.dtype)), y)
+    if not isinstance(trial, Tensor) or trial.size != 1:
+        raise TypeError("a loss gives one number as a Tensor, made with minidl.functional, but this one gave a "
+                        f"{type(trial).__name__} of shape {getattr(trial, 'shape', ())}")
     return x.astype(one_output.dtype, copy=False), y
-
-
-def _check_batch_size(batch_size):
-    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number, at least 1, got {batch_size!r}")
-
-
-def _bind(optimizer, model):
-    """Give the model's parameters to an optimizer that has none; one that trains another model is an error."""
-    parameters = model.parameters()
-    if optimizer.parameters is None:
-        optimizer.attach(parameters)
-    elif not {id(p) for p in optimizer.parameters} & {id(p) for p in parameters}:
-        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
 
 
 def _checked_inputs(x):
@@ -265,37 +196,69 @@ def _checked_inputs(x):
     return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
 
 
-def _raise_divergence(model, x, optimizer, history):
-    """Say where and why the loss stopped being finite."""
+def _checked_validation_data(model, pair, loss):
+    try:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError("give a pair (x, y)")
+        return checked(model, *pair, loss)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation data: {error}") from error
+
+
+def named_metrics(metrics):
+    """{name: function} for a list of names and functions; of equal names, two lambdas say, the later ones are numbered."""
+    table = {}
+    for i, metric in enumerate(metrics):
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric").strip("<>")
+        taken = name in table or name in ("loss", "seconds")  # a History has these two already
+        table[f"{name}_{i}" if taken else name] = lookup(metric, METRICS, "metric")
+    return table
+
+
+def _check_whole(name, value, least):
+    if not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
+
+
+def _check_callbacks(callbacks):
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise TypeError(f"callbacks is a list of Callback objects, [EarlyStopping(patience=3)] for example, got {callbacks!r}")
+
+
+def _bind(optimizer, model):
+    """Give the model's parameters to an optimizer that has none; one that trains another model is an error."""
+    parameters = model.parameters()
+    if optimizer.parameters is None:
+        optimizer.attach(parameters)
+    elif not {id(p) for p in optimizer.parameters} & {id(p) for p in parameters}:
+        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
+
+
+def _divergence(model, x, optimizer, history):
+    """The error that says where and why the loss stopped being finite."""
     losses = history.steps["loss"]
     layer = first_nonfinite(model, x)
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
-    raise DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. It first appears in "
-                          f"{layer}; the learning rate is {optimizer.lr:.4g}, {last}. A smaller learning rate usually "
-                          "helps, and so does BatchNorm", history, len(losses), layer)
+    return DivergenceError(f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears "
+                           f"in {layer}; the learning rate is {optimizer.current_lr:.4g}, {last}. A smaller learning rate "
+                           "usually helps, and so does BatchNorm", history, len(losses), layer)
 
 
 def first_nonfinite(model, x):
     """The label of the first layer whose weights or output for x hold inf or NaN; buffers are left as they are."""
-    found, parts = [], [part for part in model.modules() if not any(part.children())]
+    found, saved = [], model.state_dict()  # a training-mode forward moves running statistics
 
     def look(module, inputs, y):
         arrays = [value.data for value in vars(module).values() if isinstance(value, Tensor)] + [y.data]
         if not all(np.isfinite(a).all() for a in arrays):
             found.append(module.label)
 
-    saved = [dict(vars(part)) for part in parts]  # a training-mode forward moves running statistics
-    for part in parts:
-        part.forward_hooks = [*part.forward_hooks, look]
+    handles = [part.register_forward_hook(look) for part in model.modules() if not any(part.children())]
     try:
         with no_grad():
             model(x)
     finally:
-        for part, attributes in zip(parts, saved):
-            vars(part).clear()
-            vars(part).update(attributes)
+        model.load_state_dict(saved)
+        for handle in handles:
+            handle.remove()
     return found[0] if found else "the loss itself"
-
-
-def _name(metric):
-    return metric if isinstance(metric, str) else metric.__name__

@@ -4,9 +4,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def an_empty_machine(monkeypatch, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
+def an_empty_machine(monkeypatch, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
     for variable in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "KERAS_HOME"):
         monkeypatch.setenv(variable, str(home))
     monkeypatch.setenv("MINIDL_OFFLINE", "1")

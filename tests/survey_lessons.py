@@ -38,7 +38,8 @@ def main():
     parser.add_argument("lessons", nargs="*", help="numbers of lessons, such as 07; all if left out")
     parser.add_argument("--seeds", type=int, default=20)
     options = parser.parse_args()
-    lessons = [path.stem for path in sorted(LESSONS.glob("[0-9]*.py")) if not options.lessons or path.stem[:2] in options.lessons]
+    lessons = [path.stem for path in sorted(LESSONS.glob("[0-9]*.py"))
+               if not options.lessons or path.stem[:2] in options.lessons]
     jobs = [(lesson, seed) for lesson in lessons for seed in range(options.seeds)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(jobs, tqdm(pool.map(lambda job: checks_of(*job), jobs), total=len(jobs), unit="run")))

@@ -10,8 +10,17 @@ import pytest
 import minidl
 
 PACKAGE = Path(minidl.__file__).parent
-LEVELS = [["tensor", "plotting", "progress", "files", "course"], ["functional", "gradcheck", "published", "handout"], ["data", "module", "initializers"], ["layers", "optim"],
-          ["training"], ["sequential", "experiments"], ["lessonkit", "__init__", "cli"], ["__main__"]]
+LEVELS = [
+    ["tensor", "plotting", "progress", "files", "schedules", "course"],
+    ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
+    ["data", "module", "initializers"],
+    ["layers", "optim", "sweeps"],
+    ["training", "inside"],
+    ["sequential", "experiments"],
+    ["lessonkit", "interop"],
+    ["__init__", "cli"],
+    ["__main__"],
+]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 FILES = sorted(PACKAGE.glob("*.py"))
 
@@ -46,14 +55,15 @@ def test_only_numpy_matplotlib_and_tqdm_beside_the_standard_library(path):
             assert package == "numpy" or package in sys.stdlib_module_names, f"{path.name} imports {package}"
 
 
-def test_importing_minidl_loads_no_plotting_and_no_progress_bar():
-    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm') if m in sys.modules])"
+def test_importing_minidl_loads_no_plotting_no_progress_bar_and_no_other_framework():
+    code = "import sys, minidl; print([m for m in ('matplotlib', 'tqdm', 'torch', 'keras') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_the_face_of_the_package():
     names = ["Tensor", "no_grad", "grad", "gradcheck", "Module", "Parameter", "Sequential", "Dense", "Activation", "BatchNorm",
-             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments"]
+             "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments",
+             "record", "explain"]
     assert set(names) <= set(minidl.__all__) <= set(dir(minidl))
 
 

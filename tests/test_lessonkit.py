@@ -57,8 +57,9 @@ def test_the_controls_do_what_they_say(monkeypatch, capsys):
     assert np.array_equal(layer.running_mean, np.zeros(784))
 
 
-@pytest.mark.parametrize("slow, fast, expected", [([100, 200, 300], [10, 20, 30], (10, "10")), ([np.inf] * 3, [10] * 3, (100, "> 100")),
-                                                  ([10] * 3, [np.inf] * 3, (0, "0 (the first was not reached)"))])
+@pytest.mark.parametrize("slow, fast, expected", [
+    ([100, 200, 300], [10, 20, 30], (10, "10")), ([np.inf] * 3, [10] * 3, (100, "> 100")),
+    ([10] * 3, [np.inf] * 3, (0, "0 (the first was not reached)"))])
 def test_ratios_of_what_was_not_reached_are_bounds(slow, fast, expected):
     assert ratio(slow, fast, limit=1000) == expected
 

@@ -178,7 +178,7 @@ case("binary_cross_entropy after sigmoid", lambda x: F.binary_cross_entropy(F.si
 case("binary_cross_entropy_with_logits", lambda x: F.binary_cross_entropy_with_logits(x, SOFT), normal(3, 4))
 case("mse_loss", lambda a, b: F.mse_loss(a, b), normal(3, 4), normal(3, 4))
 
-# --- Batch Normalization -----------------------------------------------------------------------------
+# --- Batch and Layer Normalization -------------------------------------------------------------------
 
 MEAN, VARIANCE = np.array([0.5, -1, 2], np.float32), np.array([0.25, 4, 1], np.float32)
 for shape in (5, 3), (3, 3, 2, 2):
@@ -188,6 +188,9 @@ for shape in (5, 3), (3, 3, 2, 2):
     case(f"batch_norm_inference {shape}", lambda x, g, b: F.batch_norm_inference(x, g, b, MEAN, VARIANCE),
          normal(*shape), normal(3), normal(3))
     case(f"per_channel {shape}", lambda v, x: F.per_channel(v, x) * x, normal(3), normal(*shape))
+for shape in (5, 4), (2, 3, 4):
+    case(f"layer_norm {shape}", lambda x, g, b: F.layer_norm(x, g, b), normal(*shape), normal(4), normal(4), order=1)
+    case(f"layer_norm_composed {shape}", lambda x, g, b: F.layer_norm_composed(x, g, b), normal(*shape), normal(4), normal(4))
 
 
 # --- The table is complete ---------------------------------------------------------------------------
@@ -306,7 +309,7 @@ def break_fused(monkeypatch, op, i, factor):
 
 
 VJPS = [(name, i) for name, op in all_ops().items() if isinstance(op, T.Op) for i in range(len(op.vjps))]
-FUSED = [("_batch_norm", 0), ("_batch_norm", 1), ("_batch_norm", 2), ("_cross_entropy", 0)]
+FUSED = [*((name, i) for name in ("_batch_norm", "_layer_norm") for i in range(3)), ("_cross_entropy", 0)]
 FACTORS = [-7, 0, 1.001]
 
 
@@ -633,6 +636,13 @@ def test_fused_batch_norm_is_the_composed_one(shape):
         np.testing.assert_allclose(a, b, rtol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (50, 4), (2, 3, 4)])
+def test_fused_layer_norm_is_the_composed_one(shape):
+    arrays, u = [normal(*shape) * 3 + 5, normal(4), normal(4)], normal(*shape)
+    for a, b in zip(*(values_and_gradients(f, arrays, u) for f in (F.layer_norm, F.layer_norm_composed))):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_fused_cross_entropy_is_the_composed_one(label):
     x = [normal(3, 4) * 5]
@@ -656,6 +666,14 @@ def test_batch_norm_of_1_2_3_4(function, eps, outer, inner):
     y, mean, var = function(np.array([[1.0], [2], [3], [4]]), np.ones(1), np.zeros(1), eps)
     np.testing.assert_allclose(y[:, 0], [-outer, -inner, inner, outer], atol=5e-9)
     assert (mean.item(), var.item()) == (2.5, 1.25)
+
+
+def test_layer_norm_is_batch_norm_along_the_other_axis():
+    """Bit for bit: which axis is all there is to tell them apart."""
+    x = normal(5, 4) * 3 + 5
+    transposed, _, _ = F.batch_norm(x.T, np.ones(5), np.zeros(5))
+    assert np.array_equal(F.layer_norm(x, np.ones(4), np.zeros(4)), transposed.T)
+    assert not np.allclose(transposed.T, F.batch_norm(x, np.ones(4), np.zeros(4))[0], atol=0.1)
 
 
 def test_batch_norm_inference_is_an_affine_map_per_channel():

@@ -1,17 +1,27 @@
-"""Optimizers: each against its recurrence written out by hand, and what all have in common."""
+"""Optimizers: each against its recurrence written out by hand, and what all have in common. Schedules; clipping.
+
+`test_parity.py` holds the same against PyTorch.
+"""
 
 import math
+import pickle
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
 
-from minidl import Parameter, Tensor, optim
+from minidl import Dense, DivergenceError, Parameter, Sequential, Tensor, optim, schedules
+from minidl import functional as F
+from minidl.schedules import CosineDecay, ExponentialDecay, OneCycle, StepDecay, WarmUp
 
 ALL = {"sgd": lambda p=None, lr=0.1: optim.SGD(p, lr=lr),
        "momentum": lambda p=None, lr=0.1: optim.SGD(p, lr=lr, momentum=0.9),
        "nesterov": lambda p=None, lr=0.1: optim.SGD(p, lr=lr, momentum=0.9, nesterov=True),
        "decay": lambda p=None, lr=0.1: optim.SGD(p, lr=lr, weight_decay=0.01),
-       "adam": lambda p=None, lr=0.1: optim.Adam(p, lr=lr)}
+       "adagrad": lambda p=None, lr=0.1: optim.Adagrad(p, lr=lr),
+       "rmsprop": lambda p=None, lr=0.1: optim.RMSprop(p, lr=lr),
+       "adam": lambda p=None, lr=0.1: optim.Adam(p, lr=lr),
+       "adamw": lambda p=None, lr=0.1: optim.AdamW(p, lr=lr)}
 every_optimizer = pytest.mark.parametrize("name", ALL)
 
 
@@ -29,10 +39,26 @@ def sgd(p, gradients, lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0):
     return p
 
 
-def adam(p, gradients, lr=0.1, betas=(0.9, 0.999), eps=1e-8):
-    """Algorithm 1 of Kingma and Ba, line by line."""
+def adagrad(p, gradients, lr=0.1, eps=1e-10):
+    """p = p - lr g / sqrt(sum of all g^2 so far)."""
+    for t, g in enumerate(gradients, start=1):
+        p = p - lr * g / (np.sqrt((gradients[:t] ** 2).sum(axis=0)) + eps)
+    return p
+
+
+def rmsprop(p, gradients, lr=0.1, alpha=0.99, eps=1e-8):
+    """p = p - lr g / sqrt(mean of the g^2, each older one weighing alpha times the next)."""
+    for t, g in enumerate(gradients, start=1):
+        weights = (1 - alpha) * alpha ** np.arange(t)[::-1]
+        p = p - lr * g / (np.sqrt(np.tensordot(weights, gradients[:t] ** 2, axes=1)) + eps)
+    return p
+
+
+def adam(p, gradients, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    """Algorithm 1 of Kingma and Ba, line by line; with weight_decay, algorithm 2 of Loshchilov and Hutter."""
     m = v = 0.0
     for t, g in enumerate(gradients, start=1):
+        p = p - lr * weight_decay * p
         m = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * g ** 2
         p = p - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
@@ -42,6 +68,9 @@ def adam(p, gradients, lr=0.1, betas=(0.9, 0.999), eps=1e-8):
 RECURRENCES = [
     (optim.SGD, sgd, {}), (optim.SGD, sgd, {"momentum": 0.9}), (optim.SGD, sgd, {"momentum": 0.9, "nesterov": True}),
     (optim.SGD, sgd, {"weight_decay": 0.1}), (optim.SGD, sgd, {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1}),
+    (optim.Adagrad, adagrad, {}), (optim.Adagrad, adagrad, {"eps": 1e-2}),
+    (optim.RMSprop, rmsprop, {}), (optim.RMSprop, rmsprop, {"alpha": 0.5, "eps": 1e-2}),
+    (optim.AdamW, adam, {"weight_decay": 0.1}), (optim.AdamW, adam, {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.0}),
     (optim.Adam, adam, {}), (optim.Adam, adam, {"betas": (0.5, 0.9), "eps": 1e-3}),
     (optim.Adam, adam, {"betas": (0.0, 0.0)})]
 
@@ -71,11 +100,42 @@ def test_the_first_adam_step_has_the_size_of_the_learning_rate(size):
     np.testing.assert_allclose(p.data, [0.99, 1.01], rtol=1e-3)
 
 
+@pytest.mark.parametrize("optimizer, sizes", [(optim.Adagrad, 1 / np.sqrt([1, 2, 3])),
+                                              (optim.RMSprop, 1 / np.sqrt([0.01, 0.0199, 0.029701]))])
+def test_steps_under_a_constant_gradient(optimizer, sizes):
+    """By hand, whatever the gradient: Adagrad's v is t g^2, RMSprop's (1 - 0.99^t) g^2."""
+    p = parameter(0.0, 0.0)
+    stepper, path = optimizer([p], lr=0.1), [0.0]
+    for _ in sizes:
+        p.grad = np.array([7.0, -300.0])
+        stepper.step()
+        path.append(p.data[0])
+        assert p.data[1] == pytest.approx(-p.data[0])
+    np.testing.assert_allclose(-np.diff(path), 0.1 * sizes, rtol=1e-6)
+
+
+def test_decoupled_decay_does_not_pass_through_the_moments():
+    """Under a zero gradient AdamW shrinks p by 1 - lr weight_decay, exactly; where the gradient is large, just as much."""
+    p, plain = parameter(3.0, -2.0), parameter(3.0, -2.0)
+    adamw, adam = optim.AdamW([p], lr=0.1), optim.Adam([plain], lr=0.1)
+    p.grad = np.zeros(2)
+    adamw.step()
+    assert np.array_equal(p.data, np.array([3.0, -2.0]) * (1 - 0.1 * 0.01))
+    adamw.attach([p])
+    p.data[:] = 3.0, -2.0
+    p.grad = plain.grad = np.array([1e-3, 1e5])
+    adamw.step()
+    adam.step()
+    np.testing.assert_allclose(plain.data - p.data, 0.1 * 0.01 * np.array([3.0, -2.0]), rtol=1e-9)
+
+
 @every_optimizer
 def test_a_quadratic_bowl_is_descended(name):
     p = parameter(3.0, -2.0)
     curvature = np.array([1.0, 5.0])
-    optimizer = ALL[name]([p], lr=0.05)
+    optimizer = ALL[name]([p], lr=1.0 if name == "adagrad" else 0.05)
+    if name == "rmsprop":  # its steps do not shrink with the gradient
+        optimizer.lr = CosineDecay(0.05, steps=500)
     for _ in range(500):
         optimizer.zero_grad()
         (p * p * curvature).sum().backward()
@@ -131,8 +191,7 @@ def test_a_numpy_learning_rate_keeps_float32(name):
             optimizer.step()
         results.append(p.data)
     assert p.dtype == np.float32 and np.array_equal(*results)
-    assert all(a.dtype == np.float32 for value in vars(optimizer).values() if isinstance(value, list)
-               for a in value if isinstance(a, np.ndarray))
+    assert all(a.dtype == np.float32 for arrays in optimizer.state.values() for a in arrays)
 
 
 @every_optimizer
@@ -238,3 +297,274 @@ def test_every_optimizer_has_a_name_for_compile_and_a_recurrence_here():
     classes = {c for c in vars(optim).values() if isinstance(c, type) and issubclass(c, optim.Optimizer)}
     classes.remove(optim.Optimizer)
     assert set(optim.OPTIMIZERS.values()) == classes == {optimizer for optimizer, _, _ in RECURRENCES}
+
+
+@every_optimizer
+def test_a_frozen_parameter_stays(name):
+    """Also when it was frozen after backward() had given it a gradient."""
+    p, frozen = parameter(1.0), parameter(1.0)
+    optimizer = ALL[name]([p, frozen])
+    p.grad = frozen.grad = np.array([1.0])
+    frozen.requires_grad = False
+    optimizer.step()
+    assert frozen.data == 1 and p.data < 1 and optimizer.steps == 1
+
+
+# --- State: stopping and going on ------------------------------------------------------------------------------
+
+def batch_loss(model, step):
+    rng = np.random.default_rng(step)
+    return F.cross_entropy(model(rng.standard_normal((8, 3)).astype(np.float32)), rng.integers(0, 4, 8))
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        optimizer.zero_grad()
+        batch_loss(model, step).backward()
+        if step % 3:
+            optimizer.parameters[1].grad = None  # so that the parameters differ in their number of updates
+        optimizer.step()
+
+
+@every_optimizer
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(name):
+    """Through what an npz file would hold; and what was saved does not change when the first run goes on."""
+    def start():
+        model = Sequential([Dense(5, "tanh", input_shape=3), Dense(4)], seed=0)
+        return model, ALL[name](model.parameters(), lr=OneCycle(0.1, steps=20))
+
+    model, optimizer = start()
+    train(model, optimizer, range(10))
+    weights, saved = [p.data.copy() for p in model.parameters()], optimizer.state_dict()
+    frozen = {key: a.copy() for key, a in saved.items()}
+    train(model, optimizer, range(10, 20))
+    assert saved.keys() == frozen.keys() and all(np.array_equal(saved[key], frozen[key]) for key in saved)
+
+    again, second = start()
+    for p, data in zip(again.parameters(), weights):
+        p.data = data
+    second.load_state_dict(saved)
+    train(again, second, range(10, 20))
+    for p, q in zip(model.parameters(), again.parameters()):
+        assert np.array_equal(p.data, q.data)
+    assert all(np.array_equal(a, second.state_dict()[key]) for key, a in optimizer.state_dict().items())
+    assert all(np.array_equal(saved[key], frozen[key]) for key in saved)  # loading took copies
+
+
+def test_what_the_state_holds():
+    names = {"momentum": ["velocity.0", "velocity.1"], "adam": ["m.0", "m.1", "v.0", "v.1"]}
+    for name, expected in names.items():
+        p, q = parameter(1.0, 2.0), parameter(1.0)
+        optimizer = ALL[name]([p, q])
+        for q.grad in None, np.ones(1):
+            p.grad = np.array([0.5, 2.0])
+            optimizer.step()
+        state = optimizer.state_dict()
+        assert sorted(state) == sorted(["steps", "updates", *expected])
+        assert state["steps"] == 2 and state["updates"].tolist() == [2, 1] and state[expected[0]].shape == (2,)
+
+
+@pytest.mark.parametrize("spoil, names", [
+    (lambda state: state.pop("m.1"), ["m.1.*shape.*nothing"]), (lambda state: state.pop("steps"), ["steps"]),
+    (lambda state: state.update({"velocity.0": np.ones(2)}), ["velocity.0.*nothing.*shape"]),
+    (lambda state: state.update({"v.0": np.ones((2, 1))}), [r"v.0.*\(2,\).*\(2, 1\)"]),
+    (lambda state: state.update({"updates": np.ones(3, int)}), ["updates"]),
+    (lambda state: (state.pop("m.0"), state.update({"m.9": 1, "v.1": np.ones(5)})), ["m.0", "m.9", "v.1"])])
+def test_state_that_does_not_fit_is_refused_and_nothing_changed(spoil, names):
+    optimizer = optim.Adam([parameter(1.0, 2.0), parameter(1.0)])
+    state = {key: a + 1 for key, a in optimizer.state_dict().items()}
+    spoil(state)
+    for name in names:
+        with pytest.raises(ValueError, match=f"(?s)Adam.*{name}"):
+            optimizer.load_state_dict(state)
+    assert not any(a.any() for a in optimizer.state_dict().values())
+
+
+def test_state_needs_parameters():
+    for call in optim.Adam().state_dict, lambda: optim.Adam().load_state_dict({}):
+        with pytest.raises(RuntimeError, match="no parameters"):
+            call()
+
+
+# --- Schedules -------------------------------------------------------------------------------------------------
+
+def rates(schedule, steps):
+    return np.array([schedule(step) for step in range(steps)])
+
+
+SCHEDULES = [StepDecay(0.1, 30), ExponentialDecay(0.1, 30), CosineDecay(0.1, 90), WarmUp(0.1, 10),
+             WarmUp(CosineDecay(0.1, 80), 10), OneCycle(0.1, 100)]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+
+
+def test_published_numbers_of_the_schedules():
+    """From their definitions: where each begins, where it turns, where it ends."""
+    halves = rates(StepDecay(0.8, steps=3, factor=0.5), 8)
+    np.testing.assert_allclose(halves, [0.8, 0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2])
+    smooth = rates(ExponentialDecay(0.8, steps=3, factor=0.5), 8)
+    np.testing.assert_allclose(smooth[[0, 3, 6]], [0.8, 0.4, 0.2])
+    np.testing.assert_allclose(smooth[1:] / smooth[:-1], 0.5 ** (1 / 3))
+    np.testing.assert_allclose(rates(CosineDecay(0.8, steps=6), 8),
+                               [0.8, 0.4 + 0.2 * math.sqrt(3), 0.6, 0.4, 0.2, 0.4 - 0.2 * math.sqrt(3), 0, 0], atol=1e-16)
+    np.testing.assert_allclose(rates(WarmUp(0.8, steps=3), 6), [0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    np.testing.assert_allclose(rates(WarmUp(StepDecay(0.8, 2, 0.5), steps=3), 8), [0.2, 0.4, 0.6, 0.8, 0.8, 0.4, 0.4, 0.2])
+
+
+def test_one_cycle():
+    """From lr / 25 to lr at 30 % of the steps, then down to lr / 250,000 in the last one; half-way, the mean of both ends."""
+    schedule = OneCycle(0.5, steps=110)
+    values = rates(schedule, 110)
+    assert values[0] == pytest.approx(0.02) and values[32] == values.max() == pytest.approx(0.5)
+    assert values[16] == pytest.approx((0.02 + 0.5) / 2)
+    assert values[109] == pytest.approx(2e-6) and schedule(500) == pytest.approx(2e-6)
+    assert (np.diff(values[:33]) > 0).all() and (np.diff(values[32:]) < 0).all()
+    assert [OneCycle(0.5, steps)(steps - 1) for steps in (1, 2, 3, 4)] == pytest.approx([2e-6] * 4)
+
+
+@every_schedule
+def test_schedules_stay_between_0_and_their_rate_and_never_rise_again(schedule):
+    values = rates(schedule, 120)
+    top = values.argmax()
+    assert 0 <= values.min() and values.max() == pytest.approx(0.1)
+    assert (np.diff(values[:top + 1]) > 0).all() and (np.diff(values[top:]) <= 0).all()
+
+
+@every_schedule
+def test_schedules_can_be_printed_sent_and_trusted(schedule):
+    """A process pool pickles them; a repr shows up in errors; none can be changed under a running optimizer."""
+    copy = pickle.loads(pickle.dumps(schedule))
+    assert copy == schedule and repr(schedule).startswith(f"{type(schedule).__name__}(lr=") and eval(repr(schedule)) == copy
+    assert np.array_equal(rates(copy, 120), rates(schedule, 120))
+    with pytest.raises(FrozenInstanceError):
+        schedule.lr = 1.0
+
+
+@every_optimizer
+def test_an_optimizer_follows_its_schedule(name):
+    """Step by step as with the same rates set by hand; attach starts the schedule again."""
+    p, q = parameter(1.0), parameter(1.0)
+    schedule = WarmUp(StepDecay(0.1, steps=2), steps=3)
+    scheduled, by_hand = ALL[name]([p], lr=schedule), ALL[name]([q])
+    for step in range(10):
+        assert scheduled.steps == step and scheduled.current_lr == schedule(step) and type(scheduled.current_lr) is float
+        by_hand.lr = schedule(step)
+        p.grad = q.grad = np.array([0.3])
+        scheduled.step()
+        by_hand.step()
+        assert np.array_equal(p.data, q.data)
+    assert scheduled.lr is schedule
+    scheduled.lr = 0.25
+    assert scheduled.current_lr == 0.25
+    assert scheduled.attach([p]).steps == 0
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, -0.1])
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_an_impossible_rate_is_refused_at_its_step(rate, scheduled):
+    """By a message with the schedule, the rate and the step; the parameters are not touched."""
+    def spoiled(step):
+        return rate if step == 2 else np.float64(0.1)
+
+    p = parameter(1.0)
+    optimizer = optim.SGD([p], lr=spoiled if scheduled else 0.1)
+    p.grad = np.array([1.0])
+    optimizer.step()
+    optimizer.step()
+    if not scheduled:
+        optimizer.lr = rate
+    with pytest.raises(ValueError, match=f"{'spoiled.*' if scheduled else rate} gives {rate} at step 2"):
+        optimizer.step()
+    assert p.data == pytest.approx(0.8) and optimizer.steps == 2
+
+
+def test_a_divergence_names_the_rate_that_the_schedule_gave():
+    model = Sequential([Dense(4, input_shape=3)]).compile(optim.SGD(lr=StepDecay(1e35, steps=1, factor=10)))
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    with pytest.raises(DivergenceError, match=r"at step (\d+): .* the learning rate is 1e\+3[5-9],") as caught:
+        model.fit(x, np.arange(64) % 4, verbose=0, epochs=4, batch_size=16)
+    assert f"rate is 1e+{35 + caught.value.step}," in str(caught.value)
+
+
+def test_a_rate_of_zero_is_only_a_pause():
+    p = parameter(1.0)
+    p.grad = np.array([1.0])
+    optim.SGD([p], lr=lambda step: 0).step()
+    assert p.data == 1
+
+
+@pytest.mark.parametrize("make, name", [
+    (lambda: StepDecay(0.1, 0), "steps"), (lambda: ExponentialDecay(-0.1, 3), "lr"), (lambda: StepDecay(0.1, 3, 0), "factor"),
+    (lambda: CosineDecay(math.nan, 3), "lr"), (lambda: WarmUp(0, 3), "lr"), (lambda: OneCycle(0.1, -5), "steps")])
+def test_schedules_check_their_numbers(make, name):
+    with pytest.raises(ValueError, match=f"(Decay|WarmUp|OneCycle) needs a positive {name}, got"):
+        make()
+
+
+def test_every_schedule_is_tested_here():
+    classes = {c for c in vars(schedules).values() if isinstance(c, type) and issubclass(c, schedules.Schedule)}
+    assert classes - {schedules.Schedule} == {type(schedule) for schedule in SCHEDULES}
+
+
+# --- Clipping --------------------------------------------------------------------------------------------------
+
+def with_gradients(*gradients):
+    parameters = [Parameter(np.zeros_like(g)) for g in gradients]
+    for p, g in zip(parameters, gradients):
+        p.grad = g
+        p.grad.flags.writeable = False  # gradients may be shared: they are never written in place
+    return parameters
+
+
+def test_clipping_scales_all_gradients_by_one_factor():
+    """3, 4 and 12 have the norm 13."""
+    p, q = with_gradients(np.array([[3.0, 0.0]]), np.array([-4.0, 12.0]))
+    assert optim.clip_grad_norm([p, q], 6.5) == pytest.approx(13)
+    np.testing.assert_allclose(p.grad, [[1.5, 0]])
+    np.testing.assert_allclose(q.grad, [-2, 6])
+    assert optim.clip_grad_norm(iter([p, q, p]), 100) == pytest.approx(6.5)  # once each, and below the bound:
+    np.testing.assert_allclose(q.grad, [-2, 6])
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, np.float64(0.5), 7])
+def test_clipped_float32_gradients_stay_float32(max_norm):
+    rng = np.random.default_rng(0)
+    parameters = with_gradients(*(rng.standard_normal(shape).astype(np.float32) for shape in [(3, 4), (4,), ()]))
+    before = math.sqrt(sum(float((p.grad.astype(float) ** 2).sum()) for p in parameters))
+    old = [p.grad for p in parameters]
+    norm = optim.clip_grad_norm(parameters, max_norm)
+    after = math.sqrt(sum(float((p.grad.astype(float) ** 2).sum()) for p in parameters))
+    assert type(norm) is float and norm == pytest.approx(before) and after == pytest.approx(min(before, max_norm), rel=1e-6)
+    assert all(p.grad.dtype == np.float32 and p.grad.shape == g.shape for p, g in zip(parameters, old))
+    assert all((p.grad is g) == (before <= max_norm) for p, g in zip(parameters, old))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_norm_of_float32_gradients_neither_overflows_nor_vanishes(size):
+    p, = with_gradients(np.full(4, size, np.float32))
+    assert optim.clip_grad_norm([p], size) == pytest.approx(2 * size)
+    np.testing.assert_allclose(p.grad, size / 2, rtol=1e-6)
+
+
+def test_clipping_looks_only_at_what_a_step_would_use():
+    p, unused, frozen = with_gradients(np.array([3.0]), np.array([4.0]), np.array([np.inf]))
+    unused.grad, frozen.requires_grad = None, False
+    assert optim.clip_grad_norm([p, unused, frozen], 1) == 3
+    assert p.grad == pytest.approx(1) and unused.grad is None and frozen.grad == np.inf
+    p.grad = None
+    assert optim.clip_grad_norm([p, unused, frozen], 1) == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gradients_that_are_not_finite_cannot_be_clipped(bad):
+    p, q = with_gradients(np.array([30.0, 40.0]), np.array([bad, 1.0]))
+    with pytest.raises(ValueError, match="norm of the gradients is (nan|inf).*learning rate"):
+        optim.clip_grad_norm([p, q], 1.0)
+    assert p.grad.tolist() == [30, 40] and q.grad[1] == 1
+
+
+@pytest.mark.parametrize("given, max_norm, error", [
+    ([parameter(1.0)], 0, ValueError), ([parameter(1.0)], -1, ValueError), ([parameter(1.0)], math.nan, ValueError),
+    (parameter(1.0), 1, TypeError), ([], 1, ValueError)])
+def test_clipping_checks_what_it_is_given(given, max_norm, error):
+    with pytest.raises(error, match="max_norm|parameter"):
+        optim.clip_grad_norm(given, max_norm)

@@ -4,7 +4,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from minidl import experiments, plotting
+from minidl import Activation, BatchNorm, Dense, Parameter, Sequential, Tensor, experiments, plotting
+from minidl import functional as F
+from minidl.tensor import _gradients
 
 matplotlib.use("agg")
 
@@ -77,6 +79,92 @@ def test_divergence_is_drawn_as_divergence():
     crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 1 and crosses[0].get_xdata().tolist() == [1.0, 10.0]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+# --- The graph ----------------------------------------------------------------------------------------
+
+def line():
+    """((w x + b) - 4)^2 at w = 2, x = 3, b = -1: what lesson 1 draws."""
+    leaves = {"w": Tensor(2.0, requires_grad=True), "x": Tensor(3.0), "b": Tensor(-1.0, requires_grad=True)}
+    return ((leaves["w"] * leaves["x"] + leaves["b"]) - 4.0) ** 2, leaves
+
+
+def network():
+    model = Sequential([Dense(8), BatchNorm(), Activation("relu"), Dense(4)]).build((5,)).train()
+    return F.cross_entropy(model(np.ones((6, 5), np.float32)), np.arange(6) % 4), dict(model.named_parameters())
+
+
+def tangle():
+    """Results used several times, near and far, early and late; one number used twice."""
+    a, b = Parameter(np.float32(2)), Parameter(np.ones((3, 1), np.float32))
+    early, h = F.exp(a), a * 3.0
+    return (F.tanh(h) * F.sigmoid(h) + h * a + a + b * b * h).sum() / 3.0 + early, {"a": a}
+
+
+def definition():
+    x, gamma, beta = (Parameter(np.ones(shape)) for shape in ((6, 4), 4, 4))
+    return F.batch_norm_composed(x, gamma, beta)[0], {"gamma": gamma, "beta": beta}
+
+
+@pytest.mark.parametrize("make", [line, network, tangle, definition])
+def test_in_a_graph_no_box_hides_another_no_arrow_crosses_one_and_every_text_fits(make):
+    tensor, names = make()
+    ax = plotting.graph(tensor, names=names, numbers=True)
+    ax.figure.canvas.draw()
+    boxes = [box.get_window_extent() for box in ax.patches]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    frame = ax.figure.bbox
+    for text in ax.texts:
+        if text.get_text() and not text.get_text().endswith("."):
+            extent = text.get_window_extent()
+            assert text.get_fontsize() >= 12 and sum(box.x0 <= extent.x0 and extent.x1 <= box.x1 and box.y0 <= extent.y0
+                                                     and extent.y1 <= box.y1 for box in boxes) == 1, text.get_text()
+        elif text.get_text():
+            assert not any(text.get_window_extent().overlaps(box) for box in boxes)
+        assert frame.contains(*text.get_window_extent().min) and frame.contains(*text.get_window_extent().max)
+    segments = [(arrow.xyann, arrow.xy) for arrow in ax.texts if not arrow.get_text()]
+    segments += [tuple(zip(*passing.get_data())) for passing in ax.get_lines()]
+    for start, end in segments:
+        points = ax.transData.transform(np.linspace(start, end, 201)[1:-1])
+        assert not any(box.padded(-1).count_contains(points) for box in boxes)
+
+
+def test_a_graph_says_what_each_box_is():
+    """Ops with values or shapes, names where given, and parameters told from data and results."""
+    ax = plotting.graph(*line())
+    kinds = {text.get_text(): box.get_label() for text, box in zip([t for t in ax.texts if t.get_text()], ax.patches)}
+    assert kinds == {"w\n2": "parameter", "x\n3": "data", "b\n-1": "parameter", "4": "data", "2": "data", "mul\n6": "result",
+                     "add\n5": "result", "sub\n1": "result", "power\n1": "result"}
+    arrows = [t for t in ax.texts if not t.get_text()]
+    assert len(arrows) == 8 and all(arrow.arrow_patch.get_arrowstyle().__class__.__name__ == "CurveFilledB" for arrow in arrows)
+    assert [t.get_text() for t in plotting.graph(tangle()[0]).texts].count("3") == 2  # a number is no shared node
+    tensor, names = network()
+    texts = [t.get_text() for t in plotting.graph(tensor, names=names).texts]
+    assert {"batch_norm\n(6, 8)", "layers.0.kernel\n(5, 8)", f"cross_entropy\n{tensor.item():.4g}", "(6, 5)"} <= set(texts)
+
+
+@pytest.mark.parametrize("make", [line, tangle, definition])
+def test_the_numbers_are_the_order_of_the_backward_walk(make):
+    tensor, _ = make()
+    ax = plotting.graph(tensor, numbers=True)
+    texts = [t for t in ax.texts if t.get_text()]
+    numbered = {int(t.get_text()[:-1]): label.get_text().split("\n")[0]
+                for label, t in zip(texts, texts[1:]) if t.get_text().endswith(".")}
+    found = _gradients(tensor, np.ones(tensor.shape, tensor.dtype), wanted=range(2 ** 64))
+    assert [numbered[i + 1] for i in range(len(numbered))] == [t.op.name for t, _ in found if t.op]
+
+
+def test_a_graph_that_cannot_be_drawn_says_why():
+    loss, _ = line()
+    loss.backward()
+    for tensor in (loss, Tensor(1.0)):
+        with pytest.raises(ValueError, match="before backward"):
+            plotting.graph(tensor)
+    y = Tensor(1.0, requires_grad=True)
+    for _ in range(5000):
+        y = y * 1.0
+    with pytest.raises(ValueError, match=r"more than 60 nodes.* minidl\.explain\(loss, wrt\)"):
+        plotting.graph(y)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from minidl import cli, data, published
 from minidl.files import idx_bytes
 
 RNG = np.random.default_rng(0)
-ARRAYS = tuple(array for n in (50, 20) for array in (RNG.integers(0, 256, (n, 28, 28), np.uint8), RNG.integers(0, 10, n, np.uint8)))
+ARRAYS = tuple(RNG.integers(0, top, shape, np.uint8) for n in (50, 20) for top, shape in ((256, (n, 28, 28)), (10, n)))
 MD5 = tuple(hashlib.md5(idx_bytes(array)).hexdigest() for array in ARRAYS)
 PACKED = {f"{file}.gz": gzip.compress(idx_bytes(array)) for file, array in zip(published.FILES, ARRAYS)}
 
@@ -250,8 +250,9 @@ print(len(x))
 
 def child(how, server):
     server(how)
-    return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])})
+    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])}
+    return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_at_once_both_get_the_data(server):
@@ -289,20 +290,21 @@ def write_keras(folder, arrays=ARRAYS):
 
 
 @pytest.mark.parametrize("write, place", [
-    (write_keras, "home/datasets"), (write_files, "empty/MNIST/raw"), (write_files, "empty/data/MNIST/raw"),
-    (write_files, "home/data/MNIST/raw")])
-def test_copies_of_keras_and_torchvision_are_used_and_left_alone(server, tmp_path, write, place):
+    (write_keras, "~/datasets"), (write_files, "MNIST/raw"), (write_files, "data/MNIST/raw"),
+    (write_files, "~/data/MNIST/raw")])
+def test_copies_of_keras_and_torchvision_are_used_and_left_alone(server, write, place):
     asked = server("good").asked
-    write(tmp_path / place)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folder = Path(place).expanduser().absolute()
+    write(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     assert_loaded(data.load("mnist"))
-    assert asked == [] and {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert asked == [] and {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_copy_that_is_not_the_published_set_is_passed_over(server, tmp_path):
+def test_a_copy_that_is_not_the_published_set_is_passed_over(server):
     altered = ARRAYS[0].copy()
     altered[0, 0, 0] ^= 1
-    write_keras(tmp_path / "home/datasets", (altered, *ARRAYS[1:]))
+    write_keras(Path.home() / "datasets", (altered, *ARRAYS[1:]))
     assert_loaded(data.load("mnist"))
     assert left_behind() == sorted(PACKED)
 

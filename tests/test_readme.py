@@ -33,6 +33,11 @@ def test_the_second_program_learns(tmp_path):
     assert accuracy > 0.85
 
 
+def test_the_third_program_looks_inside_the_model_of_the_first(tmp_path):
+    run(f"{PROGRAMS[0]}\n{PROGRAMS[2]}", tmp_path)
+    assert (tmp_path / "run.npz").stat().st_size > 300_000
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
 def test_what_the_readme_links_to_is_there(link):
     assert (PROJECT / link).exists()

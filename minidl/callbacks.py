@@ -1,0 +1,185 @@
+"""What a run records, and what can be done between its steps: the History, and callbacks to stop, save and change the rate."""
+
+import math
+from numbers import Real
+from pathlib import Path
+
+from .files import replacing
+from .plotting import LOOKS, figure, legend
+
+
+class History:
+    """What a run recorded, also one that was interrupted: `fit` returns it, and `model.history` is that of the latest fit.
+
+    history: one number per epoch for `loss` and each metric, measured in *training* mode while the
+    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`, measured in
+    *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per step for `loss`, each
+    metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
+    """
+
+    def __init__(self):
+        self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
+
+    def add_step(self, logs, seconds):
+        """Append the numbers of one step and the training time it took."""
+        so_far = self.steps["seconds"][-1] if self.steps["seconds"] else 0.0
+        for key, value in {**logs, "seconds": so_far + seconds}.items():
+            self.steps.setdefault(key, []).append(value)
+
+    def add_epoch(self, epoch, logs):
+        """Append the numbers of one epoch."""
+        self.epoch.append(epoch)
+        for key, value in logs.items():
+            self.history.setdefault(key, []).append(value)
+
+    def to_csv(self, path, steps=False):
+        """Write a table with a header: a row per epoch, or with steps=True a row per step; both count from 0."""
+        table = {"step": range(len(self.steps["loss"])), **self.steps} if steps else {"epoch": self.epoch, **self.history}
+        rows = [table, *zip(*table.values())]
+        with replacing(path) as file:
+            file.write("".join(",".join(map(str, row)) + "\n" for row in rows).encode())
+
+    def plot(self):
+        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure, for `plotting.show`."""
+        if not self.epoch:
+            raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] holds the loss of every step")
+        names = [name for name in self.history if not name.startswith("val_")]
+        epochs = [epoch + 1 for epoch in self.epoch]
+        fig, axes = figure(columns=len(names), squeeze=False)
+        for name, ax in zip(names, axes[0]):
+            curves = (name, "training (training mode)"), ("val_" + name, "validation (evaluation mode)")
+            for (key, label), (color, line) in zip(curves, LOOKS):
+                if key in self.history:
+                    ax.plot(epochs, self.history[key], color=color, linestyle=line, linewidth=3, marker="o", label=label)
+            ax.set(xlabel="epoch", ylabel=name, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        legend(axes[0, 0])
+        return fig
+
+
+class Callback:
+    """Something to do during training: override any of these. fit sets `self.model` and `self.optimizer` before it begins.
+
+    Setting `self.model.stop_training = True` ends the run after the current step. An exception ends it at once.
+    """
+
+    model = optimizer = None
+
+    def on_train_begin(self, logs=None):
+        """Before the first epoch. A callback that counts starts anew here, so that it can be used again."""
+
+    def on_train_end(self, logs=None):
+        """After the last epoch, but not after an exception; logs are those of that epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Before an epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """After an epoch; logs has its loss and metrics."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Before a step; batch counts from 0 in each epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """After a step; logs has the loss and metrics of this batch."""
+
+
+class LambdaCallback(Callback):
+    """Functions instead of methods: LambdaCallback(on_epoch_end=lambda epoch, logs: print(logs["loss"]))."""
+
+    def __init__(self, **functions):
+        events = [name for name in vars(Callback) if name.startswith("on_")]
+        for event, function in functions.items():
+            if event not in events or not callable(function):
+                raise TypeError(f"LambdaCallback takes functions named {', '.join(events)}, got {event}={function!r}")
+            setattr(self, event, function)
+
+
+class LearningRateScheduler(Callback):
+    """Sets the learning rate of each epoch: schedule(epoch, lr) gives the new one, from the number of the epoch and the old."""
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Ask the schedule. Raises ValueError for what is no learning rate."""
+        lr = self.schedule(epoch, self.optimizer.lr)
+        if not isinstance(lr, Real) or not 0 <= lr < math.inf:
+            raise ValueError(f"the schedule must return a learning rate, a number from 0 up, but gave {lr!r} for epoch {epoch}")
+        self.optimizer.lr = float(lr)
+
+
+class _Monitor(Callback):
+    """Watches one number of the logs for a new best one."""
+
+    def __init__(self, monitor, mode, min_delta=0.0):
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode is 'min', 'max' or 'auto', got {mode!r}")
+        self.monitor, self.min_delta = monitor, min_delta
+        self.sign = -1 if mode == "max" or mode == "auto" and "accuracy" in monitor else 1
+
+    def on_train_begin(self, logs=None):
+        self.best = self.sign * math.inf
+
+    def improved(self, logs):
+        """Whether this epoch's number is better than all before by more than min_delta."""
+        if self.monitor not in logs:
+            hint = ": fit needs validation_data or validation_split" if self.monitor.startswith("val_") else ""
+            raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run measures only "
+                             f"{', '.join(logs)}{hint}")
+        better = self.sign * (self.best - logs[self.monitor]) > self.min_delta
+        self.best = logs[self.monitor] if better else self.best
+        return better
+
+
+class EarlyStopping(_Monitor):
+    """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs; restores the best weights.
+
+    mode: "min", "max", or "auto": max for names with "accuracy". restore_best_weights: at the end of any run, stopped
+    or not (Keras' default is False). `best` and `best_epoch` say what was best.
+    """
+
+    def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True):
+        super().__init__(monitor, mode, min_delta)
+        self.patience, self.restore_best_weights = patience, restore_best_weights
+
+    def on_train_begin(self, logs=None):
+        """Forget an earlier run."""
+        super().on_train_begin()
+        self.best_epoch = self.best_weights = None
+        self.wait = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Keep the weights of the best epoch, count the others."""
+        self.wait += 1
+        if self.improved(logs):
+            self.best_epoch, self.best_weights, self.wait = epoch, self.model.state_dict(), 0
+        elif self.wait >= self.patience:
+            self.model.stop_training = True
+
+    def on_train_end(self, logs=None):
+        """Go back to the best epoch."""
+        if self.restore_best_weights and self.best_weights is not None:
+            self.model.load_state_dict(self.best_weights)
+
+
+class ModelCheckpoint(_Monitor):
+    """Writes the model's weights to path after every epoch, or with save_best_only after those where `monitor` improved.
+
+    Read them with model.load_weights(path). mode: as in EarlyStopping.
+    """
+
+    def __init__(self, path, monitor="val_loss", save_best_only=False, mode="auto"):
+        super().__init__(monitor, mode)
+        self.path, self.save_best_only = Path(path), save_best_only
+
+    def on_train_begin(self, logs=None):
+        """Forget an earlier run; FileNotFoundError where there is no such folder."""
+        super().on_train_begin()
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"ModelCheckpoint cannot write {self.path}: there is no folder {self.path.parent}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the file whole or not at all."""
+        if not self.save_best_only or self.improved(logs):
+            self.model.save_weights(self.path)

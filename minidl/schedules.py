@@ -1,0 +1,71 @@
+"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that give the rate of the next step.
+
+`optim.SGD(lr=WarmUp(CosineDecay(0.1, steps=900), steps=100))`; any other function will do as well.
+They remember nothing: a stopped run goes on with the number of its steps alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What all schedules have: lr, the largest rate, and steps. Raises ValueError for a number that is not positive."""
+
+    lr: float
+    steps: int
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not callable(value) and not value > 0:
+                raise ValueError(f"{type(self).__name__} needs a positive {name}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ExponentialDecay(Schedule):
+    """lr, smoothly reduced by factor in the course of so many steps, and again in the next: lr * factor ** (step / steps)."""
+
+    factor: float = 0.1
+
+    def __call__(self, step):
+        return self.lr * self.factor ** (step / self.steps)
+
+
+class StepDecay(ExponentialDecay):
+    """lr, multiplied by factor after every so many steps, all at once: lr * factor ** (step // steps)."""
+
+    def __call__(self, step):
+        return self.lr * self.factor ** (step // self.steps)
+
+
+class CosineDecay(Schedule):
+    """From lr to 0 in so many steps, along half a cosine wave (Loshchilov and Hutter 2017, one period); then 0."""
+
+    def __call__(self, step):
+        return _cosine(self.lr, 0, step / self.steps)
+
+
+class WarmUp(Schedule):
+    """A straight line up to lr, which step `steps` has (Goyal et al. 2017). lr: a rate to stay at, or a schedule to start."""
+
+    def __call__(self, step):
+        rate = self.lr(max(step - self.steps, 0)) if callable(self.lr) else self.lr
+        return rate * min((step + 1) / (self.steps + 1), 1)
+
+
+class OneCycle(Schedule):
+    """Up from lr / 25 to lr in 30 % of the steps, then down to lr / 250,000, both along half a cosine wave.
+
+    Smith and Topin 2018, in PyTorch's form: the last of the `steps` steps has the lowest rate, the momentum stays.
+    """
+
+    def __call__(self, step):
+        top, last = 0.3 * self.steps - 1, self.steps - 1
+        if step <= top:
+            return _cosine(self.lr / 25, self.lr, step / top)
+        return _cosine(self.lr, self.lr / 250_000, (step - top) / (last - top))
+
+
+def _cosine(start, end, share):
+    """From start to end along half a cosine wave, this share of the way; from there on end."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(share, 1))) / 2

@@ -1,0 +1,278 @@
+"""Every teaching error, word for word: read this file as a beginner would, and judge whether it says what to do."""
+
+import re
+
+import numpy as np
+import pytest
+
+from minidl import (Activation, BatchNorm, Dense, EarlyStopping, LambdaCallback, LearningRateScheduler, ModelCheckpoint, Module,
+                    Parameter, Sequential, Tensor, data, optim, training)
+from minidl import functional as F
+from minidl.layers import ACTIVATIONS
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(0, 1, (40, 20)).astype(np.float32)
+Y = np.arange(40) % 5
+NAN = np.where(np.arange(X.size).reshape(X.shape) == 41, np.nan, X)
+
+
+def net(**options):
+    return Sequential([Dense(16, **options), BatchNorm(), Activation("relu"), Dense(5)])
+
+
+def compiled(loss="cross_entropy", metrics=(), **options):
+    return net(**options).compile("sgd", loss, metrics)
+
+
+def fit(x=X, y=Y, loss="cross_entropy", metrics=(), **options):
+    return lambda: compiled(loss, metrics, input_shape=20).fit(x, y, verbose=0, **options)
+
+
+def backward_twice():
+    loss = (Parameter(X) ** 2).sum()
+    loss.backward()
+    loss.backward()
+
+
+def set_item():
+    Tensor(X)[0] = 1
+
+
+def subtract_in_place():
+    p = Parameter(X)
+    p -= 0.1
+
+
+def use_one_optimizer_for_two_models():
+    optimizer = optim.SGD(lr=0.1)
+    for _ in range(2):
+        net().compile(optimizer).fit(X, Y, verbose=0)
+
+
+def load_a_state_that_does_not_fit():
+    state = {name: array for name, array in net(input_shape=20).state_dict().items() if name != "layers.1.beta"}
+    state["layers.0.kernel"] = np.zeros((20, 12))
+    net(input_shape=20).load_state_dict({**state, "layers.4.kernel": np.zeros(3)})
+
+
+def known(table):
+    return ", ".join(sorted(table))
+
+
+class NoReturn(Module):
+    def forward(self, x):
+        F.relu(x)
+
+
+class NoForward(Module):
+    pass
+
+
+PROBABILITIES = Tensor(np.array([[-0.5, 1.5]]))
+ERRORS = {
+    # --- Shapes: which layer, what it expects, what it got, from where
+    "data of another width": (
+        lambda: compiled(input_shape=20).predict(X[:, :7]), ValueError,
+        "layer 0, dense Dense(20 -> 16) expects inputs of shape (n, 20), got (40, 7); its input comes straight from the data"),
+    "layers that do not fit": (
+        lambda: Sequential([Dense(4), BatchNorm(), Dense(5, input_shape=9)])(X), ValueError,
+        "layer 2, dense_1 Dense(9 -> 5) expects inputs of shape (n, 9), got (40, 4); its input comes from layer 1, "
+        "batchnorm BatchNorm(4)"),
+    "images into Dense": (
+        lambda: net()(np.zeros((40, 28, 28), np.float32)), ValueError,
+        "layer 0, dense Dense(16) expects inputs of shape (n, inputs), got (40, 28, 28); put Flatten() before it; its input "
+        "comes straight from the data"),
+    "BatchNorm of one sample": (
+        lambda: net()(X[:1]), ValueError,
+        "layer 1, batchnorm BatchNorm(16) got 1 sample per channel (input shape (1, 16)) in training mode, and one sample has "
+        "no variance: use a larger batch, or model.eval() for single samples; its input comes from layer 0, "
+        "dense Dense(20 -> 16)"),
+    "a float64 Tensor": (
+        lambda: net(input_shape=20)(Tensor(X.astype(float))), TypeError,
+        "dense Dense(20 -> 16) holds float32 weights but got a float64 Tensor: use x.astype(np.float32), or "
+        "model.astype(np.float64)"),
+    # --- Names
+    "unknown activation": (
+        lambda: Activation("rleu"), ValueError,
+        f"unknown activation 'rleu'; known are {known(ACTIVATIONS)}"),
+    "PyTorch's Linear(784, 64)": (
+        lambda: Dense(784, 64), ValueError,
+        f"unknown activation 64; known are {known(ACTIVATIONS)}"),
+    "PyTorch's BatchNorm1d(64)": (
+        lambda: BatchNorm(64), ValueError,
+        "momentum is the weight of the newest batch, from 0 to 1, got 64; the number of features is found out from the input"),
+    "unknown loss": (
+        lambda: compiled("crossentropy"), ValueError,
+        f"unknown loss 'crossentropy'; known are {known(training.LOSSES)}"),
+    "unknown metric": (
+        lambda: compiled(metrics=["acc"]), ValueError, f"unknown metric 'acc'; known are {known(training.METRICS)}"),
+    "unknown data set": (
+        lambda: data.load("minst"), ValueError, "unknown data set 'minst'; known are digits, fashion_mnist, mnist"),
+    "an optimizer's class": (
+        lambda: net().compile(optim.SGD), TypeError,
+        "optimizer is a name or an object like optim.SGD(lr=0.1), got <class 'minidl.optim.SGD'>"),
+    "unknown optimizer": (
+        lambda: net().compile("adamm"), ValueError, f"unknown optimizer 'adamm'; known are {known(optim.OPTIMIZERS)}"),
+    # --- Data, before any work
+    "labels too large": (
+        fit(y=Y + 1), ValueError, "class labels must lie in 0 to 4, as there are 5 logits; got labels from 1 to 5"),
+    "labels that are floats": (
+        fit(y=Y.astype(float)), TypeError, "class labels are integers 0 to 4, got dtype float64; use y.astype(int)"),
+    "labels in a column": (
+        fit(y=Y[:, None]), ValueError,
+        "cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); got (40, 5) and (40, 1); "
+        "use y.reshape(-1)"),
+    "one label too few": (
+        fit(y=Y[1:]), ValueError, "x has 40 samples, y has shape (39,): there must be one label for each sample"),
+    "targets in a row": (
+        lambda: Sequential([Dense(1)]).compile("sgd", "mse").fit(X, Y), ValueError,
+        "mse_loss needs equal shapes, got prediction (40, 1) and target (40,); use y.reshape(-1, 1)"),
+    "binary targets in a row": (
+        lambda: Sequential([Dense(1, "sigmoid")]).compile("sgd", "binary_crossentropy").fit(X, Y), ValueError,
+        "binary_cross_entropy needs targets of the same shape as its input and at least one entry, got targets (40,) and "
+        "input (40, 1); use y.reshape(-1, 1)"),
+    "a softmax forgotten": (
+        lambda: F.categorical_crossentropy(PROBABILITIES, np.array([0])), ValueError,
+        "this loss takes probabilities between 0 and 1, got values from -0.5 to 1.5: end the model with "
+        "Activation('softmax'), or use loss='cross_entropy' on what it gives now"),
+    "NaN in the data": (fit(x=NAN), ValueError, "x contains NaN or infinite values, first in sample 2"),
+    "NaN in the targets": (fit(y=np.full(40, np.nan)), ValueError, "y contains NaN or infinite values"),
+    "an empty batch": (
+        fit(x=X[:0], y=Y[:0]), ValueError, "x must have shape (samples, features) with at least one sample, got (0, 20)"),
+    "an empty batch for a loss": (
+        lambda: F.cross_entropy(X[:0], Y[:0]), ValueError,
+        "cross-entropy of an empty batch: there is no sample to take the mean over"),
+    "text": (fit(x=X.astype(str)), TypeError, re.compile(r"x must hold numbers, got dtype <U\d+")),
+    "validation labels": (
+        fit(validation_data=(X, Y - 1)), ValueError,
+        "validation data: class labels must lie in 0 to 4, as there are 5 logits; got labels from -1 to 3"),
+    "validation data without labels": (fit(validation_data=X), TypeError, "validation data: give a pair (x, y)"),
+    "validation split": (
+        fit(validation_split=1.5), ValueError, "validation_split is a share of the samples, from 0 up to but not 1, got 1.5"),
+    "batch size": (fit(batch_size=0), ValueError, "batch_size must be a whole number, at least 1, got 0"),
+    "epochs": (fit(epochs="3"), ValueError, "epochs must be a whole number, at least 0, got '3'"),
+    "accuracy of a regression": (
+        lambda: Sequential([Dense(1)]).compile("sgd", "mse", ["accuracy"]).fit(X, Y[:, None], verbose=0), ValueError,
+        "the accuracy of a model with one output needs labels 0 and 1; for other targets use 'mse'"),
+    # --- Divergence
+    "divergence": (
+        lambda: training.fit(Sequential([Dense(5, kernel_initializer="zeros")]), X, Y, loss="cross_entropy", verbose=0,
+                             optimizer=optim.SGD(lr=1e39)), training.DivergenceError,
+        "training diverged at step 1: the loss is no longer finite. inf or NaN first appears in dense Dense(20 -> 5); the "
+        "learning rate is 1e+39, the last good loss was 1.609. A smaller learning rate usually helps, and so does BatchNorm"),
+    # --- Tensors and gradients
+    "x[0] = ...": (
+        set_item, TypeError,
+        "a Tensor cannot be changed in place: its old values may be needed for the gradient. Build a new one with "
+        "F.where(mask, value, x), or change x.data before it is used"),
+    "p -= ...": (
+        subtract_in_place, TypeError,
+        "p -= ... would make a new Tensor and leave the parameter as it is: write p.data -= lr * p.grad"),
+    "backward twice": (
+        backward_twice, RuntimeError,
+        "this graph was freed by an earlier backward(). Compute the loss again before the second backward(), or use grad(), "
+        "which keeps the graph"),
+    "backward of many numbers": (
+        lambda: (Parameter(X) * 2).backward(), RuntimeError,
+        "backward from a Tensor of shape (40, 20) needs an explicit gradient of that shape; a loss is usually reduced with "
+        ".sum() or .mean() first"),
+    "nothing to differentiate": (
+        lambda: Tensor(X).sum().backward(), RuntimeError,
+        "nothing to differentiate: no input requires a gradient, or it was computed in no_grad()"),
+    "a Tensor for NumPy": (
+        lambda: np.asarray(Tensor(X)), TypeError,
+        "NumPy was given a Tensor: use minidl.functional for a differentiable result, or tensor.data for the plain array"),
+    "a loss that is no Tensor": (
+        fit(loss=lambda outputs, y: 0.5), TypeError,
+        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a float of shape ()"),
+    "a loss per sample": (
+        fit(loss=lambda outputs, y: outputs.sum(axis=1)), TypeError,
+        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a Tensor of shape (40,)"),
+    # --- Too early
+    "fit before compile": (
+        lambda: net().fit(X, Y), RuntimeError,
+        "the model is not compiled: call model.compile(optimizer=..., loss=..., metrics=[...]) first"),
+    "parameters before any shape": (
+        lambda: optim.Adam(net().parameters()), RuntimeError,
+        "dense Dense(16) has no weights yet, because it has seen no input: give input_shape, call model.build(input_shape), "
+        "or send one batch through first"),
+    "summary before any shape": (
+        lambda: net().summary(), RuntimeError,
+        "summary() needs the shape of the input: give the first layer input_shape, call model.build(input_shape), or send "
+        "one batch through first"),
+    "no forward": (lambda: NoForward()(X), NotImplementedError, "NoForward must define forward(self, x)"),
+    "forward without return": (
+        lambda: NoReturn()(X), TypeError, "NoReturn(): forward gave nothing back; it must end with `return`"),
+    # --- Optimizers
+    "a model for parameters": (
+        lambda: optim.Adam(net(input_shape=20)), TypeError,
+        "expected a list of parameters, as model.parameters() gives it, got a Sequential"),
+    "named parameters": (
+        lambda: optim.Adam(net(input_shape=20).named_parameters()), ValueError,
+        "expected at least one parameter, and all must be Tensors, got tuple"),
+    "no parameters": (
+        lambda: optim.Adam([]), ValueError, "expected at least one parameter, and all must be Tensors, got none"),
+    "a step of nothing": (
+        lambda: optim.Adam().step(), RuntimeError, "this Adam has no parameters: use Adam(model.parameters(), lr=...)"),
+    "learning rate": (lambda: optim.SGD(lr=-1), ValueError, "the learning rate must be positive, got -1"),
+    "an optimizer for two models": (
+        use_one_optimizer_for_two_models, ValueError,
+        "this optimizer already trains another model's parameters: each model needs an optimizer of its own"),
+    # --- State
+    "a state of another model": (
+        load_a_state_that_does_not_fit, ValueError,
+        "nothing was loaded, the state does not fit this Sequential:\n"
+        "  missing: layers.1.beta\n"
+        "  not in the model: layers.4.kernel\n"
+        "  of another shape: layers.0.kernel is (20, 16) in the model, (20, 12) in the state\n"
+        "Build the model with the layers it had when the state was saved"),
+    "a path for a state": (
+        lambda: net(input_shape=20).load_state_dict("weights.npz"), TypeError,
+        "load_state_dict takes a dict as state_dict() gives it, got str; for a file use load_weights(path)"),
+    # --- Layers and callbacks
+    "a layer for a list": (
+        lambda: Sequential(Dense(3)), TypeError,
+        "Sequential takes a list of layers, Sequential([Dense(64), Activation('relu')]), got Dense(3)"),
+    "a name for a layer": (
+        lambda: Sequential([Dense(3), "relu"]), TypeError,
+        "a layer is an object like Dense(64) or Activation('relu'), got 'relu'"),
+    "a callback's class": (
+        fit(callbacks=[EarlyStopping]), TypeError,
+        "callbacks is a list of Callback objects, [EarlyStopping(patience=3)] for example, got "
+        "[<class 'minidl.callbacks.EarlyStopping'>]"),
+    "no validation data to watch": (
+        fit(callbacks=[EarlyStopping()], metrics=["accuracy"]), ValueError,
+        "EarlyStopping watches 'val_loss', but this run measures only loss, accuracy: fit needs validation_data or "
+        "validation_split"),
+    "another metric to watch": (
+        fit(callbacks=[ModelCheckpoint("w.npz", "acc", save_best_only=True)]), ValueError,
+        "ModelCheckpoint watches 'acc', but this run measures only loss"),
+    "better or worse": (
+        lambda: EarlyStopping(mode="maximum"), ValueError, "mode is 'min', 'max' or 'auto', got 'maximum'"),
+    "a schedule without return": (
+        fit(callbacks=[LearningRateScheduler(lambda epoch, lr: None)]), ValueError,
+        "the schedule must return a learning rate, a number from 0 up, but gave None for epoch 0"),
+    "an event that does not exist": (
+        lambda: LambdaCallback(on_epoch=3), TypeError,
+        "LambdaCallback takes functions named on_train_begin, on_train_end, on_epoch_begin, on_epoch_end, "
+        "on_train_batch_begin, on_train_batch_end, got on_epoch=3"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_the_error_says(name):
+    call, kind, text = ERRORS[name]
+    with pytest.raises(Exception) as caught:
+        call()
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert text.fullmatch(message) if isinstance(text, re.Pattern) else message == text
+
+
+def test_a_checkpoint_into_no_folder_says_so_before_any_training(tmp_path):
+    model, path = compiled(input_shape=20), tmp_path / "absent" / "w.npz"
+    before = model.state_dict()
+    with pytest.raises(FileNotFoundError) as caught:
+        model.fit(X, Y, verbose=0, callbacks=[ModelCheckpoint(path)])
+    assert str(caught.value) == f"ModelCheckpoint cannot write {path}: there is no folder {path.parent}"
+    assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())

@@ -1,0 +1,254 @@
+"""Comparisons and sweeps: fair by construction, recorded as they were, the same table on any executor, resumable."""
+
+import csv
+import io
+import math
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, plotting
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def network(seed, batch_norm):
+    layers = [Dense(16), BatchNorm(), Activation("relu")] if batch_norm else [Dense(16), Activation("relu")]
+    return Sequential([*layers, Dense(10)], seed=seed)
+
+
+BUILDERS = {"BN": partial(network, batch_norm=True), "plain": partial(network, batch_norm=False)}
+
+
+def toy_data(n=300):
+    """Gaussian blobs: ((x_train, y_train), (x_test, y_test))."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, n)
+    x = (rng.normal(0, 1, (5, 20))[y] + rng.normal(0, 1, (n, 20))).astype(np.float32)
+    return (x[:200], y[:200]), (x[200:], y[200:])
+
+
+def job(lr, seed, power=1):
+    """A job as a user writes one: numbers in, numbers and an array out."""
+    model = network(seed, batch_norm=True)
+    result = experiments.run(model, toy_data(), optimizer=experiments.SGD(lr=lr), steps=4)
+    return {"loss": result.final_loss(2) ** power, "losses": result.losses, "seed": seed}
+
+
+GRID = {"lr": [0.01, 0.1, 1.0], "seed": range(2)}
+
+
+def executors():
+    """One of each kind: none, threads, processes (spawned, as on Windows), and dask's."""
+    yield "serial", nullcontext()
+    yield "threads", ThreadPoolExecutor(3)
+    yield "processes", ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+
+
+def same(one, two):
+    return one.settings == two.settings and all(
+        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a) for a, b in zip(one.results, two.results))
+
+
+# --- Sweeps -------------------------------------------------------------------------------------------
+
+def test_a_sweep_goes_through_the_grid_in_order_and_gives_arrays(tmp_path):
+    result = experiments.sweep(GRID, job)
+    assert result.settings == [{"lr": lr, "seed": seed} for lr in GRID["lr"] for seed in GRID["seed"]]
+    assert result.array("loss").shape == (3, 2) and result.array("losses").shape == (3, 2, 4)
+    assert result.array("seed").tolist() == [[0, 1]] * 3
+    assert result.array("loss")[2, 1] == job(lr=1.0, seed=1)["loss"]
+    assert experiments.sweep([{"lr": 0.1, "seed": 3}], job).array("seed").tolist() == [3]
+
+
+def test_every_executor_gives_the_same_table_bit_for_bit():
+    serial = experiments.sweep(GRID, job)
+    for name, executor in executors():
+        with executor as pool:
+            assert same(experiments.sweep(GRID, job, pool), serial), name
+
+
+def test_dask_gives_the_same_table_bit_for_bit():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster, \
+            distributed.Client(cluster) as client:
+        assert same(experiments.sweep(GRID, job, client.get_executor()), experiments.sweep(GRID, job))
+
+
+def test_a_comparison_runs_on_processes_that_load_the_data_by_name():
+    options = dict(lr=0.1, steps=3, seeds=(0, 1), eval_steps=[3])
+    serial = experiments.compare(BUILDERS, data.load("digits"), **options)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        parallel = experiments.compare(BUILDERS, "digits", executor=pool, **options)
+    for name in BUILDERS:
+        assert all(np.array_equal(serial.array(name, what), parallel.array(name, what)) for what in ("losses", "accuracy"))
+
+
+def failing(lr):
+    if lr > 0.5:
+        raise ArithmeticError(f"no good: {lr}")
+    time.sleep(0.05)
+    return {"lr": lr}
+
+
+def test_a_failing_job_ends_the_sweep_with_its_own_error():
+    for name, executor in executors():
+        with executor as pool, pytest.raises(ArithmeticError, match="no good: 0.7"):
+            experiments.sweep({"lr": [0.1, 0.7, 0.2]}, failing, pool)
+
+
+@pytest.mark.parametrize("grid", [{}, {"lr": []}, []])
+def test_an_empty_grid_and_a_job_without_a_dict_are_refused(grid):
+    if grid != {}:
+        with pytest.raises(ValueError, match="empty"):
+            experiments.sweep(grid, job)
+    with pytest.raises(TypeError, match="dict"):
+        experiments.sweep({"lr": [1]}, lambda lr: lr)
+
+
+# --- The cache ----------------------------------------------------------------------------------------
+
+def counted(lr, marks):
+    Path(marks, f"{lr}-{time.time_ns()}").touch()
+    return {"twice": 2 * lr, "many": np.arange(3) * lr}
+
+
+def test_finished_jobs_are_not_done_again(tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    first = experiments.sweep({"lr": [0.1, 0.2], "marks": [str(marks)]}, counted, cache=tmp_path / "cache")
+    again = experiments.sweep({"lr": [0.1, 0.2, 0.3], "marks": [str(marks)]}, counted, cache=tmp_path / "cache")
+    assert len(list(marks.iterdir())) == 3
+    assert again.array("twice")[:2].tolist() == first.array("twice").tolist()
+    assert np.array_equal(again.array("many")[:2], first.array("many"))
+    assert type(again.results[0]["twice"]) is float
+
+
+SCRIPT = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from minidl import experiments
+def job(i, scale):
+    time.sleep(0.02)
+    open(sys.argv[1] + f"/{{i}}-{{time.time_ns()}}", "w").close()
+    return {{"i": i * {factor}}}
+result = experiments.sweep({{"i": range(20), "scale": [1]}}, job, cache=sys.argv[2])
+print(result.array("i").sum())
+"""
+
+
+def test_a_killed_sweep_resumes_and_changed_code_starts_anew(tmp_path):
+    marks, script = tmp_path / "marks", tmp_path / "script.py"
+    marks.mkdir()
+    script.write_text(SCRIPT.format(factor=1))
+    command = [sys.executable, str(script), str(marks), str(tmp_path / "cache")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while len(list(marks.iterdir())) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = len(list(marks.iterdir()))
+    assert 5 <= done < 20
+
+    def finish():
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert finish() == "190"
+    assert len(list(marks.iterdir())) in (20, 21), "at most the job that was under way is done twice"
+    script.write_text(SCRIPT.format(factor=2))
+    assert finish() == "380"
+
+
+def test_what_has_no_lasting_name_cannot_be_cached(tmp_path):
+    with pytest.raises(ValueError, match="top of a file"):
+        experiments.sweep({"lr": [1]}, lambda lr: {"lr": lr}, cache=tmp_path)
+
+
+def test_a_comparison_with_a_cache_is_the_same_the_second_time(tmp_path):
+    options = dict(lr=0.1, steps=3, seeds=(0,), eval_steps=[3], cache=tmp_path)
+    one, two = (experiments.compare(BUILDERS, toy_data(), **options) for _ in range(2))
+    assert all(np.array_equal(one.array(name, what), two.array(name, what)) for name in BUILDERS
+               for what in ("losses", "accuracy", "seconds")), "even the seconds are those of the first time"
+
+
+# --- Comparisons and learning-rate ranges ---------------------------------------------------------------
+
+def test_both_networks_of_a_pair_start_alike_and_see_the_same_batches():
+    models = [builder(7).build(20) for builder in BUILDERS.values()]
+    for one, two in zip(models[0].layers[::3], models[1].layers[::2]):
+        assert np.array_equal(one.kernel.data, two.kernel.data)
+    assert models[0].shuffle_rng.bit_generator.state == models[1].shuffle_rng.bit_generator.state
+
+
+def test_a_comparison_trains_for_exactly_the_steps_and_measures_where_asked(tmp_path):
+    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=23, batch_size=32, seeds=(5, 6), eval_steps=[0, 7, 23, 99])
+    for name in BUILDERS:
+        assert result.array(name, "losses").shape == (2, 23) and np.isfinite(result.array(name, "losses")).all()
+        assert result.runs[name][0].eval_steps.tolist() == [0, 7, 23]
+        assert np.all(np.diff(result.array(name, "seconds"), axis=1) > 0)
+    assert "BN" in result.table(0.5, at=(7, 23))
+    with pytest.raises(ValueError, match="not measured"):
+        result.accuracy_at("BN", 8)
+    result.to_csv(tmp_path / "comparison.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
+    assert len(rows) == 2 * 2 * 3 and rows[-1]["network"] == "plain" and rows[-1]["seed"] == "6" and rows[-1]["step"] == "23"
+    assert float(rows[-1]["accuracy"]) == result.accuracy_at("plain", 23)[1]
+
+
+def test_without_eval_steps_the_last_step_is_measured():
+    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=119, seeds=(0,))
+    assert np.isfinite(result.accuracy_at("BN", 119)).all()
+
+
+def test_a_table_says_where_runs_diverged():
+    result = experiments.compare(BUILDERS, toy_data(), lr=1e30, steps=10, seeds=(0, 1), eval_steps=[0, 1, 10])
+    assert "diverged" in result.table(0.5, at=(10,)) and "nan" not in result.table(0.5, at=(10,))
+
+
+def test_steps_to_a_target_are_the_first_crossing_and_infinite_without_one():
+    r = experiments.Run(np.zeros(30), np.array([0, 10, 20, 30]), np.array([0.1, 0.9, 0.8, 0.95]), np.array([0, 1.0, 2, 3]))
+    assert (r.steps_to(0.85), r.steps_to(0.95), r.steps_to(0.99)) == (10, 30, math.inf)
+    assert r.seconds_to(0.85) == 1.0
+
+
+def test_a_diverged_run_is_recorded_as_diverged(tmp_path):
+    result = experiments.lr_range(BUILDERS, toy_data(), [0.1, 1e30], steps=10, seeds=(0,))
+    assert np.isfinite(result.losses["plain"][0, 0]) and np.isinf(result.losses["plain"][0, 1])
+    assert result.largest("plain", below=1e9).tolist() == [0.1]
+    assert result.largest("plain", below=0).tolist() == [0]
+    result.to_csv(tmp_path / "range.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "range.csv").read_text())))
+    assert [row["final loss"] for row in rows if row["learning rate"] == "1e+30"][1] == "inf"
+
+
+def test_threads_give_the_same_learning_rate_range():
+    options = dict(rates=[0.03, 0.1, 0.3], steps=10, seeds=(0, 1))
+    serial = experiments.lr_range(BUILDERS, toy_data(), **options)
+    with ThreadPoolExecutor(3) as executor:
+        threaded = experiments.lr_range(BUILDERS, toy_data(), executor=executor, **options)
+    assert all(np.array_equal(serial.losses[name], threaded.losses[name]) for name in BUILDERS)
+
+
+def test_a_sweep_is_written_and_drawn(tmp_path):
+    result = experiments.sweep({"lr": [0.01, 0.1, 1.0], "power": [1, 2], "seed": range(2)}, job)
+    result.to_csv(tmp_path / "sweep.csv")
+    rows = list(csv.reader(io.StringIO((tmp_path / "sweep.csv").read_text())))
+    assert rows[0][:4] == ["lr", "power", "seed", "loss"] and len(rows) == 1 + 12
+    assert float(rows[1][3]) == result.results[0]["loss"]
+    ax = plotting.sweep(result, x="lr", y="loss", by="power")
+    assert [line.get_label() for line in ax.lines] == ["power 1", "power 2"]
+    assert np.allclose(ax.lines[1].get_ydata(), np.median(result.array("loss")[:, 1], axis=1))
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "lr" and ax.get_ylabel() == "loss"
+    with pytest.raises(ValueError, match="depth"):
+        plotting.sweep(result, x="depth", y="loss")
