@@ -59,9 +59,11 @@ class Outcome(NamedTuple):
 
 
 def lessons(folder=None):
-    """The files of the lessons in order; in a wheel they lie inside the package."""
+    """The files of the lessons in order; in a wheel they lie inside the package. FileNotFoundError if there are none."""
     folder = folder or next((f for f in (PACKAGE / "lessons", PACKAGE.parent / "lessons") if f.is_dir()), PACKAGE)
-    return sorted(Path(folder).glob("[0-9][0-9]_*.py"))
+    if not (found := sorted(Path(folder).glob("[0-9][0-9]_*.py"))):
+        raise FileNotFoundError(f"there are no lessons in {folder}; if minidl is incomplete, install it anew")
+    return found
 
 
 def find(name, folder=None):

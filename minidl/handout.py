@@ -123,7 +123,7 @@ def html(markdown):
             made.append(f'<pre class="code">{escape(text)}</pre>')
         elif kind == "math" or re.fullmatch(r"\$[^$]+\$", text):
             parts = [_formula(part, large=True) for part in text.strip("$").split(r"\quad")]  # a narrow screen may break there
-            made.append(f'<p class="formula">{chr(0x2003).join(parts)}</p>')
+            made.append(f'<p class="formula">{"&#8195;".join(parts)}</p>')
         else:
             made.append(f"<p>{_inline(text)}</p>")
     return re.sub(r'</ul>\n<ul>|</ol>\n<ol start="\d+">', "\n", "\n".join(made))  # items in a row are one list
@@ -149,7 +149,7 @@ def _inline(text):
         elif match["math"]:
             made.append(_formula(match["math"]))
         elif match["link"]:
-            made.append(f'<a href="{escape(re.sub(".py$", ".html", match["url"]))}">{_inline(inner)}</a>')
+            made.append(f'<a href="{escape(re.sub("[.]py$", ".html", match["url"]))}">{_inline(inner)}</a>')
         else:
             tag = "strong" if match["bold"] else "em"
             made.append(f"<{tag}>{_inline(inner)}</{tag}>")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from minidl import cli, course, handout
+from minidl import cli, course, handout, plotting
 
 PROJECT = Path(__file__).parent.parent
 LESSONS = course.lessons()
@@ -165,6 +165,8 @@ def test_a_lesson_is_found_by_number_part_of_its_name_and_path(small):
         course.find("5", folder)
     with pytest.raises(ValueError, match="several lessons match '_'; there are 03_small, 04_figure"):
         course.find("_", folder)
+    with pytest.raises(FileNotFoundError, match="no lessons in"):
+        course.lessons(folder / "nothing")
 
 
 def test_the_list_of_lessons(capsys):
@@ -286,6 +288,19 @@ def test_a_notebook_has_the_structure_of_nbformat_4_5(path, tmp_path, capsys):
         assert all(line.endswith("\n") for line in cell["source"][:-1]) and cell["source"][-1] == cell["source"][-1].rstrip()
     texts = ["".join(cell["source"]) for cell in book["cells"]]
     assert texts == [text for cell in course.cells(path) for text in (cell.prose, cell.code) if text]
+
+
+def test_a_notebook_shows_all_its_figures(monkeypatch):
+    """Its backend turns interactive mode on while the first figure is made: the figures' style must not turn it off again."""
+    import matplotlib.pyplot as plt
+    make = plt.subplots
+    monkeypatch.setattr(plt, "subplots", lambda *args, **options: (plt.interactive(True), make(*args, **options))[1])
+    try:
+        plotting.figure()
+        assert plt.isinteractive()
+    finally:
+        plt.interactive(False)
+        plt.close("all")
 
 
 @pytest.fixture(scope="module")
