@@ -1,8 +1,18 @@
-"""The command line: python -m minidl data."""
+"""The command line: python -m minidl data, lessons, lesson, doctor."""
 
 import argparse
+import os
+import platform
+import re
+import sys
+import tempfile
+from importlib import metadata
 
-from . import data, published
+import numpy as np
+
+from . import course, data, handout, published
+
+NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup.cfg
 
 
 def main(arguments=None):
@@ -14,16 +24,29 @@ def main(arguments=None):
     sets.add_argument("--pack", metavar="FILE", help="write the published sets that are here into one zip file")
     sets.add_argument("--unpack", metavar="FILE", help="install the sets in such a file")
     sets.set_defaults(run=_data)
+    commands.add_parser("lessons", help="list the lessons").set_defaults(run=_lessons)
+    lesson = commands.add_parser("lesson", help="step through a lesson, run it, or give the lessons away")
+    lesson.add_argument("name", nargs="?", help="its number, or a part of its name; without it, the options mean all lessons")
+    ways = lesson.add_mutually_exclusive_group()
+    ways.add_argument("--run", dest="run_through", action="store_true", help="run it through")
+    ways.add_argument("--all", action="store_true", help="run without windows; one line for each lesson, with its CHECKs")
+    ways.add_argument("--copy", metavar="DIR", help="copy into a folder, to edit")
+    ways.add_argument("--notebook", metavar="DIR", help="write Jupyter notebooks into a folder")
+    ways.add_argument("--html", metavar="DIR", help="run, and write web pages with output and figures into a folder")
+    lesson.set_defaults(run=_lesson)
+    commands.add_parser("doctor", help="check that this machine has what the lessons need").set_defaults(run=_doctor)
     options = parser.parse_args(arguments)
     if "run" not in options:
         parser.print_help()
         return 0
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (OSError, ValueError) as error:
         print(error)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 130
 
 
 def _data(options):
@@ -66,3 +89,103 @@ def _line(name):
     size, licence = published.SETS[name].megabytes, published.SETS[name].licence
     lines = [f"{name:14} not here; fetch it ({size} MB, licence {licence}): python -m minidl data {name}", *unusable]
     return "\n               ".join(lines)
+
+
+def _lessons(options):
+    for path in course.lessons():
+        number, title, question, time = course.about(path)
+        print(f"{number:2}  {title:28} {time:18} {question}")
+    print("\nstep through one: python -m minidl lesson 7")
+
+
+def _lesson(options):
+    """Gives the exit code: 1 if a lesson failed."""
+    paths = [course.find(options.name)] if options.name else course.lessons()
+    outcomes = []
+    if options.copy:
+        handout.write(options.copy, [path.name for path in paths], (path.read_bytes() for path in paths))
+    elif options.notebook:
+        handout.write(options.notebook, [f"{path.stem}.ipynb" for path in paths], map(handout.notebook, paths))
+    elif options.html:
+        names = [f"{path.stem}.html" for path in paths]
+        handout.write(options.html, [*names, "index.html"], handout.pages(paths, outcomes))
+    elif options.all:
+        outcomes = [course.check(path) for path in paths]
+    elif options.name:
+        return course.launch("run" if options.run_through else "step", paths[0])
+    else:
+        raise ValueError("name a lesson: python -m minidl lesson 7; python -m minidl lessons lists them")
+    if folder := options.copy or options.notebook or options.html:
+        print(f"written: {len(paths)} {'lesson' if len(paths) == 1 else 'lessons'} in {folder}")
+    return any(outcome.code for outcome in outcomes)
+
+
+def _doctor(options):
+    """One line for each thing that lessons need; gives the exit code: 1 if one is not as it should be."""
+    ill = 0
+    for name, examine in (("versions", _versions), ("BLAS", _blas), ("plots", _plots), ("data", _sets), ("cache", _cache),
+                          ("terminal", _terminal)):
+        found, advice = examine()
+        ill += bool(advice)
+        print(f"{name:10} {found}: {advice or 'fine'}")
+    return ill > 0
+
+
+def _versions():
+    found, old = [f"Python {platform.python_version()}"], []
+    for name, needed in NEEDED.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = "0.0 (missing)"
+        found.append(f"{name} {version}")
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < needed:
+            old.append(f'"{name}>={needed[0]}.{needed[1]}"')
+    return ", ".join(found), old and f"python -m pip install --upgrade {' '.join(old)}"
+
+
+def _blas():
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    threads = os.environ.get("OPENBLAS_NUM_THREADS")
+    found = f"{blas['name']} {blas['version']}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
+    if "openblas" in blas["name"] and not threads:
+        found += " (lessons set it; in scripts of your own set it to 1 before NumPy loads, small nets are fastest so)"
+    return found, None
+
+
+def _plots():
+    try:
+        import matplotlib.pyplot as plt
+        plt.switch_backend(plt.get_backend())  # loads what it needs
+    except (ImportError, ValueError) as error:
+        return f"no figures ({error})", "unset MPLBACKEND, or install what it asks for"
+    backend = plt.get_backend()
+    return f"backend {backend}, figures {'are saved as files' if backend.lower() == 'agg' else 'open in windows'}", None
+
+
+def _sets():
+    try:
+        here = [name for name in data.NAMES if data.find(name)[0]]
+    except (OSError, ValueError) as error:
+        return str(error), "put that right, or unset MINIDL_DATA"
+    missing = [name for name in data.NAMES if name not in here]
+    found = f"{', '.join(here) or 'none'} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
+    return found, None if "digits" in here else "install minidl anew, digits.npz is part of it"
+
+
+def _cache():
+    folder = next(path for path in (data.cache(), *data.cache().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return f"{data.cache()} can be written", None
+    except OSError as error:
+        return f"{data.cache()} cannot be written ({error.strerror})", "set XDG_CACHE_HOME to a folder of yours"
+
+
+def _terminal():
+    encoding = sys.stdout.encoding or "unknown"
+    try:
+        "█ σ² é".encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return f"{encoding}, some characters show as ?", "set PYTHONUTF8=1 (Windows: use Windows Terminal)"
+    return encoding, None

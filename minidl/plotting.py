@@ -23,6 +23,8 @@ def figure(rows=1, columns=1, title=None, size=None, **options):
         fig, axes = plt.subplots(rows, columns, figsize=size or (2 + 5.5 * columns, 1 + 4.5 * rows), **options)
         if title:
             fig.suptitle(title, fontsize=18, fontweight="bold")
+        interactive = plt.isinteractive()
+    plt.interactive(interactive)  # a notebook's backend turns this on with the first figure; rc_context must not undo it
     return fig, axes
 
 

@@ -11,8 +11,8 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules"],
-    ["functional", "gradcheck", "published", "callbacks", "checkpoints"],
+    ["tensor", "plotting", "progress", "files", "schedules", "course"],
+    ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
     ["training", "inside"],

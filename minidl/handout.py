@@ -1,0 +1,230 @@
+"""The lessons to give away: notebooks for Jupyter, and web pages that hold prose, code, output and figures in one file."""
+
+import base64
+import json
+import re
+import tempfile
+from html import escape
+from itertools import zip_longest
+from pathlib import Path
+
+from . import course
+from .files import replacing
+
+LETTERS = dict(zip(r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi "
+                   r"varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla mathbb{R} "
+                   r"mathbb{E} mathcal{N} mathcal{L}".split(), "αβγδεεζηθκλμνξπρστφφχψωΓΔΘΛΠΣΦΨΩℓ∞∂∇ℝ𝔼𝒩ℒ"))
+OPERATORS = dict(zip(r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow leftarrow mapsto "
+                     r"in notin subset forall exists pm mp ldots dots cdots mid | { } langle rangle top int % _".split(),
+                     "⋅×⊙∘≤≤≥≥≪≫≠≠≈∼≡∝→→←↦∈∉⊂∀∃±∓……⋯∣‖{}⟨⟩⊤∫%_")) | {"-": "−", "'": "′", "*": "∗"}
+FUNCTIONS = "log ln exp sin cos tanh Pr".split()
+LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}  # a script goes below, not beside
+ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~", "dot": "˙", "vec": "→"}
+SPACES = {",": 0.17, ";": 0.28, " ": 0.25, "quad": 1, "qquad": 2}
+TOKEN = re.compile(r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]", re.DOTALL)
+STYLE = """
+body { max-width: 64rem; margin: 0 auto; padding: 1rem; font: 1.1rem/1.55 system-ui, sans-serif; color: #222; background: #fff }
+h1, h2, h3 { line-height: 1.25; margin: 1.6em 0 .5em } h1 { font-size: 1.7rem } h2 { font-size: 1.3rem } a { color: #0072b2 }
+pre { overflow-x: auto; padding: .7rem .9rem; font: .8rem/1.45 ui-monospace, Consolas, monospace }
+p, li { max-width: 48rem } p code, li code, td code, pre.code { background: #f3f5f7; border-radius: .3rem }
+pre.output { border-left: .25rem solid #0072b2 } pre.error { border-left: .25rem solid #d55e00 }
+table { border-collapse: collapse; display: block; overflow-x: auto }
+td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left; vertical-align: top }
+img { max-width: 100%; display: block; margin: 1rem auto } .formula { overflow-x: auto; text-align: center; max-width: none }
+.keyword { color: #00518a; font-weight: 600 } .string { color: #006b4f } .number { color: #a4480a } .comment { color: #666 }
+.FAIL { color: #b33c00; font-weight: 600 }
+"""
+
+
+def write(folder, names, contents):
+    """Write new files into a folder, each whole or not at all. contents: the bytes of each, in turn.
+
+    Raises FileExistsError, before the first of the contents is made, if one of the files is there.
+    """
+    folder = Path(folder)
+    if there := [name for name in names if (folder / name).exists()]:
+        raise FileExistsError(f"nothing written: {folder} already has {', '.join(there)}; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(names, contents, strict=True):
+        with replacing(folder / name) as file:
+            file.write(content)
+
+
+def notebook(path):
+    """A lesson as a Jupyter notebook (nbformat 4.5), without outputs: the same bytes for the same lesson."""
+    made = []
+    for cell in course.cells(path):
+        for kind, text, more in (("markdown", cell.prose, {}), ("code", cell.code, {"execution_count": None, "outputs": []})):
+            if text:
+                made.append({"cell_type": kind, "id": f"cell-{len(made) + 1}", "metadata": {},
+                             "source": text.splitlines(keepends=True), **more})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    book = {"cells": made, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
+            "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(book, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def pages(paths, outcomes):
+    """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list that gets theirs."""
+    rows = ["<table><tr><th>lesson</th><th>question</th><th>time</th><th>when it was run</th></tr>"]
+    for path in paths:
+        number, title, question, time = course.about(path)
+        with tempfile.TemporaryDirectory() as figures:
+            outcome = course.check(path, MINIDL_FIGURES=figures)
+            body = [_cell(cell, output, figures)
+                    for cell, output in zip_longest(course.cells(path), outcome.outputs, fillvalue="")]
+        outcomes.append(outcome)
+        if outcome.code:
+            body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
+        verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
+        rows.append(f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{escape(question)}</td>'
+                    f"<td>{escape(time)}</td><td>{verdict}</td></tr>")
+        yield _page(f"{number}. {title}", '<p><a href="index.html">All lessons</a></p>', *body, f"<p>{verdict}</p>")
+    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>")
+
+
+def _page(title, *body):
+    """A whole page. It is XML too, so that a parser can tell whether it is well formed."""
+    head = (f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
+            f"<title>{escape(title)}</title><style>{STYLE}</style>")
+    return "\n".join(['<!DOCTYPE html>\n<html lang="en"><head>' + head + "</head><body>", *body, "</body></html>\n"]).encode()
+
+
+def _cell(cell, output, figures):
+    """Prose, code, and what the code printed; a line `figure: PATH` in the folder of figures becomes the figure."""
+    parts = [html(cell.prose)]
+    if cell.code:
+        code = "".join(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text)
+                       for kind, text in course.highlight(cell.code))
+        parts.append(f'<pre class="code"><code>{code}</code></pre>')
+    for i, text in enumerate(re.split(rf"^figure: ({re.escape(figures)}.+)\n", output, flags=re.MULTILINE)):
+        if i % 2:
+            image = base64.b64encode(Path(text).read_bytes()).decode()
+            parts.append(f'<img alt="{escape(Path(text).stem)}" src="data:image/png;base64,{image}"/>')
+        elif text.strip():
+            parts.append(f'<pre class="output">{escape(text).strip(chr(10))}</pre>')
+    return "\n".join(parts)
+
+
+def html(markdown):
+    """The Markdown of the lessons as HTML, formulas as MathML."""
+    made = []
+    for kind, text in course.blocks(markdown):
+        if kind == "item":
+            marker, _, text = text.partition(" ")
+            made.append(f"<ul><li>{_inline(text)}</li></ul>" if marker == "-" else
+                        f'<ol start="{int(marker[:-1])}"><li>{_inline(text)}</li></ol>')
+        elif kind == "heading":
+            level = text.index(" ")
+            made.append(f"<h{level}>{_inline(text[level + 1:])}</h{level}>")
+        elif kind == "table":
+            made.append(_table(text))
+        elif kind == "code":
+            made.append(f'<pre class="code">{escape(text)}</pre>')
+        elif kind == "math" or re.fullmatch(r"\$[^$]+\$", text):
+            parts = [_formula(part, large=True) for part in text.strip("$").split(r"\quad")]  # a narrow screen may break there
+            made.append(f'<p class="formula">{"&#8195;".join(parts)}</p>')
+        else:
+            made.append(f"<p>{_inline(text)}</p>")
+    return re.sub(r'</ul>\n<ul>|</ol>\n<ol start="\d+">', "\n", "\n".join(made))  # items in a row are one list
+
+
+def _table(text):
+    made, tag = [], "th"
+    for line in text.splitlines():
+        if set(line) - set("|-: "):  # not the line below the head
+            made.append("".join(f"<{tag}>{_inline(field.strip())}</{tag}>" for field in line.strip("| ").split("|")))
+            tag = "td"
+    return f"<table><tr>{'</tr><tr>'.join(made)}</tr></table>"
+
+
+def _inline(text):
+    """Text with code, emphasis, links and formulas. A link to another lesson leads to its page."""
+    made, done = [], 0
+    for match in course.INLINE.finditer(text):
+        made.append(escape(text[done:match.start()]))
+        done, inner = match.end(), match["bold"] or match["italic"] or match["link"]
+        if match["code"]:
+            made.append(f"<code>{escape(match['code'])}</code>")
+        elif match["math"]:
+            made.append(_formula(match["math"]))
+        elif match["link"]:
+            made.append(f'<a href="{escape(re.sub("[.]py$", ".html", match["url"]))}">{_inline(inner)}</a>')
+        else:
+            tag = "strong" if match["bold"] else "em"
+            made.append(f"<{tag}>{_inline(inner)}</{tag}>")
+    return "".join(made) + escape(text[done:])
+
+
+def _formula(tex, large=False):
+    """A formula, as MathML where `mathml` can, else as it is written."""
+    try:
+        return mathml(tex, large)
+    except ValueError:
+        return f"<code>{escape(tex)}</code>"
+
+
+def mathml(tex, large=False):
+    """The MathML of a formula in TeX, large as on a line of its own. Raises ValueError for what is in none of the tables."""
+    tokens = TOKEN.findall(tex)[::-1]  # the next one last, where pop() takes it
+    try:
+        return f'<math displaystyle="{str(large).lower()}">{_row(tokens)}</math>'
+    except (IndexError, KeyError) as error:
+        raise ValueError(f"cannot typeset the formula {tex!r}: {error}") from None
+
+
+def _row(tokens, end=None):
+    made = []
+    while tokens and tokens[-1] != end:
+        made.append(_scripted(tokens))
+    if end:
+        tokens.pop()
+    return f"<mrow>{''.join(made)}</mrow>"
+
+
+def _scripted(tokens):
+    """The next atom with its subscript and superscript."""
+    name = tokens[-1].lstrip("\\")
+    base, scripts = _atom(tokens), {}
+    while tokens and tokens[-1] in ("_", "^"):
+        sign = tokens.pop()
+        scripts[sign] = _atom(tokens)
+    below, above = ("under", "over") if name in LIMITS else ("sub", "sup")
+    tag = "m" + below * ("_" in scripts) + above * ("^" in scripts)
+    made = f"<{tag}>{base}{scripts.get('_', '')}{scripts.get('^', '')}</{tag}>" if scripts else base
+    gap = name in (*FUNCTIONS, *LIMITS) and tokens and tokens[-1] not in ("(", "\\left")
+    return made + '<mspace width="0.17em"/>' * bool(gap)
+
+
+def _atom(tokens):
+    token = tokens.pop()
+    name = token.removeprefix("\\")
+    if token == "{":
+        return _row(tokens, "}")
+    if token == r"\frac":
+        return f"<mfrac>{_atom(tokens)}{_atom(tokens)}</mfrac>"
+    if token == r"\sqrt":
+        return f"<msqrt>{_atom(tokens)}</msqrt>"
+    if token == r"\left":
+        return f"<mrow>{_fence(tokens)}{_row(tokens, chr(92) + 'right')}{_fence(tokens)}</mrow>"
+    if token[0] != "\\":
+        if token in "}_^&":
+            raise KeyError(token)
+        tag = "mn" if token[0].isdecimal() or token == "." else "mi" if token.isalpha() else 'mo stretchy="false"'
+        return f"<{tag}>{escape(OPERATORS.get(token, token))}</{tag[:2]}>"
+    if name in LETTERS or name in FUNCTIONS:
+        return f"<mi>{LETTERS.get(name, name)}</mi>"
+    if name in ACCENTS:
+        return f'<mover accent="true">{_atom(tokens)}<mo stretchy="false">{ACCENTS[name]}</mo></mover>'
+    if name in SPACES:
+        return f'<mspace width="{SPACES[name]}em"/>'
+    if name in LIMITS:
+        return f'<mo movablelimits="true" lspace="0.1em" rspace="0">{LIMITS[name]}</mo>'
+    if "{" in name[1:] and not name.startswith(("mathbb", "mathcal")):
+        return f"<mtext>{escape(name[name.index('{') + 1:-1]).replace(' ', chr(160))}</mtext>"
+    return f'<mo stretchy="false">{escape(OPERATORS[name])}</mo>'
+
+
+def _fence(tokens):
+    name = tokens.pop().removeprefix("\\")
+    return "" if name == "." else f"<mo>{escape(OPERATORS.get(name, name))}</mo>"

@@ -1,0 +1,432 @@
+"""The course: lessons are found, stepped through, run, checked and given away, and the doctor sees what is wrong."""
+
+import base64
+import configparser
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from minidl import cli, course, handout, plotting
+
+PROJECT = Path(__file__).parent.parent
+LESSONS = course.lessons()
+SMALL = '''# %% [markdown]
+# # 3. Small: does it *step*?
+#
+# Sums of $x_i < 3$, **bold** & `a < b`. You need: nothing. Running time: 1 second.
+
+# %%
+import os
+x = [1, 2, 3] if 1 < 2 & 3 else None
+print("sum", sum(x), "<b>&", os.environ["OPENBLAS_NUM_THREADS"])
+
+# %% [markdown]
+# Here is a mistake.
+
+# %%
+count = 1 + globals().get("count", 0)
+
+
+def broken():
+    return x[count + 2]  # line 19
+
+
+broken()
+
+# %%
+import numpy as np
+array = np.zeros((2, 3), np.float32)
+print("CHECK shape: measured 2, required >= 1, PASS")
+
+# %% [markdown]
+# The end: × and σ².
+'''
+FIGURE = '''# %% [markdown]
+# # 4. Figure: where is it?
+#
+# Running time: 1 second.
+# %%
+from minidl import plotting
+print("before")
+fig, ax = plotting.figure()
+plotting.show(fig, "one")
+print("after")
+# %%
+print("CHECK good: measured 1, required >= 1, PASS")
+print("CHECK bad: measured 0, required >= 1, FAIL")
+raise SystemExit(1)
+# %% [markdown]
+# The end.
+'''
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A lesson with an error in its second code cell; the working folder is its own."""
+    (tmp_path / "03_small.py").write_text(SMALL, encoding="utf-8")
+    (tmp_path / "04_figure.py").write_text(FIGURE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    for name in ("NO_COLOR", "MINIDL_FIGURES", "OPENBLAS_NUM_THREADS", "PYTHONUTF8", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "03_small.py"
+
+
+def minidl(*words, **options):
+    return subprocess.run([sys.executable, "-m", "minidl", *words], capture_output=True, encoding="utf-8", **options)
+
+
+def terminal(lesson, typed, wait_for=()):
+    """What a lesson shows on a pseudo-terminal. wait_for: a text on the screen, and what is then typed before the rest."""
+    pytest.importorskip("pty", reason="no pseudo-terminals here")
+    command = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)", sys.executable, "-m", "minidl",
+               "lesson", str(lesson)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as session:
+        shown = b""
+        for text, keys in [*wait_for, (b" > ", typed + b"\x04")]:
+            already, deadline = len(shown), time.monotonic() + 60
+            while text not in shown[already:]:
+                assert time.monotonic() < deadline, shown
+                shown += os.read(session.stdout.fileno(), 10_000)
+            session.stdin.write(keys)
+        while piece := os.read(session.stdout.fileno(), 10_000):
+            shown += piece
+    assert session.returncode == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+def unpainted(text):
+    return re.sub(r"\033\[[\d;]*m", "", text)
+
+
+# --- Reading a lesson ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_no_line_of_a_lesson_is_lost_and_every_line_keeps_its_number(path):
+    lines, seen = path.read_text(encoding="utf-8").splitlines(), []
+    for cell in course.cells(path):
+        code = cell.code.splitlines()
+        assert lines[cell.line - 1:cell.line - 1 + len(code)] == code
+        seen += [*cell.prose.splitlines(), *code]
+    expected = [line.strip("# ") for line in lines if not line.startswith("# %%")]
+    assert list(filter(None, (line.strip("# ") for line in seen))) == list(filter(None, expected))
+
+
+def test_code_before_the_first_mark_is_a_cell_at_line_1(tmp_path):
+    (tmp_path / "own.py").write_text("x = 1\n# %%\n\ny = 2\n")
+    assert course.cells(tmp_path / "own.py")[:-1] == [("", "x = 1", 1), ("", "y = 2", 4)]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_says_number_title_question_and_time(path):
+    number, title, question, running_time = course.about(path)
+    assert number == int(path.stem[:2]) and title and question[0].isupper() and re.search(r"second|minute", running_time)
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_the_pages_can_show_all_that_a_lesson_says(path):
+    """Each formula can be typeset, each link leads somewhere, and no mark of Markdown is left over."""
+    for cell in course.cells(path):
+        page = ET.fromstring(f"<body>{handout.html(cell.prose)}</body>")
+        plain = "".join(text for part in page.iter() if part.tag not in ("code", "pre", "math") for text in [part.text or ""])
+        assert not re.search(r"\*\*|`|\$|^\||!\[|^#+ ", plain, re.MULTILINE), plain
+        for match in course.INLINE.finditer(cell.prose):
+            if match["math"]:
+                assert "<code>" not in handout.html(f"${match['math']}$"), f"cannot typeset {match['math']}"
+            if match["url"]:
+                assert match["url"].startswith("http") or match["url"] in [other.name for other in LESSONS]
+
+
+@pytest.mark.parametrize("path", [*LESSONS, *sorted((PROJECT / "minidl").glob("*.py"))], ids=lambda path: path.stem)
+def test_highlighting_changes_no_code(path):
+    code = path.read_text(encoding="utf-8")
+    assert "".join(text for _, text in course.highlight(code)) == code
+
+
+def test_highlighting_marks_keywords_strings_numbers_comments_and_shows_broken_code():
+    marked = [piece for piece in course.highlight("if x == 'a' + 1:  # why") if piece[0]]
+    assert marked == [("keyword", "if"), ("string", "'a'"), ("number", "1"), ("comment", "# why")]
+    assert "".join(text for _, text in course.highlight("print('a'\nx = (")) == "print('a'\nx = ("
+
+
+def test_a_lesson_is_found_by_number_part_of_its_name_and_path(small):
+    folder = small.parent
+    assert course.find("3", folder) == course.find("03", folder) == course.find("sma", folder) == small
+    assert course.find("./04_figure.py", folder) == folder / "04_figure.py"
+    with pytest.raises(ValueError, match="no lesson matches '5'; there are 03_small, 04_figure"):
+        course.find("5", folder)
+    with pytest.raises(ValueError, match="several lessons match '_'; there are 03_small, 04_figure"):
+        course.find("_", folder)
+    with pytest.raises(FileNotFoundError, match="no lessons in"):
+        course.lessons(folder / "nothing")
+
+
+def test_the_list_of_lessons(capsys):
+    assert cli.main(["lessons"]) == 0
+    assert " 7  Faster convergence           10 to 20 seconds   How many fewer steps" in capsys.readouterr().out
+    assert cli.main(["lesson"]) == 1 and "name a lesson" in capsys.readouterr().out
+
+
+# --- Stepping -----------------------------------------------------------------------------------------
+
+
+def test_stepping_on_a_terminal(small):
+    """Enter, an error, r, e with a value and with a statement, b, an unknown word, v, the end."""
+    shown = terminal(small, b"\n\nr\ne count * 100\ne x.append(9); print(len(x))\ne nope\nb\n\nx\n\nv\n\n")
+    plain = unpainted(shown)
+    assert "\033[1;34mdef\033[0m" in shown and "\033[1mbold\033[0m" in shown and "does it \033" not in shown
+    assert "sum 6 <b>& 1" in plain
+    assert plain.count('03_small.py", line 22, in <module>\n') == 3  # Enter, r, Enter after b
+    assert plain.count("line 19, in broken") == 3
+    assert "return x[count + 2]" in plain and "course.py" not in plain
+    assert "> 200\n" in plain and "> 4\n" in plain and "NameError: name 'nope' is not defined" in plain
+    assert plain.count("Here is a mistake.") == 2  # shown again after b
+    assert plain.count(course.HELP.strip()[:40]) == 2  # at the start and after x
+    assert re.search(r"^array +ndarray +float32 \(2, 3\)$", plain, re.MULTILINE)
+    assert re.search(r"\bx +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
+    assert not re.search(r"^(np|broken|__name__) ", plain, re.MULTILINE)
+    assert "The end: × and σ²." in plain
+
+
+def test_ctrl_c_stops_the_cell_and_not_the_session(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    (tmp_path / "slow.py").write_text("# %%\nimport time\nprint('started', flush=True)\ntime.sleep(60)\n# %%\nprint('next')\n")
+    shown = terminal(tmp_path / "slow.py", b"e 6 * 7\n\nq\n", [(b" > ", b"\n"), (b"started\r", b"\x03")])
+    assert "KeyboardInterrupt" in shown and re.search(r"(> |\n)42\n", shown) and "> next\n" in shown
+
+
+def test_end_of_input_ends_the_session(small):
+    assert "cell 1 of 3" in terminal(small, b"\x04")
+
+
+def test_stepping_through_a_pipe_has_no_colours_and_no_terminal_needs_unicode(small):
+    result = minidl("lesson", "./03_small.py", input="\n\n\n\n", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0 and "\033" not in result.stdout
+    assert "does it *step*?" in result.stdout and "The end: ? and ??." in result.stdout
+
+
+def test_no_color_is_respected(small, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\033" not in terminal(small, b"q\n")
+
+
+def test_a_lesson_that_ends_does_not_end_the_session(small):
+    result = minidl("lesson", "./04_figure.py", input="e 1 / 0\ne import os, sys; sys.exit('enough')\n\n\ne 6 * 7\n")
+    assert "here the lesson ends: enough" in result.stdout and "here the lesson ends: 1\n" in result.stdout
+    assert "42" in result.stdout and "ZeroDivisionError" in result.stderr and result.returncode == 0
+
+
+# --- Running ------------------------------------------------------------------------------------------
+
+
+def test_run_gives_the_lessons_exit_code_and_its_own_line_numbers(small):
+    as_a_script = "# %%\nimport sys\nassert __name__ == '__main__' and sys.argv == [__file__]\nraise SystemExit\n"
+    (small.parent / "good.py").write_text(as_a_script)
+    assert minidl("lesson", "./good.py", "--run").returncode == 0
+    result = minidl("lesson", "./03_small.py", "--run")
+    assert result.returncode == 1 and "sum 6" in result.stdout and "CHECK" not in result.stdout
+    assert "line 22, in <module>" in result.stderr and "line 19, in broken" in result.stderr
+    assert "course.py" not in result.stderr
+    assert minidl("lesson", "./04_figure.py", "--run").returncode == 1
+
+
+def test_all_prints_a_line_for_each_lesson_and_why_it_failed(small, monkeypatch, capfd):
+    good = small.parent / "02_good.py"
+    good.write_text("# %%\nprint('CHECK one: measured 1, required >= 1, PASS')\n")
+    monkeypatch.setattr(course, "lessons", lambda folder=None: sorted(small.parent.glob("*.py")))
+    assert cli.main(["lesson", "--all"]) == 1
+    lines = re.sub(r"\d+\.\d s", "0.1 s", capfd.readouterr().out).splitlines()
+    assert lines == ["02 good                         PASS  1 of 1 checks  0.1 s",
+                     "03 small                        FAIL  0 of 0 checks  0.1 s", "    IndexError: list index out of range",
+                     "04 figure                       FAIL  1 of 2 checks  0.1 s",
+                     "    CHECK bad: measured 0, required >= 1, FAIL"]
+    monkeypatch.setattr(course, "lessons", lambda folder=None: [good])
+    assert cli.main(["lesson", "--all"]) == 0
+
+
+# --- Giving away --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way, name", [("--copy", "03_small.py"), ("--notebook", "03_small.ipynb"), ("--html", "index.html")])
+def test_nothing_is_overwritten(way, name, small, capfd):
+    own = small.parent / "mine" / name
+    own.parent.mkdir()
+    own.write_text("my work")
+    assert cli.main(["lesson", "./03_small.py", way, "mine"]) == 1
+    assert f"nothing written: mine already has {name}" in capfd.readouterr().out
+    assert [path.name for path in own.parent.iterdir()] == [name] and own.read_text() == "my work"
+
+
+def test_copies_are_the_lessons(tmp_path, capsys):
+    assert cli.main(["lesson", "--copy", str(tmp_path / "a" / "b")]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()} == \
+        {path.name: path.read_bytes() for path in LESSONS}
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_notebook_has_the_structure_of_nbformat_4_5(path, tmp_path, capsys):
+    """The required keys and no others, unique ids, prose and code unchanged, the same bytes each time."""
+    assert cli.main(["lesson", path.stem, "--notebook", str(tmp_path)]) == 0
+    content = (tmp_path / f"{path.stem}.ipynb").read_bytes()
+    assert content == handout.notebook(path)
+    book = json.loads(content)
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    assert set(book) == {"nbformat", "nbformat_minor", "metadata", "cells"}
+    ids = [cell["id"] for cell in book["cells"]]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", each) for each in ids)
+    common = {"id", "cell_type", "metadata", "source"}
+    for cell in book["cells"]:
+        assert set(cell) == (common if cell["cell_type"] == "markdown" else common | {"execution_count", "outputs"})
+        assert all(line.endswith("\n") for line in cell["source"][:-1]) and cell["source"][-1] == cell["source"][-1].rstrip()
+    texts = ["".join(cell["source"]) for cell in book["cells"]]
+    assert texts == [text for cell in course.cells(path) for text in (cell.prose, cell.code) if text]
+
+
+def test_a_notebook_shows_all_its_figures(monkeypatch):
+    """Its backend turns interactive mode on while the first figure is made: the figures' style must not turn it off again."""
+    import matplotlib.pyplot as plt
+    make = plt.subplots
+    monkeypatch.setattr(plt, "subplots", lambda *args, **options: (plt.interactive(True), make(*args, **options))[1])
+    try:
+        plotting.figure()
+        assert plt.isinteractive()
+    finally:
+        plt.interactive(False)
+        plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages of the two small lessons, parsed."""
+    folder, outcomes = tmp_path_factory.mktemp("site"), []
+    (folder / "03_small.py").write_text(SMALL, encoding="utf-8")
+    (folder / "04_figure.py").write_text(FIGURE, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PROJECT))
+        patch.setenv("MPLBACKEND", "nope")  # a handout opens no window, whatever the user's backend
+        handout.write(folder / "site", ["03_small.html", "04_figure.html", "index.html"],
+                      handout.pages(course.lessons(folder), outcomes))
+    assert [outcome.code for outcome in outcomes] == [1, 1]
+    return {path.name: ET.parse(path).getroot() for path in (folder / "site").iterdir()}
+
+
+def test_a_page_holds_prose_code_output_and_figures_in_order(site):
+    """Output stands below the cell that printed it, a figure where it was shown; what failed is said."""
+    body = site["04_figure.html"].find("body")
+    shown = [(part.get("class") or part.tag, "".join(part.itertext())) for part in body]
+    assert " ".join(kind for kind, _ in shown) == "p h1 p code output img output code output p error p"
+    assert [text for kind, text in shown if kind == "output"][:2] == ["before", "after"]
+    assert shown[-1][1].startswith("FAIL  1 of 2 checks") and shown[7][1].endswith("raise SystemExit(1)")
+    kind, _, data = body.find("img").get("src").partition(",")
+    assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+
+
+def test_a_page_shows_what_was_written_and_the_error(site):
+    page = site["03_small.html"]
+    text = "".join(page.find("body").itertext())
+    assert "sum 6 <b>& " in text and "& a < b." in text and "The end: × and σ²." in text
+    assert "line 19, in broken" in "".join(page.find(".//pre[@class='error']").itertext())
+    assert page.find(".//math/mrow/msub/mi").text == "x" and page.find(".//strong").text == "bold"
+    assert page.find(".//span[@class='keyword']").text == "import" and page.find(".//h1/em").text == "step"
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_the_index_links_all(site):
+    for page in site.values():
+        assert not {"script", "link", "iframe"} & {part.tag for part in page.iter()}
+        for part in page.iter():
+            assert (part.get("src") or "data:").startswith("data:") and (part.get("href") or "index.html") in site
+        assert "url(" not in page.find("head/style").text
+    index = site["index.html"]
+    assert [link.get("href") for link in index.iter("a")] == ["03_small.html", "04_figure.html"]
+    assert [field.text for field in index.findall(".//td")][1:3] == ["Does it *step*?", "1 second"]
+
+
+def test_html_of_the_markdown_that_lessons_use():
+    html = handout.html("## A `b`\n\none\ntwo [x](http://a.b/?c&d) [y](07_z.py)\n1. one\n   more\n2. *two*\n\n- p\n- q\n\n"
+                        "| a | b |\n|---|---|\n| 1 | $n$ |\n\n```\nx < 1\n\ny\n```\n\n$$\nz\n$$\n\n3. third\nlazy")
+    assert html.split("\n") == [
+        "<h2>A <code>b</code></h2>", "<p>one", 'two <a href="http://a.b/?c&amp;d">x</a> <a href="07_z.html">y</a></p>',
+        '<ol start="1"><li>one', "   more</li>", "<li><em>two</em></li></ol>", "<ul><li>p</li>", "<li>q</li></ul>",
+        f"<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>{handout.mathml('n')}</td></tr></table>",
+        '<pre class="code">x &lt; 1', "", "y</pre>", f'<p class="formula">{handout.mathml("z", large=True)}</p>',
+        '<ol start="3"><li>third', "lazy</li></ol>"]
+
+
+@pytest.mark.parametrize("tex, expected", [
+    (r"x_i^2", "<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup>"),
+    (r"\frac{a}{2}", "<mfrac><mrow><mi>a</mi></mrow><mrow><mn>2</mn></mrow></mfrac>"),
+    (r"\hat x", '<mover accent="true"><mi>x</mi><mo stretchy="false">^</mo></mover>'),
+    (r"\sqrt{\sigma^2}", "<msqrt><mrow><msup><mi>σ</mi><mn>2</mn></msup></mrow></msqrt>"),
+    (r"\ln 10", '<mi>ln</mi><mspace width="0.17em"/><mn>10</mn>'),
+    (r"a<-b", '<mi>a</mi><mo stretchy="false">&lt;</mo><mo stretchy="false">−</mo><mi>b</mi>'),
+    (r"\left[0.5\right]", "<mrow><mo>[</mo><mrow><mn>0.5</mn></mrow><mo>]</mo></mrow>"),
+    (r"x_{\text{at rest}}", "<msub><mi>x</mi><mrow><mtext>at\xa0rest</mtext></mrow></msub>"),
+    (r"\mathbb{R}\|", '<mi>ℝ</mi><mo stretchy="false">‖</mo>')])
+def test_formulas(tex, expected):
+    assert handout.mathml(tex) == f'<math displaystyle="false"><mrow>{expected}</mrow></math>'
+
+
+def test_sums_have_their_limits_above_and_below():
+    assert re.search(r"<munderover><mo[^>]*>∑</mo>.*</munderover>", handout.mathml(r"\sum_{i=1}^n i"))
+
+
+@pytest.mark.parametrize("tex", [r"\nope", r"\frac{1}", "{a", "a}", "x_", r"\left( a", "a & b", r"\text{a"])
+def test_a_formula_that_cannot_be_typeset_is_shown_as_it_is_written(tex):
+    with pytest.raises(ValueError, match="cannot typeset"):
+        handout.mathml(tex)
+    shown = ET.fromstring(handout.html(f"so ${tex}$ it"))
+    assert "".join(shown.itertext()) == f"so {tex} it" and shown.find("code").text == tex
+
+
+# --- Doctor -------------------------------------------------------------------------------------------
+
+
+def doctor(**variables):
+    result = minidl("doctor", cwd=PROJECT, env={**os.environ, "MPLBACKEND": "agg", "PYTHONIOENCODING": "utf-8", **variables})
+    return result.returncode, dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+
+
+def test_the_doctor_finds_a_good_machine_fine(monkeypatch):
+    code, lines = doctor()
+    assert code == 0 and list(lines) == ["versions", "BLAS", "plots", "data", "cache", "terminal"]
+    assert all(line.endswith(": fine") for line in lines.values())
+
+
+def test_the_doctor_says_what_to_do(tmp_path):
+    """A cache that is a file, an unknown backend, a data folder that is not there, a poor terminal: still a line for each."""
+    (tmp_path / "file").touch()
+    code, lines = doctor(XDG_CACHE_HOME=str(tmp_path / "file"), MPLBACKEND="nope", PYTHONIOENCODING="ascii",
+                         MINIDL_DATA=str(tmp_path / "missing"))
+    assert code == 1 and len(lines) == 6
+    for name, advice in (("cache", "set XDG_CACHE_HOME"), ("plots", "MPLBACKEND"), ("terminal", "PYTHONUTF8=1"),
+                         ("data", "MINIDL_DATA names")):
+        assert advice in lines[name] and not lines[name].endswith("fine")
+    assert lines["versions"].endswith(": fine")
+
+
+def test_the_doctor_sees_old_and_missing_packages(monkeypatch):
+    versions = {"numpy": "1.26.4", "matplotlib": "3.11.0rc1"}
+
+    def version(name):
+        if name in versions:
+            return versions[name]
+        raise cli.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(cli.metadata, "version", version)
+    found, advice = cli._versions()
+    assert "numpy 1.26.4" in found and advice == 'python -m pip install --upgrade "numpy>=2.0" "tqdm>=4.60"'
+
+
+def test_the_doctor_wants_what_the_installation_wants():
+    config = configparser.ConfigParser()
+    config.read(PROJECT / "setup.cfg")
+    wanted = dict(line.split(">=") for line in config["options"]["install_requires"].split())
+    assert wanted == {name: ".".join(map(str, version)) for name, version in cli.NEEDED.items()}
