@@ -46,5 +46,12 @@ def test_an_installed_minidl_carries_digits_and_lessons(installed, tmp_path):
     assert (installed / "minidl" / "lessons" / "07_faster_convergence.py").is_file()
 
 
+def test_an_installed_minidl_gives_its_lessons_away(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed), "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "minidl", "lesson", "--notebook", "nb"], cwd=tmp_path, env=environment, check=True)
+    lessons = {path.stem for path in (PROJECT / "lessons").glob("[0-9]*.py")}
+    assert {path.stem for path in (tmp_path / "nb").iterdir()} == lessons
+
+
 def test_a_data_folder_that_could_shadow_another_package_has_no_init():
     assert not (PROJECT / "datasets" / "__init__.py").exists()
