@@ -27,7 +27,7 @@ class Lesson:
         self.figures, self.checks = {}, []
         self.permuted = _switch("MINIDL_LABELS", "permuted")
         if _switch("MINIDL_BN", "identity"):
-            print("MINIDL_BN=identity: BatchNorm does not normalise in this run; the CHECKs should fail")
+            print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed of it should fail")
             BatchNorm.forward = scale_and_shift
 
     def load_data(self):
