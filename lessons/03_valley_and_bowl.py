@@ -4,10 +4,9 @@
 # Before we normalise inside a network, we do it to the inputs of the smallest model there is: two features,
 # two weights. Here every number can be worked out, and the loss can be drawn.
 #
-# One of the texts (number 004) puts it so: if the cost function has a single minimum, the parameters "converge
-# rapidly along the gradient"; but if features differ much in their distribution, it looks "less like the bottom of
-# a well and more like a valley", and the descent becomes slow. It prepares data for a picture of this. We take
-# exactly its data, draw the picture and count the steps.
+# Text 004 says: if the cost function is smooth and has one minimum, the parameters "converge rapidly along the
+# gradient"; if the data differ much in their distribution, it is "less like the bottom of a well and more like a
+# valley", and the descent is slow. We take exactly its data, draw the picture it promises, and count the steps.
 #
 # You need: what a gradient is. No images are used. Running time: 5 to 10 seconds.
 
@@ -46,12 +45,10 @@ print(f"first draws: A {A[0]:.7f}, B {B[0]:.8f}, y {y[0]:.8f}; correlation of A 
 # ## The loss and its shape
 #
 # The model is $w_A A + w_B B$, the loss the mean squared error over $n = 100$ points. With the features as the columns
-# of $X$, the gradient is $\frac{2}{n} X^T (X w - y)$. How it changes from place to place is the same everywhere:
-# $H = \frac{2}{n} X^T X$, the Hessian. So the loss above its minimum is $\frac{1}{2} d^T H d$, where $d$ is the distance
-# to the minimum. The eigenvalues of $H$ say how steep the surface is: $\lambda_{\max}$ in the steepest direction,
-# $\lambda_{\min}$ in the flattest. Their ratio is the *condition number* $\kappa$.
-#
-# (There is no intercept yet, so that two weights are all there is. It comes back in the table.)
+# of $X$, the gradient is $\frac{2}{n} X^T (X w - y) = H d$, where $d$ is the distance to the minimum and
+# $H = \frac{2}{n} X^T X$ the Hessian. The loss above its minimum is $\frac{1}{2} d^T H d$. The eigenvalues of $H$ say how
+# steep it is: $\lambda_{\max}$ in the steepest direction, $\lambda_{\min}$ in the flattest. Their ratio is the
+# *condition number* $\kappa$. (There is no intercept yet, so that two weights are all there is.)
 
 
 # %%
@@ -65,8 +62,7 @@ def minimum(x):
 
 def slopes(x):
     """The smallest and the largest eigenvalue of the Hessian."""
-    eigenvalues = np.linalg.eigvalsh(hessian(x))
-    return eigenvalues[0], eigenvalues[-1]
+    return np.linalg.eigvalsh(hessian(x))[[0, -1]]
 
 
 def condition(x):
@@ -84,7 +80,7 @@ def descend(x, lr, steps):
     """Gradient descent from w = 0; gives the weights before every step and after the last, (steps + 1, 2)."""
     h, target, path = hessian(x), minimum(x), [np.zeros(x.shape[1])]
     for _ in range(steps):
-        path.append(path[-1] - lr * h @ (path[-1] - target))  # h @ (w - target) is the gradient
+        path.append(path[-1] - lr * h @ (path[-1] - target))
     return np.array(path)
 
 
@@ -96,14 +92,11 @@ print(f"gradient at 0: by our formula {by_hand}, by minidl {w.grad}")
 # %% [markdown]
 # ## Five ways to hand over the same data
 #
-# - *raw*: as they are;
-# - *centred*: minus the mean of each feature;
-# - *scaled*: divided by the standard deviation of each feature, not centred;
-# - *z-score*: both. `data.standardization` does it; it is what BatchNorm does to a batch;
-# - *min-max*: mapped to the range from 0 to 1 (`data.min_max`).
+# *Raw*: as they are. *Centred*: minus the mean of each feature. *Scaled*: divided by the standard deviation of each
+# feature. *Z-score*: both, as BatchNorm does with a batch. *Min-max*: mapped to the range from 0 to 1.
 #
 # Text 003 says that standardisation "is also called normalisation" and maps the data to a given range, and a page later
-# that it gives mean 0 and standard deviation 1. These are the last two of our list, and they are not the same.
+# that it gives mean 0 and standard deviation 1. These are min-max and z-score, and they are not the same.
 
 # %%
 inputs = {"raw": raw, "centred": raw - raw.mean(axis=0), "scaled": raw / raw.std(axis=0),
@@ -149,9 +142,9 @@ ax.plot(kappa, np.log(1e6) / (2 * np.log((kappa + 1) / (kappa - 1))), color=colo
 ax.plot([condition(x) for x in inputs.values()], list(steps.values()), "o", color=plotting.LOOKS[0][0], markersize=11,
         label="measured")
 for name, x in inputs.items():
-    right = name in ("min-max", "z-score")
-    ax.annotate(name, (condition(x), steps[name]), xytext=(12, -6) if right else (-12, 4), textcoords="offset points",
-                fontsize=15, ha="left" if right else "right", va="top" if right else "bottom")
+    below = name in ("min-max", "z-score")
+    ax.annotate(name, (condition(x), steps[name]), xytext=(14, -20) if below else (-14, 8), textcoords="offset points",
+                ha="left" if below else "right", fontsize=15)
 ax.set(xscale="log", yscale="log", xlabel=r"condition number $\kappa = \lambda_{\max} / \lambda_{\min}$",
        ylabel="steps to a millionth\nof the first loss")
 plotting.legend(ax)
@@ -160,8 +153,9 @@ lesson.show(fig, "steps")
 # %% [markdown]
 # ## The surfaces
 #
-# Left the raw features, right the z-scores. The bottom of the valley seems to be flat. It is not quite:
-# along it the loss rises, some 900 times less than across it.
+# Left the raw features, right the z-scores, with the path of gradient descent at the same share of the largest possible
+# rate, $1.5 / \lambda_{\max}$. The bottom of the valley seems flat. It is not quite: along it the loss rises too,
+# some 900 times less than across it.
 
 
 # %%
@@ -172,76 +166,71 @@ def window(x, points):
     return np.stack(np.meshgrid(*(np.linspace(c - half, c + half, points) for c in centre)), axis=-1)
 
 
+SHOWN = 30
 PANELS = {"raw": "valley: raw features", "z-score": "bowl: z-scores"}
-fig, axes = plotting.figure(1, 2, size=(14, 7), subplot_kw={"projection": "3d"},
+paths = {name: descend(inputs[name], 1.5 / slopes(inputs[name])[1], SHOWN) for name in PANELS}
+color = plotting.LOOKS[1][0]
+
+fig, axes = plotting.figure(1, 2, size=(14, 7), subplot_kw={"projection": "3d", "computed_zorder": False},
                             title="The same data, the same model: a valley, and after scaling a bowl")
 for ax, (name, title) in zip(axes, PANELS.items()):
-    grid = window(inputs[name], 50)
-    ax.plot_surface(grid[..., 0], grid[..., 1], excess(inputs[name], grid) / 1000, cmap="viridis", linewidth=0)
-    for axis, label in zip((ax.xaxis, ax.yaxis, ax.zaxis), ("weight of A", "weight of B", "loss above minimum / 1000")):
-        axis.set_label_text(label)
+    x, grid = inputs[name], window(inputs[name], 50)
+    ax.plot_surface(grid[..., 0], grid[..., 1], excess(x, grid) / 1000, cmap="viridis", linewidth=0)
+    ax.plot(*paths[name].T, excess(x, paths[name]) / 1000, "o-", color=color, markersize=6, linewidth=2)
+    ax.set(xlabel="weight of A", ylabel="weight of B", zlabel="loss above minimum / 1000")
+    ax.set_title(f"{title}\ncondition number {condition(x):.4g}", fontsize=16)
+    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.labelpad = 9
-    ax.set_title(f"{title}\ncondition number {condition(inputs[name]):.4g}", fontsize=16)
     ax.tick_params(labelsize=12)
     ax.locator_params(nbins=5)
-    ax.view_init(elev=28, azim=-35)
+    ax.view_init(elev=50, azim=-25)
     ax.set_box_aspect((4, 4, 3.3), zoom=0.9)  # leaves room for the label of the upright axis
 lesson.show(fig, "surface")
 
 # %% [markdown]
-# From above, with the paths of gradient descent. Both axes of a panel have the same scale, both runs the same
-# share of the largest possible rate, $1.5 / \lambda_{\max}$.
+# The same from above. Both axes of a panel have the same scale.
+
 
 # %%
-SHOWN = 30
-paths = {name: descend(inputs[name], 1.5 / slopes(inputs[name])[1], SHOWN) for name in PANELS}
-left = {name: np.linalg.norm(path[-1] - minimum(inputs[name])) / np.linalg.norm(minimum(inputs[name]))
-        for name, path in paths.items()}
-
-
 def contours(ax, name):
     """Contours of the loss, equal axes, and a star at the minimum."""
-    grid = window(inputs[name], 200)
-    loss = excess(inputs[name], grid) / excess(inputs[name], np.zeros(2))
+    x, grid = inputs[name], window(inputs[name], 200)
+    loss = excess(x, grid) / excess(x, np.zeros(2))
     ax.contour(grid[..., 0], grid[..., 1], loss, levels=[0.0005, 0.01, 0.1, 0.3, 0.6, 1, 1.5], colors="0.6", linewidths=1.3)
-    ax.plot(*minimum(inputs[name]), "*", color="black", markersize=18, linestyle="none", label="minimum", zorder=3)
+    ax.plot(*minimum(x), "*", color="black", markersize=18, linestyle="none", label="minimum", zorder=3)
     ax.set(xlabel="weight of A", ylabel="weight of B", aspect="equal")
     ax.set_title(PANELS[name], fontsize=16)
     ax.grid(False)
 
 
-fig, axes = plotting.figure(1, 2, size=(13, 7.2), title=f"After {SHOWN} steps the valley still has {left['raw']:.0%} of the way "
-                                                        f"to go, the bowl {left['z-score']:.0%}")
+left = {name: np.linalg.norm(path[-1] - minimum(inputs[name])) / np.linalg.norm(minimum(inputs[name]))
+        for name, path in paths.items()}
+fig, axes = plotting.figure(1, 2, size=(13, 7.2), title=f"After {SHOWN} steps {left['raw']:.0%} of the way is left "
+                                                        f"in the valley, {left['z-score']:.0%} in the bowl")
 for ax, name in zip(axes, PANELS):
     contours(ax, name)
-    ax.plot(*paths[name].T, "o-", color=plotting.LOOKS[1][0], markersize=6, linewidth=2, label="gradient descent from 0")
+    ax.plot(*paths[name].T, "o-", color=color, markersize=6, linewidth=2, label="gradient descent from 0")
 plotting.legend(axes[0])
 lesson.show(fig, "paths")
 
 # %% [markdown]
-# The same as a film. It is saved beside the figures as a GIF, which any browser shows.
-
+# And as a film: a GIF beside the figures, which any browser shows.
 
 # %%
-def film(path):
-    """Write the two descents as an animated GIF, one frame per step."""
-    fig, axes = plotting.figure(1, 2, size=(11, 6))
-    lines = []
-    for ax, name in zip(axes, PANELS):
-        contours(ax, name)
-        lines += ax.plot([], [], "o-", color=plotting.LOOKS[1][0], markersize=7, linewidth=2)
-    writer = PillowWriter(fps=10)
-    with writer.saving(fig, path, dpi=60):
-        for step in range(SHOWN + 1):
-            for line, name in zip(lines, PANELS):
-                line.set_data(*paths[name][:step + 1].T)
-            fig.suptitle(f"gradient descent, step {step}", fontsize=18, fontweight="bold")
-            writer.grab_frame()
-    plt.close(fig)
-    print(f"figure: {path}")
-
-
-film(plotting.folder() / f"{lesson.name}-descent.gif")
+fig, axes = plotting.figure(1, 2, size=(11, 6))
+lines = {}
+for ax, name in zip(axes, PANELS):
+    contours(ax, name)
+    lines[name], = ax.plot([], [], "o-", color=color, markersize=7, linewidth=2)
+film, writer = plotting.folder() / f"{lesson.name}-descent.gif", PillowWriter(fps=10)
+with writer.saving(fig, film, dpi=60):
+    for step in range(SHOWN + 1):
+        for name, line in lines.items():
+            line.set_data(*paths[name][:step + 1].T)
+        fig.suptitle(f"gradient descent, step {step}", fontsize=18, fontweight="bold")
+        writer.grab_frame()
+plt.close(fig)
+print(f"figure: {film}")
 
 # %% [markdown]
 # ## Explain
@@ -254,17 +243,12 @@ film(plotting.folder() / f"{lesson.name}-descent.gif")
 # The limit is sharp. We take the raw features 1 % below it and 1 % above.
 
 # %%
-LONG = 400
 limit = 2 / slopes(raw)[1]
-around = {share: excess(raw, descend(raw, share * limit, LONG)) for share in (0.99, 1.01)}
-growth = {share: losses[-1] / losses[0] for share, losses in around.items()}
-fig, ax = plotting.figure(size=(11, 6), title=rf"The limit is sharp: 1 % above $2 / \lambda_{{\max}}$ the loss grows "
-                                              f"{growth[1.01]:.0e}-fold")
-for (share, losses), (color, line) in zip(around.items(), plotting.LOOKS):
-    ax.plot(losses, color=color, linestyle=line, linewidth=3, label=rf"rate {share} $\times\ 2 / \lambda_{{\max}}$")
-ax.set(xlabel="step", ylabel="loss above minimum", yscale="log")
-plotting.legend(ax)
-lesson.show(fig, "limit")
+growth = {}
+for share in (0.99, 1.01):
+    losses = excess(raw, descend(raw, share * limit, 400))
+    growth[share] = losses[-1] / losses[0]
+    print(f"rate {share} x 2/lambda_max: loss above minimum {losses[0]:.3g} at first, {losses[-1]:.3g} after 400 steps")
 
 # %% [markdown]
 # Scaling turns the two directions into two of equal importance. What is left after a z-score is the
@@ -273,8 +257,7 @@ lesson.show(fig, "limit")
 
 # %%
 expected = (1 + abs(correlation)) / (1 - abs(correlation))
-outlier = np.array([[1000.0, 100.0]])
-with_outlier = np.concatenate([raw, outlier])
+with_outlier = np.concatenate([raw, [[1000.0, 100.0]]])
 condition_with_outlier = {}
 for name, scaling in {"z-score": data.standardization, "min-max": data.min_max}.items():
     x = scaling(with_outlier)(with_outlier)
@@ -283,15 +266,13 @@ for name, scaling in {"z-score": data.standardization, "min-max": data.min_max}.
           f"the other 100 values of A then span {np.ptp(x[:-1, 0]):.3f}")
 
 # %% [markdown]
-# Neither is kind to the other hundred points: both squeeze them, as the last column says. The z-score only keeps the *loss*
-# well shaped.
+# Neither is kind to the other hundred points: both squeeze them. The z-score only keeps the *loss* well shaped.
 #
 # ## What this has to do with BatchNorm
 #
-# A hidden layer is the input of the next one. We can scale the data once, before training. The outputs of a hidden
-# layer change while the weights before it change, so they would have to be scaled again and again, in each step.
-# This is what BatchNorm does. Only: a network's loss has no constant $H$. That the same remedy helps there is
-# not proved by this lesson. Lessons 7 and following measure it.
+# A hidden layer's output is the next layer's input. The data we scale once, before training; a hidden layer's output
+# changes with the weights before it, so it has to be scaled anew in each step. That is what BatchNorm does. Only:
+# a network's loss has no constant $H$. That the same remedy helps there is not shown here; lessons 7 and following measure it.
 
 # %%
 print()
@@ -303,11 +284,11 @@ for name, known in (("raw", 919.5), ("z-score", 1.317)):
     kappa = condition(inputs[name])
     lesson.check(f"condition number {name}, relative difference from {known}", abs(kappa / known - 1), at_most=0.005,
                  claim=False)
-lesson.check("condition number z-score, difference from (1 + |rho|) / (1 - |rho|)", abs(condition(inputs["z-score"]) - expected),
-             at_most=1e-9, claim=False)
+lesson.check("condition number z-score, difference from (1 + |rho|) / (1 - |rho|)",
+             abs(condition(inputs["z-score"]) - expected), at_most=1e-9, claim=False)
 lesson.check("steps raw / z-score", ratio, at_least=300, claim=False)
-lesson.check(f"rate 0.99 x 2/lambda_max: loss after {LONG} steps / first loss", growth[0.99], at_most=0.01, claim=False)
-lesson.check(f"rate 1.01 x 2/lambda_max: loss after {LONG} steps / first loss", growth[1.01], at_least=1e6, claim=False)
+lesson.check("rate 0.99 x 2/lambda_max: loss after 400 steps / first loss", growth[0.99], at_most=0.01, claim=False)
+lesson.check("rate 1.01 x 2/lambda_max: loss after 400 steps / first loss", growth[1.01], at_least=1e6, claim=False)
 lesson.check("one outlier: condition number min-max / z-score", condition_with_outlier["min-max"]
              / condition_with_outlier["z-score"], at_least=5, claim=False)
 lesson.finish()
