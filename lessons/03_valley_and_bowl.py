@@ -15,7 +15,6 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # set before NumPy loads: small products are fastest on one thread
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import PillowWriter
 
@@ -56,6 +55,10 @@ def hessian(x):
     return 2 / len(x) * x.T @ x
 
 
+def gradient(x, w):
+    return 2 / len(x) * x.T @ (x @ w - y)
+
+
 def minimum(x):
     return np.linalg.solve(x.T @ x, x.T @ y)
 
@@ -78,15 +81,15 @@ def excess(x, w):
 
 def descend(x, lr, steps):
     """Gradient descent from w = 0; gives the weights before every step and after the last, (steps + 1, 2)."""
-    h, target, path = hessian(x), minimum(x), [np.zeros(x.shape[1])]
+    path = [np.zeros(2)]
     for _ in range(steps):
-        path.append(path[-1] - lr * h @ (path[-1] - target))
+        path.append(path[-1] - lr * gradient(x, path[-1]))
     return np.array(path)
 
 
 w = Tensor(np.zeros(2), requires_grad=True)
 F.mse_loss(F.matmul(Tensor(raw), w), y).backward()
-by_hand = hessian(raw) @ (0 - minimum(raw))
+by_hand = gradient(raw, np.zeros(2))
 print(f"gradient at 0: by our formula {by_hand}, by minidl {w.grad}")
 
 # %% [markdown]
@@ -177,10 +180,10 @@ for ax, (name, title) in zip(axes, PANELS.items()):
     x, grid = inputs[name], window(inputs[name], 50)
     ax.plot_surface(grid[..., 0], grid[..., 1], excess(x, grid) / 1000, cmap="viridis", linewidth=0)
     ax.plot(*paths[name].T, excess(x, paths[name]) / 1000, "o-", color=color, markersize=6, linewidth=2)
-    ax.set(xlabel="weight of A", ylabel="weight of B", zlabel="loss above minimum / 1000")
+    ax.set_xlabel("weight of A", labelpad=9)
+    ax.set_ylabel("weight of B", labelpad=9)
+    ax.set_zlabel("loss above minimum / 1000", labelpad=9)
     ax.set_title(f"{title}\ncondition number {condition(x):.4g}", fontsize=16)
-    for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
-        axis.labelpad = 9
     ax.tick_params(labelsize=12)
     ax.locator_params(nbins=5)
     ax.view_init(elev=50, azim=-25)
@@ -188,49 +191,39 @@ for ax, (name, title) in zip(axes, PANELS.items()):
 lesson.show(fig, "surface")
 
 # %% [markdown]
-# The same from above. Both axes of a panel have the same scale.
-
+# The same from above; both axes of a panel have the same scale. First as a film, one frame for each step, saved as a GIF
+# beside the figures (any browser shows it), then its last frame.
 
 # %%
-def contours(ax, name):
-    """Contours of the loss, equal axes, and a star at the minimum."""
+fig, axes = plotting.figure(1, 2, size=(13, 7.2))
+lines = {}
+for ax, (name, title) in zip(axes, PANELS.items()):
     x, grid = inputs[name], window(inputs[name], 200)
     loss = excess(x, grid) / excess(x, np.zeros(2))
     ax.contour(grid[..., 0], grid[..., 1], loss, levels=[0.0005, 0.01, 0.1, 0.3, 0.6, 1, 1.5], colors="0.6", linewidths=1.3)
     ax.plot(*minimum(x), "*", color="black", markersize=18, linestyle="none", label="minimum", zorder=3)
+    lines[name], = ax.plot([], [], "o-", color=color, markersize=6, linewidth=2, label="gradient descent from 0")
     ax.set(xlabel="weight of A", ylabel="weight of B", aspect="equal")
-    ax.set_title(PANELS[name], fontsize=16)
+    ax.set_title(title, fontsize=16)
     ax.grid(False)
+plotting.legend(axes[0])
 
+film, writer = plotting.folder() / f"{lesson.name}-descent.gif", PillowWriter(fps=10)
+message = fig.suptitle("gradient descent", fontsize=18, fontweight="bold")
+fig.canvas.draw()
+fig.set_layout_engine("none")  # from here on everything keeps its place
+with writer.saving(fig, film, dpi=50):
+    for step in range(SHOWN + 1):
+        message.set_text(f"gradient descent, step {step}")
+        for name, line in lines.items():
+            line.set_data(*paths[name][:step + 1].T)
+        writer.grab_frame()
+print(f"figure: {film}")
 
 left = {name: np.linalg.norm(path[-1] - minimum(inputs[name])) / np.linalg.norm(minimum(inputs[name]))
         for name, path in paths.items()}
-fig, axes = plotting.figure(1, 2, size=(13, 7.2), title=f"After {SHOWN} steps {left['raw']:.0%} of the way is left "
-                                                        f"in the valley, {left['z-score']:.0%} in the bowl")
-for ax, name in zip(axes, PANELS):
-    contours(ax, name)
-    ax.plot(*paths[name].T, "o-", color=color, markersize=6, linewidth=2, label="gradient descent from 0")
-plotting.legend(axes[0])
+message.set_text(f"After {SHOWN} steps {left['raw']:.0%} of the way is left in the valley, {left['z-score']:.0%} in the bowl")
 lesson.show(fig, "paths")
-
-# %% [markdown]
-# And as a film: a GIF beside the figures, which any browser shows.
-
-# %%
-fig, axes = plotting.figure(1, 2, size=(11, 6))
-lines = {}
-for ax, name in zip(axes, PANELS):
-    contours(ax, name)
-    lines[name], = ax.plot([], [], "o-", color=color, markersize=7, linewidth=2)
-film, writer = plotting.folder() / f"{lesson.name}-descent.gif", PillowWriter(fps=10)
-with writer.saving(fig, film, dpi=60):
-    for step in range(SHOWN + 1):
-        for name, line in lines.items():
-            line.set_data(*paths[name][:step + 1].T)
-        fig.suptitle(f"gradient descent, step {step}", fontsize=18, fontweight="bold")
-        writer.grab_frame()
-plt.close(fig)
-print(f"figure: {film}")
 
 # %% [markdown]
 # ## Explain
@@ -238,7 +231,7 @@ print(f"figure: {film}")
 # Along an eigenvector of $H$ each step multiplies the distance to the minimum by $1 - \eta \lambda$, where $\eta$ is the
 # learning rate. In the steepest direction this must lie between -1 and 1, so $\eta < 2 / \lambda_{\max}$: *one steep
 # direction limits the rate for all*. The flattest direction must then live with a factor of about
-# $1 - 2 \lambda_{\min} / \lambda_{\max}$, hardly below 1. That is the whole story of the valley.
+# $1 - 2 \lambda_{\min} / \lambda_{\max}$, hardly below 1.
 #
 # The limit is sharp. We take the raw features 1 % below it and 1 % above.
 
@@ -251,9 +244,9 @@ for share in (0.99, 1.01):
     print(f"rate {share} x 2/lambda_max: loss above minimum {losses[0]:.3g} at first, {losses[-1]:.3g} after 400 steps")
 
 # %% [markdown]
-# Scaling turns the two directions into two of equal importance. What is left after a z-score is the
-# correlation $\rho$ of the features: $H$ has the eigenvalues $2 (1 \pm \rho)$, so $\kappa = \frac{1 + |\rho|}{1 - |\rho|}$,
-# whatever the units. That also holds with an outlier, where min-max fails: it gives the outlier the whole range.
+# Scaling gives the two directions equal importance. What is left after a z-score is the correlation $\rho$ of the
+# features: $H$ has the eigenvalues $2 (1 + \rho)$ and $2 (1 - \rho)$, so $\kappa = \frac{1 + |\rho|}{1 - |\rho|}$, whatever the
+# units. That also holds with an outlier, where min-max fails: it gives the outlier the whole range.
 
 # %%
 expected = (1 + abs(correlation)) / (1 - abs(correlation))
@@ -272,7 +265,7 @@ for name, scaling in {"z-score": data.standardization, "min-max": data.min_max}.
 #
 # A hidden layer's output is the next layer's input. The data we scale once, before training; a hidden layer's output
 # changes with the weights before it, so it has to be scaled anew in each step. That is what BatchNorm does. Only:
-# a network's loss has no constant $H$. That the same remedy helps there is not shown here; lessons 7 and following measure it.
+# a network's loss has no constant $H$. That the same remedy helps there is not shown here; lesson 7 begins to measure it.
 
 # %%
 print()
@@ -297,8 +290,9 @@ lesson.finish()
 # ## Try
 #
 # 1. Easy: centring alone hardly helps. Which sentence of "Explain" says why? And why does scaling alone help so much?
-# 2. Easy: set `SHOWN` to 300, then draw the paths at $1 / \lambda_{\max}$. What changes in the valley?
-# 3. Medium: make B follow A, `B = 20 * A + rng.uniform(1, 20, 100)`. Predict $\kappa$ of the z-scores from the correlation.
+# 2. Easy: draw the paths at $1 / \lambda_{\max}$ and at $1.95 / \lambda_{\max}$. What changes in the valley, what in the bowl?
+# 3. Medium: make B follow A, `B = 20 * A + rng.uniform(1, 20, 100)`, and predict $\kappa$ of the z-scores from the
+#    correlation. (Most CHECKs will fail: they know the old data.)
 # 4. Medium: add momentum, `v = 0.9 * v - lr * gradient; w = w + v`, to `descend`. Which of the five gain most?
 # 5. Research: what would bring $\kappa$ to exactly 1? (LeCun et al. 1998 call the missing step decorrelation.) What would that
 #    cost for the 784 pixels of an image, in each step, for each layer?

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. What BatchNorm computes: which axis, which variance, and what does epsilon do?
 #
-# Four lines of arithmetic, and most texts get one of them slightly wrong. So we compute them by hand, on numbers
-# small enough to follow, then on a layer of a network, and read some popular sentences again.
+# BatchNorm is four lines of arithmetic, and each is easy to get slightly wrong. So we compute them by hand on numbers
+# small enough to follow, then on a layer of a network. At the end we read some popular sentences again.
 #
 # You need: mean, variance, and lesson 3. Running time: 5 to 10 seconds.
 
@@ -44,7 +44,7 @@ print("by hand:  ", by_hand.ravel(), "\nBatchNorm:", batch_norm(four).ravel())
 # %% [markdown]
 # *Which variance?* $1/m$, the biased one: 1.25 here. With $1/(m-1)$, 1.667, the result would not have variance 1. But what
 # the layer *keeps* for evaluation is the unbiased one, as a guess at the variance of all data, of which a
-# batch is a small sample. With `momentum=1` it keeps only the latest batch, and we can see it.
+# batch is a small sample. (Keras keeps the biased one.) With `momentum=1` it keeps only the latest batch, and we can see it.
 
 # %%
 layer = BatchNorm(momentum=1.0, input_shape=1).astype(np.float64)
@@ -99,7 +99,7 @@ lesson.show(fig, "axis")
 (x_train, _), _ = data
 images = x_train[rng.choice(len(x_train), 65, replace=False)]
 rows = Dense(100, rng=rng)(images).numpy().astype(np.float64)
-table, replaced = rows[:64], np.delete(rows, 63, axis=0)
+table, replaced = rows[:64], np.delete(rows, 63, axis=0)  # the 65th row moves into the place of the 64th
 neighbours = {name: np.abs(normalise(replaced) - normalise(table))[:63].max()
               for name, normalise in (("BatchNorm", batch_norm), ("LayerNorm", layer_norm))}
 for name, change in neighbours.items():
@@ -227,7 +227,7 @@ lesson.show(fig, "gamma_and_beta")
 #
 # ## Five sentences to read again
 #
-# The texts are written for beginners, and mostly right. These sentences are easy to get wrong:
+# The texts explain BatchNorm to beginners, and most of what they say of its arithmetic is right. But:
 #
 # - Text 001: "For each *sample* in the mini-batch, compute its mean and variance." Read to the letter, this is
 #   LayerNorm. BatchNorm takes each *feature* over all samples. The axis is the lesson.

@@ -48,7 +48,7 @@ lesson.show(ax.figure, "graph")
 # outputs of *all* samples. Let $dy_i$ be the gradient of the loss at $y_i$, which comes from the layers above. If
 # we sum over the paths and simplify (exercise 3), six lines in the paper become one:
 #
-# $dx_i = \frac{\gamma}{m s} \left( m\,dy_i - \sum_j dy_j - \hat x_i \sum_j dy_j \hat x_j \right), \quad
+# $dx_i = \frac{\gamma}{m s} \left( m \cdot dy_i - \sum_j dy_j - \hat x_i \sum_j dy_j \hat x_j \right), \quad
 # d\gamma = \sum_j dy_j \hat x_j, \quad d\beta = \sum_j dy_j.$
 #
 # In the bracket: the direct way, the way through the mean, the way through the variance.
@@ -85,7 +85,7 @@ versions = {
 # ## Predict
 #
 # We compare with central differences: move one $x_i$ by $h$ up and down, and see how the loss changes. The loss must be a
-# number, so we take $\sum_i y_i\, dy_i$; its gradient at $y$ is $dy$. Two choices of $dy$: random numbers, or all
+# number, so we take $\sum_i y_i \cdot dy_i$; its gradient at $y$ is $dy$. Two choices of $dy$: random numbers, or all
 # ones, so that the loss is simply the sum of the outputs.
 #
 # Which of the four wrong versions does each choice find? Write down a table of yes and no, four by two.
@@ -211,9 +211,9 @@ lesson.finish()
 # %% [markdown]
 # ## Try
 #
-# 1. Easy: set `M = 1` and `M = 2`. What is the true $dx$ for two samples, nearly, and what does it mean for the layers below?
+# 1. Easy: set `M = 1` and look at the table of errors. Which versions pass now, even with a random $dy$?
 # 2. Easy: write `backward` for evaluation mode, where mean and variance are constants. Which of the four is it?
-# 3. Medium: derive the line from the graph. Start with $dy_i\,\gamma / s$, add what arrives through $\mu_B$, then through
+# 3. Medium: derive the line from the graph. Start with $dy_i \cdot \gamma / s$, add what arrives through $\mu_B$, then through
 #    $\sigma_B^2$. One of the terms is zero: which?
 # 4. Medium: check $d\gamma$ and $d\beta$ with central differences too. For which of them is all ones a blind test?
 # 5. Research: how wrong may a gradient be and still train? Train a network on each wrong version, `minidl.tensor.Op` shows
