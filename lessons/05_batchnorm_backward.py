@@ -46,7 +46,7 @@ lesson.show(ax.figure, "graph")
 # %% [markdown]
 # An $x_i$ acts on the outputs in three ways: directly, through the mean, and through the variance. The last two reach the
 # outputs of *all* samples. Let $dy_i$ be the gradient of the loss at $y_i$, which comes from the layers above. If
-# we sum over the paths and simplify (exercise 3), six lines in the paper become one:
+# we sum over the paths and simplify (exercise 3), six lines in the paper become three:
 #
 # $dx_i = \frac{\gamma}{m s} \left( m \cdot dy_i - \sum_j dy_j - \hat x_i \sum_j dy_j \hat x_j \right), \quad
 # d\gamma = \sum_j dy_j \hat x_j, \quad d\beta = \sum_j dy_j.$
