@@ -69,8 +69,8 @@ def backward(dy, x_hat, s):
 # %% [markdown]
 # ## Four ways to be wrong
 #
-# Each has been written by somebody. The third is what you get if mean and variance are computed outside the
-# gradient: then they are constants.
+# Two forget a part of the bracket. The third takes mean and variance for constants, which is what you get if they are
+# computed where no gradient is recorded; published course code does that. The last is right but for a factor.
 
 # %%
 versions = {
