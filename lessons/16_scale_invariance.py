@@ -147,9 +147,9 @@ lesson.show(fig, "three_scales")
 #
 # $\|W_{t+1}\|^2 = \|W_t\|^2 + \eta^2 \|g_t\|^2.$
 #
-# The weights grow with every step, and the effective rate falls by itself. Weight decay, which pulls all weights
-# towards 0 to keep a network simple, cannot make *this* network simpler, as only directions count. What does
-# it do? Let $\lambda$ be the decay, $q = 1 - \eta\lambda$, $W_t$ the weights of a run with decay, and
+# The weights grow with every step, and the effective rate falls by itself. Weight decay, which pulls weights towards 0
+# to keep a network simple, cannot make these hidden layers simpler, as only the directions of their kernels count.
+# What does it do to them? Let $\lambda$ be the decay, $q = 1 - \eta\lambda$, $W_t$ the weights of a run with decay, and
 # $V_t = W_t / q^t$. Put this into the step $W_{t+1} = q W_t - \eta g$, and $V$ turns out to take steps *without* decay
 # at the rate $\eta \cdot q^{-(2t+1)}$. Here weight decay is an exponentially growing learning rate. Exactly?
 

@@ -200,10 +200,10 @@ lesson.show(fig, "constant_statistics")
 #   large. Dividing by $\sigma_B$ stops that (lesson 16), but without the subtraction a unit's mean may run away.
 # - *The gradient must flow through them*. It takes out the steps that the normalisation would undo. (At the rate 0.1 a plain
 #   network beats constant statistics too, so the CHECK of that loss claims nothing of BatchNorm.)
-# - *$\gamma$ and $\beta$ matter little here*. For $\gamma$ that is no wonder: for $\gamma > 0$ the ReLU of $\gamma y$ is $\gamma$ times the
-#   ReLU of $y$, so the next kernel can take it over. Yet trained alone, with the output layer, they make something of random
-#   features; Frankle, Schwab and Morcos (2021) took this far with convolutional networks. Scaling and shifting helps
-#   without normalisation too (run with MINIDL_BN=identity), so this CHECK claims nothing of BatchNorm either.
+# - *$\gamma$ and $\beta$ matter little here*. For $\gamma$ that is no wonder: a ReLU passes a positive factor on, so the next
+#   kernel can take it over. Yet trained alone, with the output layer, they make something of random features; Frankle,
+#   Schwab and Morcos (2021) took this far with convolutional networks. Scaling and shifting helps without
+#   normalisation too (run with MINIDL_BN=identity), so this CHECK claims nothing of BatchNorm either.
 # - *LayerNorm* has the same formula and is another thing. "For each sample compute mean and variance", one
 #   of the texts says; that sentence, read as it stands, describes LayerNorm.
 
@@ -249,8 +249,8 @@ lesson.finish()
 # | the texts' own program shows the gain | did not hold | with Adam a net with one hidden layer hardly gains |
 #
 # And what the texts say little or nothing of: a batch of two is too small, the statistics must be part of the gradient, and
-# the network in evaluation is not quite the one that was trained. If you keep one habit, let it be this course's: predict, measure
-# with several seeds against a tuned rival, and make sure that your test can fail.
+# the network in evaluation is not quite the one that was trained. If you keep one habit, let it be this course's:
+# predict, measure with several seeds against a tuned rival, and make sure that your test can fail.
 
 # %% [markdown]
 # ## Try
