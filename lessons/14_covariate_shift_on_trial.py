@@ -97,15 +97,20 @@ def percentiles(model):
     return np.percentile(before, [15, 50, 85], axis=0)
 
 
-def train_and_look(model, lr, steps, every, look):
-    """Train with SGD; gives what look(model) gave before each `every` steps, and the test accuracy after them."""
-    model.build(784)
-    seen, accuracy = [], []
-    for _ in range(0, steps, every):
-        seen.append(look(model))
-        run = experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=every, batch_size=60, eval_steps=[every])
-        accuracy.append(run.accuracy[0])
-    return np.array(seen), np.array(accuracy)
+def train_and_look(build, lr, steps, every, look):
+    """Train from three seeds: what look(model, rng) gave before each `every` steps, and the test accuracy after them.
+
+    Arrays (seeds, looks, ...). rng: for looks that draw a batch, the same ones for every network.
+    """
+    results = []
+    for seed in lesson.seeds(3):
+        model, rng, seen, accuracy = build(seed).build(784), np.random.default_rng(seed), [], []
+        for _ in range(0, steps, every):
+            seen.append(look(model, rng))
+            run = experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=every, batch_size=60, eval_steps=[every])
+            accuracy.append(run.accuracy[0])
+        results.append((seen, accuracy))
+    return tuple(np.array(part) for part in zip(*results))
 
 
 # %% [markdown]
@@ -119,10 +124,9 @@ def train_and_look(model, lr, steps, every, look):
 
 # %%
 STEPS, EVERY = 400, 25
-seen, accuracy = {}, {}
+seen, accuracy = {}, {}  # of shape (seeds, looks, 3, units), and (seeds, looks)
 for name, build in builders.items():
-    results = [train_and_look(build(seed), 0.5, STEPS, EVERY, percentiles) for seed in lesson.seeds(3)]
-    seen[name], accuracy[name] = (np.array(part) for part in zip(*results))  # (seeds, looks, 3, units), (seeds, looks)
+    seen[name], accuracy[name] = train_and_look(build, 0.5, STEPS, EVERY, lambda model, rng: percentiles(model))
 
 
 def accuracy_at(name, step):
@@ -130,9 +134,8 @@ def accuracy_at(name, step):
     return accuracy[name][:, step // EVERY - 1]
 
 
-low, middle, high = 0, 1, 2
-drift = {name: np.median(s[:, :, middle].std(axis=1)) for name, s in seen.items()}
-width = {name: s[:, :, high] - s[:, :, low] for name, s in seen.items()}
+drift = {name: np.median(s[:, :, 1].std(axis=1)) for name, s in seen.items()}
+width = {name: s[:, :, 2] - s[:, :, 0] for name, s in seen.items()}
 stretch = {name: np.median(w.max(axis=1) / w.min(axis=1)) for name, w in width.items()}
 print("\ninputs of the last hidden layer's sigmoids, median over 100 units and 3 seeds")
 for name in builders:
@@ -173,8 +176,8 @@ plotting.legend(ax)
 lesson.show(fig, "accuracy")
 
 # %% [markdown]
-# Be fair to the other side: the noise is not free. At $s = 1$ the noisy network is behind the one with BatchNorm all the
-# way. Steady inputs do help. They are just not where most of the gain comes from.
+# Be fair to the other side: the noise is not free. At $s = 1$ the noisy network is behind the one with BatchNorm. Steady
+# inputs may well help. They are just not where most of the gain comes from.
 #
 # ## A second hearing: what does shift mean to a gradient?
 #
@@ -188,47 +191,32 @@ lesson.show(fig, "accuracy")
 
 
 # %%
-def gradient_shift(model, lr, xb, yb):
-    """||G' - G|| of the third layer's kernel, and the cosine of the angle between G' and G."""
+def gradient_shift(model, rng, lr):
+    """||G' - G|| of the third layer's kernel on a batch of training images, and the cosine of the angle between G' and G."""
+    chosen = rng.choice(len(data[0][0]), 60, replace=False)
+    xb, yb = (part[chosen] for part in data[0])
     model = copy.deepcopy(model).train()
-    dense = [layer for layer in model.layers if isinstance(layer, Dense)]
-    below = model.layers[:model.layers.index(dense[2])]
-    optimizer = optim.SGD([p for layer in below for p in layer.parameters()], lr=lr)
+    third = [layer for layer in model.layers if isinstance(layer, Dense)][2]
+    below = [p for layer in model.layers[:model.layers.index(third)] for p in layer.parameters()]
     F.cross_entropy(model(xb), yb).backward()
-    before = dense[2].kernel.grad
-    optimizer.step()
+    before = third.kernel.grad
+    optim.SGD(below, lr=lr).step()
     model.zero_grad()
     F.cross_entropy(model(xb), yb).backward()
-    after = dense[2].kernel.grad
-    lengths = np.linalg.norm(before), np.linalg.norm(after)
-    return np.linalg.norm(after - before), (before * after).sum() / (lengths[0] * lengths[1])
-
-
-def shifts(build, lr):
-    """(seeds, looks, 2): ||G' - G|| and cosine on a batch of training images; and the accuracy after 200 steps, (seeds,)."""
-    results = []
-    for seed in lesson.seeds(3):
-        rng, (x, y) = np.random.default_rng(seed), data[0]
-
-        def look(model):
-            chosen = rng.choice(len(x), 60, replace=False)
-            return gradient_shift(model, lr, x[chosen], y[chosen])
-
-        seen, accuracy = train_and_look(build(seed), lr, 200, 20, look)
-        results.append((seen, accuracy[-1]))
-    return tuple(np.array(part) for part in zip(*results))
+    after = third.kernel.grad
+    return np.linalg.norm(after - before), (before * after).sum() / (np.linalg.norm(before) * np.linalg.norm(after))
 
 
 SIGMOID, RELU = "sigmoid, learning rate 0.5", "ReLU, learning rate 0.1"
 nets = {SIGMOID: (0.5, {BN: builders[BN], PLAIN: builders[PLAIN]}),
         RELU: (0.1, {BN: lambda seed: network(seed, lambda i: BatchNorm(), "relu", "he_normal"),
                      PLAIN: lambda seed: network(seed, None, "relu", "he_normal")})}
-shift, cosine, reached = {}, {}, {}
+shift, reached = {}, {}
 for net, (lr, pair) in nets.items():
     for name, build in pair.items():
-        looked, final = shifts(build, lr)
-        shift[net, name], cosine[net, name], reached[net, name] = looked[:, :, 0], looked[:, :, 1], np.median(final)
-        print(f"{net}, {name:17}: median shift {np.median(looked[:, :, 0]):.3f}, cosine {np.median(looked[:, :, 1]):5.2f}; "
+        looked, final = train_and_look(build, lr, 200, 20, lambda model, rng: gradient_shift(model, rng, lr))
+        shift[net, name], reached[net, name] = looked[:, :, 0], np.median(final[:, -1])
+        print(f"{net}, {name:17}: median shift {np.median(shift[net, name]):.3f}, cosine {np.median(looked[:, :, 1]):5.2f}; "
               f"accuracy at step 200 {reached[net, name]:.3f}")
 shift_ratio = {net: np.median(shift[net, BN]) / np.median(shift[net, PLAIN]) for net in nets}
 

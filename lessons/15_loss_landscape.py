@@ -60,32 +60,25 @@ def flat(arrays):
 
 
 def walk(model, xb, yb):
-    """Steps of SIZES along the gradient g: the losses there, ||g' - g||, ||g||, and the cosine at 0.1."""
+    """The losses at SIZES along the gradient g; ||g' - g|| there; the cosine at 0.1, and ||g||."""
     model = copy.deepcopy(model).train()  # looking changes nothing
     parameters = model.parameters()
     start = [p.data for p in parameters]
-
-    def look():
-        loss = F.cross_entropy(model(xb), yb)
-        return loss.item(), grad(loss, parameters)
-
-    _, direction = look()
-    losses, g, others = [], flat(direction), []
+    direction = grad(F.cross_entropy(model(xb), yb), parameters)
+    g, losses, others = flat(direction), [], []
     for size in SIZES:
         for p, origin, d in zip(parameters, start, direction):
             p.data = origin - size * d
-        loss, gradients = look()
-        losses.append(loss)
-        others.append(flat(gradients))
-    change, length = np.linalg.norm(others - g, axis=1), np.linalg.norm(g)
-    at_rate = others[SIZES.index(0.1)]
-    return {"losses": losses, "change": change, "length": length,
-            "cosine": at_rate @ g / (np.linalg.norm(at_rate) * length)}
+        loss = F.cross_entropy(model(xb), yb)
+        losses.append(loss.item())
+        others.append(flat(grad(loss, parameters)))
+    at_rate, length = others[SIZES.index(0.1)], np.linalg.norm(g)
+    return losses, np.linalg.norm(others - g, axis=1), at_rate @ g / (np.linalg.norm(at_rate) * length), length
 
 
 def train_and_walk(build, lr, batch_size, steps=100, every=10):
-    """Walk before each `every` steps of training, for five seeds: arrays (seeds, walks, ...), and the accuracy reached."""
-    seeds = []
+    """Walk before each `every` steps of training, from five seeds: {what was measured: (seeds, walks, ...)}, and accuracy."""
+    results = []
     for seed in lesson.seeds(5):
         model, rng, (x, y), walks = build(seed).build(784), np.random.default_rng(seed), data[0], []
         for _ in range(0, steps, every):
@@ -93,25 +86,18 @@ def train_and_walk(build, lr, batch_size, steps=100, every=10):
             walks.append(walk(model, x[chosen], y[chosen]))
             run = experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=every, batch_size=batch_size,
                                   eval_steps=[every])
-        seeds.append({what: [w[what] for w in walks] for what in walks[0]} | {"accuracy": run.accuracy[0]})
-    return {what: np.array([s[what] for s in seeds]) for what in seeds[0]}
-
-
-def loss_range(result):
-    """Largest minus smallest loss on each walk: (seeds, walks)."""
-    return result["losses"].max(axis=2) - result["losses"].min(axis=2)
-
-
-def largest_change(result):
-    """The largest ||g' - g|| on a walk, median over walks and seeds."""
-    return np.median(result["change"].max(axis=2))
+        results.append((*zip(*walks), run.accuracy[0]))
+    losses, change, cosine, length, accuracy = (np.array(part) for part in zip(*results))
+    return {"losses": losses, "range": losses.max(axis=2) - losses.min(axis=2), "change": change,
+            "largest change": change.max(axis=2), "cosine": cosine, "length": length, "accuracy": accuracy}
 
 
 # %% [markdown]
 # ## Predict
 #
 # On which of the two surfaces does the loss vary more, and by which factor? And after a step of 0.1: what is the cosine, with
-# and without BatchNorm? Write down three numbers.
+# and without BatchNorm? Write down three numbers. (In the first figure the band is the range over the four step sizes,
+# the line its middle; from the second on, the range and median over seeds.)
 #
 # ## Run
 
@@ -119,41 +105,36 @@ def largest_change(result):
 BN, PLAIN = "with BatchNorm", "without BatchNorm"
 relu = {name: train_and_walk(lambda seed: network(seed, name == BN, 5, 64, "relu", "he_normal"), lr=0.1, batch_size=64)
         for name in (BN, PLAIN)}
-print("\n5 x 64 ReLU, learning rate 0.1, 100 steps; medians over 10 walks and 5 seeds")
+print("\n5 x 64 ReLU, learning rate 0.1, 100 steps; medians over 10 walks and 5 seeds\n"
+      "range: of the loss; largest change: of the gradient, |g' - g|; length: |g|")
 for name, r in relu.items():
-    print(f"{name:17}: range of the loss {np.median(loss_range(r)):.2f}, largest |g' - g| {largest_change(r):.2f}, "
-          f"cosine {np.median(r['cosine']):+.2f}, |g| {np.median(r['length']):.2f}; accuracy {np.median(r['accuracy']):.3f}")
+    print(f"{name:17}: " + ", ".join(f"{what} {np.median(r[what]):.2f}" for what in ("range", "largest change", "cosine",
+                                                                                     "length", "accuracy")))
     print(" " * 19 + "effective beta at step size " + ", ".join(
         f"{size}: {np.median(r['change'][:, :, i] / (size * r['length'])):.1f}" for i, size in enumerate(SIZES)))
 
 # %%
-every_ten = np.arange(0, 100, 10)
-
-
 def draw_losses(results, ax):
     """For each walk the range of the loss (median over seeds), as a band around its middle."""
     for number, (name, r) in enumerate(results.items()):
-        plotting.band(every_ten, np.median(r["losses"], axis=0).T, name, number, ax)
+        plotting.band(range(0, 100, 10), np.median(r["losses"], axis=0).T, name, number, ax)
     ax.set(xlabel="training step", ylabel="loss at the four places\nalong the gradient")
 
 
-ranges = {name: np.median(loss_range(r)) for name, r in relu.items()}
+ranges = {name: np.median(r["range"]) for name, r in relu.items()}
 fig, ax = plotting.figure(size=(11, 6), title="Along the gradient the loss varies by "
                                               f"{ranges[BN]:.2f} with BatchNorm, {ranges[PLAIN]:.2f} without")
 draw_losses(relu, ax)
 plotting.legend(ax)
 lesson.show(fig, "loss")
 
-# %% [markdown]
-# The band is the range over the four step sizes (median over five seeds), the line its middle.
-
 # %%
 cosine = {name: np.median(r["cosine"]) for name, r in relu.items()}
 fig, axes = plotting.figure(1, 2, size=(14, 6.5), title="After a step of 0.1 the cosine between the old gradient and the new\n"
                             f"is {cosine[BN]:+.2f} with BatchNorm, {cosine[PLAIN]:+.2f} without")
 for number, (name, r) in enumerate(relu.items()):
-    plotting.band(every_ten, r["change"].max(axis=2), name, number, axes[0])
-    plotting.band(every_ten, r["cosine"], name, number, axes[1])
+    plotting.band(range(0, 100, 10), r["largest change"], name, number, axes[0])
+    plotting.band(range(0, 100, 10), r["cosine"], name, number, axes[1])
 axes[0].set(xlabel="training step", ylabel="largest $\\|g' - g\\|$", ylim=(0, None))
 axes[1].set(xlabel="training step", ylabel="cosine of the angle\nbetween $g$ and $g'$ at 0.1", ylim=(-1, 1))
 plotting.legend(axes[0])
@@ -181,7 +162,9 @@ lesson.show(fig, "gradient")
 # eigenvalue $\lambda_{max}$, the curvature in the most curved direction (Lanczos' method): start at random, let each direction
 # be $H$ times the one before, made perpendicular to all of them, and look at $H$ within these directions only.
 #
-# ReLU has kinks, and a second derivative knows nothing of a kink. So here the network is 4 x 64 with tanh.
+# ReLU has kinks, and a second derivative knows nothing of a kink. So here the network is 4 x 64 with tanh. Predict: at
+# learning rate 0.1, which curvature is too much for gradient descent? (Lesson 3: a step overshoots and grows where
+# $\lambda > 2 / \text{lr}$.) Will the plain network stay below?
 
 
 # %%
@@ -209,38 +192,32 @@ def extreme_eigenvalues(model, x, y, directions=20):
     return eigenvalues[0], eigenvalues[-1]
 
 
-# %% [markdown]
-# Predict: at learning rate 0.1, which curvature is too much for gradient descent? (Lesson 3: a step overshoots and grows
-# where $\lambda > 2 / \text{lr}$.) Will the plain network stay below?
-
 # %%
-LR, looks = 0.1, (0, 20, 40, 70, 100)
+LR, looks = 0.1, range(0, 101, 25)
 x, y = data[0][0][:256], data[0][1][:256]
 curvature = {}
 for name in (BN, PLAIN):
     rows = []
     for seed in lesson.seeds(3):
-        model, step, row = network(seed, name == BN, 4, 64, "tanh", "glorot_uniform", fused=False).build(784), 0, []
-        for stop in looks:
-            if stop > step:
-                experiments.run(model, data, optimizer=optim.SGD(lr=LR), steps=stop - step, batch_size=64)
+        model, row = network(seed, name == BN, 4, 64, "tanh", "glorot_uniform", fused=False).build(784), []
+        for _ in looks:
             row.append(extreme_eigenvalues(model, x, y))
-            step = stop
+            experiments.run(model, data, optimizer=optim.SGD(lr=LR), steps=25, batch_size=64)
         rows.append(row)
     curvature[name] = np.array(rows)  # (seeds, looks, 2)
-    print(f"{name:17}: largest / smallest eigenvalue after " + ", ".join(
-        f"{stop}: {high:.1f} / {low:.1f}" for stop, (low, high) in zip(looks, np.median(curvature[name], axis=0))))
+    print(f"{name:17}: largest / smallest eigenvalue at step " + ", ".join(
+        f"{step}: {high:.1f} / {low:.1f}" for step, (low, high) in zip(looks, np.median(curvature[name], axis=0))))
 
 # %%
 sharpest = {name: np.median(curvature[name][:, 1:, 1]) for name in (BN, PLAIN)}
-fig, ax = plotting.figure(size=(11, 6), title="The largest curvature from step 20 on: "
+fig, ax = plotting.figure(size=(11, 6), title="The largest curvature from step 25 on: "
                                               f"{sharpest[BN]:.1f} with BatchNorm, {sharpest[PLAIN]:.1f} without")
 for number, name in enumerate((BN, PLAIN)):
     plotting.band(looks, curvature[name][:, :, 1], name, number, ax)
 ax.axhline(2 / LR, color="0.4", linewidth=1.5, linestyle=":")
 ax.annotate(f"2 / lr = {2 / LR:.0f}: steps overshoot and grow", (0.5, 2 / LR), (0, 4), textcoords="offset points",
             xycoords=ax.get_yaxis_transform(), va="bottom", color="0.3", fontsize=14)
-ax.set(xlabel="training step", ylabel="largest eigenvalue of the Hessian", ylim=(0, None))
+ax.set(xlabel="training step", ylabel="largest eigenvalue of the Hessian", ylim=(0, 1.1 * ax.get_ylim()[1]))
 plotting.legend(ax)
 lesson.show(fig, "curvature")
 
@@ -258,12 +235,8 @@ lesson.show(fig, "curvature")
 # %%
 sigmoid = {name: train_and_walk(lambda seed: network(seed, name == BN, 3, 100, "sigmoid", initializers.normal(0.1)), lr=0.5,
                                 batch_size=60) for name in (BN, PLAIN)}
-plateau = {name: np.median(loss_range(r)) for name, r in sigmoid.items()}
+plateau = {name: np.median(r["range"]) for name, r in sigmoid.items()}
 reached = {name: np.median(r["accuracy"]) for name, r in sigmoid.items()}
-for name in (BN, PLAIN):
-    print(f"{name:17}: range of the loss {plateau[name]:.2f}, accuracy at step 100 {reached[name]:.3f}")
-
-# %%
 fig, ax = plotting.figure(size=(11, 6.5), title="The flatter surface is that of the network that does not learn:\n"
                           f"range {plateau[PLAIN]:.2f} and accuracy {reached[PLAIN]:.2f}; "
                           f"with BatchNorm {plateau[BN]:.2f} and {reached[BN]:.2f}")
@@ -281,12 +254,12 @@ lesson.show(fig, "plateau")
 # %%
 print()
 lesson.check("ReLU: range of the loss without / with BatchNorm", ranges[PLAIN] / ranges[BN], at_least=4)
-lesson.check("ReLU: largest |g' - g| without / with BatchNorm", largest_change(relu[PLAIN]) / largest_change(relu[BN]),
-             at_least=2)
+lesson.check("ReLU: largest |g' - g| without / with BatchNorm", np.median(relu[PLAIN]["largest change"])
+             / np.median(relu[BN]["largest change"]), at_least=2)
 lesson.check("ReLU: cosine after a step of 0.1 with BatchNorm", cosine[BN], at_least=0.2)
 lesson.check("ReLU: cosine after a step of 0.1 without BatchNorm", cosine[PLAIN], at_most=0, claim=False)
-lesson.check("tanh: largest eigenvalue without / with BatchNorm from step 20 on", sharpest[PLAIN] / sharpest[BN], at_least=1.3)
-lesson.check("tanh: smallest eigenvalue from step 20 on, the larger of the two networks'",
+lesson.check("tanh: largest eigenvalue without / with BatchNorm from step 25 on", sharpest[PLAIN] / sharpest[BN], at_least=1.3)
+lesson.check("tanh: smallest eigenvalue from step 25 on, the larger of the two networks'",
              max(np.median(curvature[name][:, 1:, 0]) for name in (BN, PLAIN)), at_most=0, claim=False)
 lesson.check("sigmoid, reversed: range of the loss with / without BatchNorm", plateau[BN] / plateau[PLAIN], at_least=1.2)
 lesson.check("sigmoid: accuracy with - without BatchNorm at step 100", reached[BN] - reached[PLAIN], at_least=0.4)
