@@ -39,7 +39,8 @@ missed = 1 - len(np.unique(rng.integers(0, 1000, 1000))) / 1000
 print(f"1000 images in batches of 64: {len(epoch) - 1} full batches and one of {len(epoch[-1])}; "
       f"each image is used {times_used.min()} to {times_used.max()} times")
 print(f"drawn with replacement, an epoch misses {missed:.1%} of the images")
-print("129 images in batches of 64 give batches of", [len(batch) for batch, _ in datasets.batches(numbers[:129], numbers[:129], 64)])
+few = numbers[:129]
+print("129 images in batches of 64 give batches of", [len(batch) for batch, _ in datasets.batches(few, few, 64)])
 
 # %% [markdown]
 # Why 65 in the last line? The last image would have been alone, and a batch of one is a special case: see below.
@@ -84,10 +85,11 @@ for i, seed in enumerate(lesson.seeds(3)):
           + ", ".join(f"{value:.3f}" for value in noises[-1]))
 
 # %%
-typical = np.maximum(np.median(noises, axis=0), 1e-4)  # below 1e-4 there is nothing but rounding
+typical = np.maximum(np.mean(noises, axis=0), 1e-4)  # below 1e-4 there is nothing but rounding
 large = sizes >= 16
 slope = np.polyfit(np.log(sizes[large]), np.log(typical[large]), 1)[0]
-fig, ax = plotting.figure(title=f"The noise of a sample's logits falls with the batch size, with slope {slope:.2f}", size=(11, 6))
+fig, ax = plotting.figure(title=f"The noise of a sample's logits falls with the batch size, with slope {slope:.2f}",
+                          size=(11, 6))
 plotting.band(sizes, np.maximum(noises, 1e-4), "measured, 3 networks", 0, ax)
 ax.plot(sizes, typical[4] * np.sqrt(sizes[4] / sizes), ":", color="0.3", linewidth=2.5, label="slope $-1/2$")
 ax.set(xlabel="batch size", ylabel="standard deviation of the logits\nover random companions", xscale="log", yscale="log",
@@ -104,9 +106,9 @@ lesson.show(fig, "noise")
 #
 # ## How small may a batch be?
 #
-# Of two numbers one lies above the mean and one below, at the same distance. So $\hat x$ is 1 or $-1$, whatever the numbers were:
-# in a batch of two BatchNorm says which of the two is larger and forgets by how much. In general
-# $|\hat x_i| \le \sqrt{m - 1}$. We look at what the first BatchNorm makes of real numbers, those of the Dense layer before it.
+# Of two numbers one lies above the mean and one below, at the same distance. So $\hat x$ is 1 or $-1$, whatever the
+# numbers were: in a batch of two BatchNorm says which of the two is larger and forgets by how much. In general
+# $|\hat x_i| \le \sqrt{m - 1}$. We look at what the first BatchNorm makes of the numbers that its Dense layer gives.
 
 # %%
 first_layer = model.layers[0](x_train[:2048]).numpy()
@@ -152,17 +154,18 @@ def one_epoch(batch_norm, size, seed):
     return {"accuracy": result.accuracy[-1], "exact": exact}
 
 
-small = experiments.sweep({"batch_norm": [True, False], "size": [2, 4, 8, 64, 256], "seed": lesson.seeds(2)}, one_epoch)
-sizes = small.axes["size"]
-by_size = dict(zip(["with BatchNorm", "without BatchNorm"], small.array("accuracy")))
-gap = dict(zip(sizes, np.mean(by_size["with BatchNorm"] - by_size["without BatchNorm"], axis=1)))
-for size, with_bn, exact, without in zip(sizes, by_size["with BatchNorm"], small.array("exact")[0], by_size["without BatchNorm"]):
-    print(f"batches of {size:3}: test accuracy {with_bn.mean():.3f} with BatchNorm ({exact.mean():.3f} with exact statistics), "
-          f"{without.mean():.3f} without")
+small = experiments.sweep({"batch_norm": [True, False], "size": [2, 4, 8, 64, 256], "seed": lesson.seeds(3)}, one_epoch)
+BN, PLAIN = "with BatchNorm", "without BatchNorm"
+sizes, by_size = small.axes["size"], dict(zip([BN, PLAIN], small.array("accuracy")))  # arrays (sizes, seeds)
+mean = {name: table.mean(axis=1) for name, table in by_size.items()}
+gap = dict(zip(sizes, mean[BN] - mean[PLAIN]))
+for size, with_bn, exact, without in zip(sizes, mean[BN], small.array("exact")[0].mean(axis=1), mean[PLAIN]):
+    print(f"batches of {size:3}: test accuracy {with_bn:.3f} with BatchNorm ({exact:.3f} with exact statistics), "
+          f"{without:.3f} without")
 
 # %%
-fig, ax = plotting.figure(title=f"BatchNorm's effect on accuracy: {gap[256]:+.2f} in batches of 256, {gap[2]:+.2f} in batches of 2",
-                          size=(11.5, 6))
+fig, ax = plotting.figure(size=(11.5, 6), title=f"BatchNorm's effect on accuracy: {gap[256]:+.2f} in batches of 256, "
+                                                f"{gap[2]:+.2f} in batches of 2")
 for i, (name, accuracy) in enumerate(by_size.items()):
     plotting.band(sizes, accuracy.T, name, i, ax)
 ax.set(xlabel="batch size", ylabel="test accuracy after one epoch\n(at most 800 steps)", ylim=(0, 1), xscale="log",
@@ -172,9 +175,9 @@ plotting.legend(ax)
 lesson.show(fig, "batch_size")
 
 # %% [markdown]
-# The failure at 2 is a failure of *training*: exact statistics do not repair it. In a batch of two the images get exactly opposite
-# numbers from the first BatchNorm, and these depend only on the difference of the two. So a logit says as much about
-# the companion as about the image itself. (From 64 to 256 both curves fall because an epoch has fewer steps.)
+# The failure at 2 is a failure of *training*: exact statistics do not repair it. In a batch of two the images get exactly
+# opposite numbers from the first BatchNorm, and these depend only on the difference of the two. So a logit says as much
+# about the companion as about the image itself. (From 64 to 256 both curves fall because an epoch has fewer steps.)
 #
 # ## Does the noise regularise?
 #
@@ -210,7 +213,8 @@ fig, ax = plotting.figure(title=f"Groups of 4 learn {wrong[0].mean():.0%} of the
                                 f"whole batches {wrong[3].mean():.0%}", size=(11, 6))
 plotting.band(groups, wrong[:-1].T, "wrong labels learnt", 0, ax)
 plotting.band(groups, test[:-1].T, "accuracy on the test set", 2, ax)
-ax.set(xlabel="group size within batches of 128", ylabel="share", ylim=(0, 1.02), xscale="log", xticks=groups, xticklabels=groups)
+ax.set(xlabel="group size within batches of 128", ylabel="share", ylim=(0, 1.02), xscale="log", xticks=groups,
+       xticklabels=groups)
 ax.minorticks_off()
 plotting.legend(ax)
 lesson.show(fig, "wrong_labels")
@@ -222,22 +226,23 @@ lesson.show(fig, "wrong_labels")
 #
 # ## Does BatchNorm regularise?
 #
-# That is another question. We take 500 images with their true labels, few enough to overfit, batches of 50, 200 steps, and compare
-# the test accuracy with and without BatchNorm. Each network may choose the better of two learning rates.
+# That is another question. We take 500 images with their true labels, few enough to overfit, batches of 50, 200 steps, and
+# compare the test accuracy with and without BatchNorm. Each network may choose the better of two learning rates.
 
 
 # %%
 def few_images(batch_norm, lr, seed):
     chosen = np.random.default_rng(seed).permutation(len(x_train))[:500]
-    result = experiments.run(network(seed, batch_norm), ((x_train[chosen], y_train[chosen]), data[1]), optimizer=optim.SGD(lr=lr),
-                             steps=200, batch_size=50, eval_steps=[200])
+    few = (x_train[chosen], y_train[chosen]), data[1]
+    result = experiments.run(network(seed, batch_norm), few, optimizer=optim.SGD(lr=lr), steps=200, batch_size=50,
+                             eval_steps=[200])
     return {"test": result.accuracy[-1], "loss": result.final_loss()}
 
 
-few = experiments.sweep({"batch_norm": [True, False], "lr": [0.1, 0.3], "seed": lesson.seeds(3)}, few_images)
-accuracy = few.array("test")
-for name, losses, table in zip(by_size, few.array("loss"), accuracy):
-    for lr, loss, row in zip(few.axes["lr"], losses, table):
+regularised = experiments.sweep({"batch_norm": [True, False], "lr": [0.1, 0.3], "seed": lesson.seeds(3)}, few_images)
+accuracy = regularised.array("test")
+for name, losses, table in zip([BN, PLAIN], regularised.array("loss"), accuracy):
+    for lr, loss, row in zip(regularised.axes["lr"], losses, table):
         print(f"{name:17}, rate {lr}: training loss {loss.mean():.3f}, test accuracy by seed "
               + ", ".join(f"{value:.3f}" for value in row))
 best = [table[table.mean(axis=1).argmax()] for table in accuracy]
@@ -245,11 +250,11 @@ difference = best[0].mean() - best[1].mean()
 
 # %%
 fig, ax = plotting.figure(title=f"500 images: BatchNorm changes the test accuracy by {difference:+.3f}", size=(11, 5))
-for i, (name, values) in enumerate(zip(by_size, best)):
+for i, (name, values) in enumerate(zip([BN, PLAIN], best)):
     ax.plot(values, np.full(len(values), i), "os"[i], color=plotting.LOOKS[i][0], markersize=14, alpha=0.7)
     ax.plot([values.mean()] * 2, [i - 0.25, i + 0.25], color=plotting.LOOKS[i][0], linewidth=3)
-ax.set(xlabel="test accuracy (a mark for each of 3 seeds, a line at their mean)", yticks=[0, 1], yticklabels=list(by_size),
-       ylim=(1.6, -0.6))
+ax.set(xlabel="test accuracy (a mark for each of 3 seeds, a line at their mean)", yticks=[0, 1], yticklabels=[BN, PLAIN],
+       xlim=np.mean(best) + np.array([-0.05, 0.05]), ylim=(1.6, -0.6))
 lesson.show(fig, "few_images")
 
 # %% [markdown]
@@ -283,8 +288,8 @@ lesson.finish()
 #
 # 1. Easy: which group size learns half of the wrong labels? Try 5, 6 and 7. The last group of a batch can be smaller.
 # 2. Easy: show that $|\hat x_i| \le \sqrt{m - 1}$, and construct a batch of 4 in which it is an equality.
-# 3. Medium: never shuffle (`fit(..., shuffle=False)`): every image then has the same companions for ever. Are more
-#    wrong labels learnt by heart?
+# 3. Medium: never shuffle (`model.shuffle_rng = None` before the training): every image then has the same companions for
+#    ever. With groups of 4, are more wrong labels learnt by heart?
 # 4. Medium: take the network without BatchNorm and put `Dropout(0.5)` after each activation. Compare with groups of 4.
 # 5. Medium: put $m = 2$ into the backward formula of lesson 5. For which units is the gradient not nearly 0?
 # 6. Research: Luo et al. say that BatchNorm acts like normalising with population statistics plus a decay of $\gamma$. Set

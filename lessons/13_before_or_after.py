@@ -116,8 +116,8 @@ for activation in INITIALIZERS:
 # %%
 means = {key: x.mean() for key, x in arrived.items()}
 fig, axes = plotting.figure(3, 2, size=(13, 9), sharex=True, sharey=True,
-                            title="What the next layer receives: mean "
-                                  f"{means['relu', BEFORE]:.2f} with BatchNorm before the ReLU, {abs(means['relu', AFTER]):.2f} after")
+                            title=f"What the next layer receives: mean {means['relu', BEFORE]:.2f} with BatchNorm before "
+                                  f"the ReLU, {abs(means['relu', AFTER]):.2f} after")
 bins = np.arange(-3.05, 4.1, 0.1)
 for column, activation in zip(axes.T, INITIALIZERS):
     for i, (ax, place) in enumerate(zip(column, (BEFORE, NONE, AFTER))):
