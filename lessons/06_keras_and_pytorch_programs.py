@@ -263,8 +263,8 @@ lesson.check("text 002, PyTorch: of the counts (51018, 129) are different", diff
 lesson.check("as printed: smallest loss of a batch", losses["as printed"].min(), at_least=1.4611, claim=False)
 lesson.check("as printed: test accuracy", accuracies["as printed"][-1], at_least=0.88, claim=False)
 lesson.check("corrected: mean loss of epoch 5", in_epoch_5["corrected"].mean(), at_most=0.5, claim=False)
-lesson.check("corrected: test accuracy", accuracies["corrected"][-1], at_least=0.9, claim=False)
-lesson.check("text 002, Keras: test accuracy", history.history["val_accuracy"][-1], at_least=0.9, claim=False)
+lesson.check("corrected: test accuracy", accuracies["corrected"][-1], at_least=0.88, claim=False)
+lesson.check("text 002, Keras: test accuracy", history.history["val_accuracy"][-1], at_least=0.88, claim=False)
 for lr, gain in gains.items():
     lesson.check(f"rate {lr}: size of BatchNorm's gain in accuracy, step {STEPS}", abs(gain.mean()), at_most=0.02, claim=False)
 lesson.finish()
