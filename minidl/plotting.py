@@ -259,6 +259,11 @@ def show(fig, name):
     $MINIDL_FIGURES names another folder. A notebook shows the figure by itself and gets the file as well.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.font_manager import FontProperties
+    unstyled = FontProperties(size=plt.rcParams["axes.titlesize"]).get_size_in_points()
+    for ax in fig.axes:  # a panel's title set after `figure` has matplotlib's size, too small for the last row
+        if ax.title.get_fontsize() == unstyled:
+            ax.title.set_fontsize(STYLE["axes.titlesize"])
     if fig.canvas.required_interactive_framework:
         fig.canvas.manager.pyplot_show()  # blocks in a script, returns at once in an interactive session
         return

@@ -172,3 +172,12 @@ def close_figures():
     yield
     import matplotlib.pyplot as plt
     plt.close("all")
+
+
+def test_panel_titles_are_as_large_as_the_style_says_unless_the_author_chose(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDL_FIGURES", str(tmp_path))
+    fig, axes = plotting.figure(1, 2)
+    axes[0].set_title("large enough for the last row")
+    axes[1].set_title("chosen", fontsize=9)
+    plotting.show(fig, "titles")
+    assert [ax.title.get_fontsize() for ax in axes] == [plotting.STYLE["axes.titlesize"], 9]
