@@ -100,6 +100,10 @@ fig, ax = plotting.figure(size=(11, 6), title=f"{LEARNS:.0%} right: from {count[
                                               f"from {count[PLAIN]} without")
 for i, name in enumerate((BN, PLAIN)):
     plotting.band(SCALES, accuracy[name].T, name, i, ax)
+    died = np.isfinite(diverged_at[name]).any(axis=1)
+    if died.any():
+        ax.plot(SCALES[died], np.full(died.sum(), 0.1), "x", color=plotting.LOOKS[i][0], markersize=12, markeredgewidth=3,
+                label=f"{name}: diverged", zorder=5)
 ax.axhline(LEARNS, color="0.4", linewidth=1.2, linestyle=":")
 ax.set(xscale="log", ylim=(0, 1.03), xlabel="scale (standard deviation) of the initial weights",
        ylabel="training accuracy\nafter 200 steps")
