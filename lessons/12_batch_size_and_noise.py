@@ -141,7 +141,8 @@ print(f"in evaluation mode a single image is fine: its class is {model.eval()(x_
 # Predict: train with batches of 2, 4, 8, 64 and 256. At which sizes is the network with BatchNorm the better one?
 #
 # Each run is one epoch, at most 800 steps. The learning rate is 0.1 from 64 images on, and falls with the
-# square root of the size below; both networks get the same.
+# square root of the size below; both networks get the same. The figure shows medians and ranges over three seeds, the
+# printed numbers and the title are means.
 
 
 # %%
