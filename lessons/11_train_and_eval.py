@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11. Train and eval: which statistics, when?
 #
-# "Why is my validation accuracy bad although training is fine?" Of all questions about Batch Normalization this is asked
+# "Why is my validation accuracy bad although training is fine?" Of all questions about Batch Normalization users ask this one
 # most often. The answer: in training BatchNorm takes mean and variance from the batch, in evaluation it takes
 # them from somewhere else. Text 003, Chinese slides on TensorFlow, names two places: moving averages on one slide, the
 # expectation over the whole training set on another, as if they were the same. Are they?
@@ -270,7 +270,7 @@ lesson.show(fig, "modes")
 print()
 gap = {(step, a): np.median(population[:, at[step]] - moving[a][:, at[step]]) for step in (20, 50, 300) for a in MOMENTA}
 lesson.check("weights trained with three momenta, largest difference", different, at_most=0, claim=False)
-lesson.check("step 50: population statistics - momentum 0.001, accuracy", gap[50, 0.001], at_least=0.06)
+lesson.check("step 50: population statistics - momentum 0.001, accuracy", gap[50, 0.001], at_least=0.04)
 lesson.check("step 20: population statistics - momentum 0.01 (Keras' 0.99), accuracy", gap[20, 0.01], at_least=0.05)
 lesson.check("step 300: size of population statistics - momentum 0.1", abs(gap[300, 0.1]), at_most=0.02, claim=False)
 lesson.check("statistics of all training images - of 2 images, accuracy", lost[2], at_least=0.3)
