@@ -175,7 +175,7 @@ lesson.show(fig, "by_rate")
 # %% [markdown]
 # ## What others have measured
 #
-# A careful public comparison on ImageNet (images of 128 pixels, ReLU, one run each) is Mishkin's caffenet-benchmark.
+# A careful public comparison on ImageNet (images of 128 pixels, ReLU, one number for each network) is Mishkin's caffenet-benchmark.
 # It has results of both signs:
 
 # %%
