@@ -239,7 +239,7 @@ lesson.show(fig, "gradient_shift")
 # (Is that because BatchNorm's gradients are longer? The cosine does not depend on lengths, and 1 means "no shift".
 # It is printed above. Does it acquit the accused?)
 #
-# *BatchNorm steadies the inputs of a layer*: proved. *That this is why it helps*: not supported. One may still
+# *BatchNorm steadies the inputs of a layer*: confirmed. *That this is why it helps*: not supported. One may still
 # object that our networks are small and our noise is only one kind. But who says "because of internal covariate
 # shift" now owes us an experiment. The next lesson looks at another suspect, the surface of the loss.
 
