@@ -227,7 +227,7 @@ for ax, net in zip(axes, nets):
     for number, name in enumerate((BN, PLAIN)):
         plotting.band(np.arange(0, 200, 20), shift[net, name], name, number, ax)
     ax.set(xlabel="training step", ylabel="$\\|G' - G\\|$ of layer 3", ylim=(0, None),
-           title=f"{net}: accuracy {reached[net, BN]:.2f} with, {reached[net, PLAIN]:.2f} without")
+           title=f"{net}:\naccuracy {reached[net, BN]:.2f} with, {reached[net, PLAIN]:.2f} without")
 plotting.legend(axes[0])
 lesson.show(fig, "gradient_shift")
 
