@@ -5,6 +5,7 @@ The rule is by type, in the order of assignment: a Parameter is trained, a NumPy
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -43,8 +44,9 @@ class Module:
 
     def register_forward_hook(self, function):
         """Call function(module, inputs, output) after every forward until .remove() of what this returns; inputs is a tuple."""
-        self.forward_hooks = (*self.forward_hooks, function)
-        return _HookHandle(self, function)
+        hook = partial(function)  # an object of its own, should the same function be registered twice
+        self.forward_hooks = (*self.forward_hooks, hook)
+        return _HookHandle(self, hook)
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
@@ -208,11 +210,11 @@ def _cast(value, dtype):
 
 
 class _HookHandle:
-    def __init__(self, module, function):
-        self.module, self.function = module, function
+    def __init__(self, module, hook):
+        self.module, self.hook = module, hook
 
     def remove(self):
-        self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.function)
+        self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.hook)
 
 
 @contextmanager
