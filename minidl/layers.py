@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import functional as F
-from .data import batches
 from .initializers import INITIALIZERS, zeros
 from .module import Module, Parameter, as_shape, evaluation, lookup
 from .tensor import Tensor, no_grad
@@ -297,8 +296,8 @@ def estimate_population_statistics(model, x, batch_size=256):
     """Set all running statistics of model's BatchNorms to averages over the whole of x, instead of the latest batches.
 
     Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the unbiased batch
-    variances. x: training inputs (n, ...). Only BatchNorm works in training mode meanwhile; no weight changes.
-    Statistics that are frozen are set too, as this asks for it, and stay frozen.
+    variances. x: training inputs (n, ...), cut into batches of at least batch_size. Only BatchNorm works in training
+    mode meanwhile; no weight changes. Statistics that are frozen are set too, as this asks for it, and stay frozen.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
     settings = {"momentum": None, "updates": np.zeros((), np.int64), "frozen_statistics": False, "latest": None}
@@ -307,7 +306,7 @@ def estimate_population_statistics(model, x, batch_size=256):
         for layer in layers:
             vars(layer).update(settings, training=True)
         try:
-            for xb, _ in batches(x, x, batch_size):
+            for xb in np.array_split(x, max(1, len(x) // batch_size)):  # alike in size, as each counts the same
                 model(xb)
             for layer in layers:
                 layer.estimated = True

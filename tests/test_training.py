@@ -342,6 +342,8 @@ def test_population_statistics_are_those_of_the_whole_set_and_nothing_else_chang
     assert np.allclose(norm.running_mean, z.mean(axis=0), atol=1e-5)
     assert np.allclose(norm.running_var, z.var(axis=0, ddof=1), rtol=1e-4)
     assert settings == (norm.momentum, norm.updates, [m.training for m in model.modules()])
+    estimate_population_statistics(model, x, batch_size=len(x) - 2)  # a batch of two would weigh as much as all others
+    assert np.allclose(norm.running_mean, z.mean(axis=0), atol=1e-5)
     assert same(parameters, [p.data for p in model.parameters()])
 
 
