@@ -230,8 +230,13 @@ def evaluation(module):
 
 
 def as_shape(shape):
-    """A tuple from a tuple or a single number; None stays None: not known yet."""
-    return shape if shape is None else tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    """A tuple from a tuple or a single number; None stays None: not known yet. ValueError for what is no shape."""
+    if shape is None:
+        return None
+    result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    if not all(isinstance(n, (int, np.integer)) and n > 0 for n in result):
+        raise ValueError(f"a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got {shape!r}")
+    return result
 
 
 def lookup(name, table, what):

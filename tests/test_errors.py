@@ -91,6 +91,9 @@ ERRORS = {
         lambda: net(input_shape=20)(Tensor(X.astype(float))), TypeError,
         "dense Dense(20 -> 16) holds float32 weights but got a float64 Tensor: use x.astype(np.float32), or "
         "model.astype(np.float64)"),
+    "Keras' shape with a batch axis": (
+        lambda: net().build((None, 20)), ValueError,
+        "a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got (None, 20)"),
     # --- Names
     "unknown activation": (
         lambda: Activation("rleu"), ValueError,
