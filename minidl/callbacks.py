@@ -4,7 +4,7 @@ import math
 from numbers import Real
 from pathlib import Path
 
-from .files import replacing
+from .files import checked_suffix, replacing
 from .plotting import LOOKS, figure, legend
 
 
@@ -103,7 +103,7 @@ class LearningRateScheduler(Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Ask the schedule. Raises ValueError for what is no learning rate."""
-        lr = self.schedule(epoch, self.optimizer.lr)
+        lr = self.schedule(epoch, self.optimizer.current_lr)
         if not isinstance(lr, Real) or not 0 <= lr < math.inf:
             raise ValueError(f"the schedule must return a learning rate, a number from 0 up, but gave {lr!r} for epoch {epoch}")
         self.optimizer.lr = float(lr)
@@ -174,8 +174,9 @@ class ModelCheckpoint(_Monitor):
         self.path, self.save_best_only = Path(path), save_best_only
 
     def on_train_begin(self, logs=None):
-        """Forget an earlier run; FileNotFoundError where there is no such folder."""
+        """Forget an earlier run. FileNotFoundError where there is no such folder, ValueError for an unknown suffix."""
         super().on_train_begin()
+        checked_suffix(self.path)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"ModelCheckpoint cannot write {self.path}: there is no folder {self.path.parent}")
 

@@ -114,19 +114,20 @@ def save(path, arrays):
     Arrays are of bool, integers or floats up to 64 bits, of any shape. Raises ValueError for others, for names that some
     format cannot hold and for another suffix; an old file is then untouched.
     """
-    _by_suffix(path, write_npz, write_safetensors)(path, arrays)
+    (write_npz if checked_suffix(path) == ".npz" else write_safetensors)(path, arrays)
 
 
 def load(path):
     """The dict of name -> array in a .npz or .safetensors file; ValueError if it is damaged or has another suffix."""
-    return _by_suffix(path, read_npz, read_safetensors)(path)
+    return (read_npz if checked_suffix(path) == ".npz" else read_safetensors)(path)
 
 
-def _by_suffix(path, npz, safetensors):
+def checked_suffix(path):
+    """The suffix of path, .npz or .safetensors; ValueError for any other."""
     suffix = Path(path).suffix
     if suffix not in (".npz", ".safetensors"):
         raise ValueError(f"{path}: the suffix says how arrays are stored and must be .npz or .safetensors, not {suffix!r}")
-    return npz if suffix == ".npz" else safetensors
+    return suffix
 
 
 def _storable(path, arrays):
