@@ -278,6 +278,10 @@ def test_accuracy_with_one_output_compares_with_one_half():
     assert training.accuracy(outputs, np.array([1, 0, 0, 0])) == 0.75
     with pytest.raises(ValueError, match="labels 0 and 1"):
         training.accuracy(outputs, np.array([3, 1, 2, 0]))
+    model = Sequential([Dense(1)]).compile(loss="binary_cross_entropy_with_logits", metrics=["accuracy"])
+    x, y = toy()
+    labels = model.predict(x) > 0  # a logit of 0 is a probability of one half
+    assert model.evaluate(x, labels, return_dict=True)["accuracy"] == 1
 
 
 def test_a_binary_classifier_trains_without_warnings():
