@@ -4,7 +4,7 @@ import math
 from numbers import Real
 from pathlib import Path
 
-from .files import checked_suffix, replacing
+from .files import checked_suffix, write_csv
 from .plotting import LOOKS, figure, legend
 
 
@@ -35,9 +35,7 @@ class History:
     def to_csv(self, path, steps=False):
         """Write a table with a header: a row per epoch, or with steps=True a row per step; both count from 0."""
         table = {"step": range(len(self.steps["loss"])), **self.steps} if steps else {"epoch": self.epoch, **self.history}
-        rows = [table, *zip(*table.values())]
-        with replacing(path) as file:
-            file.write("".join(",".join(map(str, row)) + "\n" for row in rows).encode())
+        write_csv(path, table, zip(*table.values()))
 
     def plot(self):
         """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure, for `plotting.show`."""

@@ -5,6 +5,7 @@ file's bytes, which gives the usual OSErrors, then parses them: whatever is wron
 names file and fault, and no more memory is taken than the file's size justifies (`_check_announced`).
 """
 
+import csv
 import gzip
 import io
 import json
@@ -259,3 +260,11 @@ def write_safetensors(path, arrays, metadata=None):
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in arrays:
             file.write(array.tobytes())
+
+
+def write_csv(path, names, rows):
+    """A CSV file with a line of names and one line per row, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

@@ -1,8 +1,6 @@
 """Sweeps: one job for every point of a grid, and the same table whoever does the work."""
 
-import csv
 import hashlib
-import io
 import json
 import sys
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import load, replacing, save
+from .files import load, save, write_csv
 from .progress import bar
 
 
@@ -102,11 +100,3 @@ def _describe(value):
             return [value.__module__, value.__qualname__, source and hashlib.sha256(Path(source).read_bytes()).hexdigest()]
     raise ValueError(f"{value!r} has no name that a later run would know: a sweep with a cache takes numbers, strings, arrays "
                      "and functions defined at the top of a file")
-
-
-def write_csv(path, names, rows):
-    """A CSV file with a line of names and one line per row, whole or not at all."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
