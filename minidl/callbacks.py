@@ -134,7 +134,8 @@ class EarlyStopping(_Monitor):
     """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs; restores the best weights.
 
     mode: "min", "max", or "auto": max for names with "accuracy". restore_best_weights: at the end of any run, stopped
-    or not (Keras' default is False). `best` and `best_epoch` say what was best.
+    or not (Keras' default is False); after an exception they are in `best_weights`. `best` and `best_epoch` say what
+    was best.
     """
 
     def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True):

@@ -105,7 +105,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
                 start = perf_counter()
                 logs = _step(model, xb, yb, loss, metrics, optimizer, history)
                 history.add_step(logs, perf_counter() - start)
-                steps.append(logs)
+                steps.append(logs.copy())  # callbacks may write into theirs
                 sizes.append(len(xb))
                 tell("on_train_batch_end", number, logs)
                 progress.advance(logs)

@@ -149,6 +149,11 @@ def test_a_lambda_callback_is_called_as_keras_calls_it():
     assert seen == [("begin", {}), (0, {}), (0, {}), ("end", {"loss", "accuracy"})]
 
 
+def test_what_a_callback_writes_into_its_logs_is_not_averaged():
+    spy = LambdaCallback(on_train_batch_end=lambda batch, logs: logs.update({f"mine_{batch}": 1.0}))
+    assert net().fit(X, Y, batch_size=32, verbose=0, callbacks=[spy]).history.keys() == {"loss", "accuracy"}
+
+
 def test_callbacks_work_for_a_module_without_compile():
     model, schedule = Sequential([Dense(3)]), LearningRateScheduler(lambda epoch, lr: 0.01)
     optimizer = optim.SGD(lr=1.0)
@@ -166,6 +171,10 @@ def test_csv_holds_every_number_exactly(tmp_path):
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == [index, *table] and [int(row[index]) for row in rows] == list(range(len(table["loss"])))
         assert all([float(row[key]) for row in rows] == values for key, values in table.items())
+    history = History()
+    history.add_epoch(3, {"a, b": 0.5})
+    history.to_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text().split("\n") == ['epoch,"a, b"', "3,0.5", ""]
 
 
 def test_the_plot_tells_training_from_validation_and_names_the_modes():
