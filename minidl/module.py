@@ -48,6 +48,10 @@ class Module:
         self.forward_hooks = (*self.forward_hooks, hook)
         return _HookHandle(self, hook)
 
+    def __getstate__(self):
+        """Copies and pickles go without the hooks: who watches this module does not watch its copy."""
+        return {key: value for key, value in vars(self).items() if key != "forward_hooks"}
+
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
         for path, part in self.named_modules():

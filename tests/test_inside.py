@@ -1,5 +1,7 @@
 """Looking inside changes nothing, and what it shows is what happened."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,16 @@ def test_recording_changes_no_bit_of_the_training_and_leaves_nothing_behind():
     assert all(part.forward_hooks == () for part in models[0].modules())
     assert _watchers.get() == () and log.outputs == {} and log.steps == [0, 1, 2, 3, 4, 5]
     assert {type(value) for column in log.values.values() for value in column.values()} == {float}  # no array is kept
+
+
+def test_a_model_can_be_copied_while_it_is_recorded_and_the_copy_is_not():
+    model = net().compile(optim.SGD(lr=0.1))
+    with record(model) as log:
+        model.fit(X, Y, verbose=0)
+        other, steps = copy.deepcopy(model), len(log.steps)
+        model.fit(X, Y, verbose=0)
+        other.fit(X, Y, verbose=0)
+    assert len(log.steps) == 2 * steps and all(np.array_equal(a, b) for a, b in zip(weights(model), weights(other)))
 
 
 def test_an_exception_and_hooks_of_ones_own_survive_a_record():
