@@ -4,7 +4,7 @@ import math
 from numbers import Real
 from pathlib import Path
 
-from .files import replacing
+from .files import checked_suffix, write_csv
 from .plotting import LOOKS, figure, legend
 
 
@@ -35,9 +35,7 @@ class History:
     def to_csv(self, path, steps=False):
         """Write a table with a header: a row per epoch, or with steps=True a row per step; both count from 0."""
         table = {"step": range(len(self.steps["loss"])), **self.steps} if steps else {"epoch": self.epoch, **self.history}
-        rows = [table, *zip(*table.values())]
-        with replacing(path) as file:
-            file.write("".join(",".join(map(str, row)) + "\n" for row in rows).encode())
+        write_csv(path, table, zip(*table.values()))
 
     def plot(self):
         """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure, for `plotting.show`."""
@@ -103,7 +101,7 @@ class LearningRateScheduler(Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Ask the schedule. Raises ValueError for what is no learning rate."""
-        lr = self.schedule(epoch, self.optimizer.lr)
+        lr = self.schedule(epoch, self.optimizer.current_lr)
         if not isinstance(lr, Real) or not 0 <= lr < math.inf:
             raise ValueError(f"the schedule must return a learning rate, a number from 0 up, but gave {lr!r} for epoch {epoch}")
         self.optimizer.lr = float(lr)
@@ -136,7 +134,8 @@ class EarlyStopping(_Monitor):
     """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs; restores the best weights.
 
     mode: "min", "max", or "auto": max for names with "accuracy". restore_best_weights: at the end of any run, stopped
-    or not (Keras' default is False). `best` and `best_epoch` say what was best.
+    or not (Keras' default is False); after an exception they are in `best_weights`. `best` and `best_epoch` say what
+    was best.
     """
 
     def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True):
@@ -174,8 +173,9 @@ class ModelCheckpoint(_Monitor):
         self.path, self.save_best_only = Path(path), save_best_only
 
     def on_train_begin(self, logs=None):
-        """Forget an earlier run; FileNotFoundError where there is no such folder."""
+        """Forget an earlier run. FileNotFoundError where there is no such folder, ValueError for an unknown suffix."""
         super().on_train_begin()
+        checked_suffix(self.path)
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"ModelCheckpoint cannot write {self.path}: there is no folder {self.path.parent}")
 

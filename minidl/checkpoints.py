@@ -34,8 +34,11 @@ def load_checkpoint(path, model, optimizer):
         optimizer.attach(model.parameters())
     before, generators = optimizer.state_dict(), _generators(model)
     try:
-        if "epochs" not in state or random.keys() != generators.keys() or ("lr" in state) == callable(optimizer.lr):
-            raise ValueError("it is no checkpoint of such a run: epochs, lr or random generators differ")
+        if "epochs" not in state or ("lr" in state) == callable(optimizer.lr):
+            raise ValueError("it is no checkpoint of such a run: epochs are missing, or lr is a schedule in one of them")
+        if different := random.keys() ^ generators.keys():
+            raise ValueError(f"not in both, file and model, are the random generators {', '.join(sorted(different))}; a "
+                             "Dropout outside a Sequential needs one of its own, rng=np.random.default_rng(seed)")
         epochs, lr, decoded = int(state["epochs"]), float(state.get("lr", 0)), {n: _decoded(a) for n, a in random.items()}
         for name, rng in generators.items():
             type(rng.bit_generator)().state = decoded[name]  # complains about a state that is none

@@ -16,9 +16,10 @@ import numpy as np
 from . import training
 from .callbacks import Callback
 from .data import load
+from .files import write_csv
 from .optim import SGD
 from .progress import table
-from .sweeps import sweep, write_csv
+from .sweeps import sweep
 
 
 @dataclass
@@ -131,11 +132,12 @@ class Comparison:
         rows = [head]
         for name, runs in self.runs.items():
             seconds, steps = self.array(name, "seconds"), runs[0].eval_steps
+            alive = np.isfinite(seconds[:, 1:])
             accuracies = [np.median(self.accuracy_at(name, s)) for s in at]  # NaN: half of the runs had diverged by then
             rows.append([name, *("diverged" if np.isnan(a) else f"{a:.3f}" for a in accuracies),
                          or_more(np.median(self.steps_to(name, target)), steps[-1], ".0f"),
-                         or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds), ".2f"),
-                         f"{1000 * np.nanmedian(seconds[:, 1:] / steps[1:]):.2f}"])
+                         or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds, initial=0), ".2f"),
+                         f"{1000 * np.median((seconds[:, 1:] / steps[1:])[alive]):.2f}" if alive.any() else "-"])
         return "\n".join(table(rows))
 
 

@@ -5,6 +5,7 @@ file's bytes, which gives the usual OSErrors, then parses them: whatever is wron
 names file and fault, and no more memory is taken than the file's size justifies (`_check_announced`).
 """
 
+import csv
 import gzip
 import io
 import json
@@ -114,19 +115,20 @@ def save(path, arrays):
     Arrays are of bool, integers or floats up to 64 bits, of any shape. Raises ValueError for others, for names that some
     format cannot hold and for another suffix; an old file is then untouched.
     """
-    _by_suffix(path, write_npz, write_safetensors)(path, arrays)
+    (write_npz if checked_suffix(path) == ".npz" else write_safetensors)(path, arrays)
 
 
 def load(path):
     """The dict of name -> array in a .npz or .safetensors file; ValueError if it is damaged or has another suffix."""
-    return _by_suffix(path, read_npz, read_safetensors)(path)
+    return (read_npz if checked_suffix(path) == ".npz" else read_safetensors)(path)
 
 
-def _by_suffix(path, npz, safetensors):
+def checked_suffix(path):
+    """The suffix of path, .npz or .safetensors; ValueError for any other."""
     suffix = Path(path).suffix
     if suffix not in (".npz", ".safetensors"):
         raise ValueError(f"{path}: the suffix says how arrays are stored and must be .npz or .safetensors, not {suffix!r}")
-    return npz if suffix == ".npz" else safetensors
+    return suffix
 
 
 def _storable(path, arrays):
@@ -258,3 +260,11 @@ def write_safetensors(path, arrays, metadata=None):
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in arrays:
             file.write(array.tobytes())
+
+
+def write_csv(path, names, rows):
+    """A CSV file with a line of names and one line per row, whole or not at all."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

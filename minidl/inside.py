@@ -46,9 +46,7 @@ class record:
 
     def __enter__(self):
         parts = [part for part in self.model.modules() if not any(part.children())]
-        self.hooks = [(part, vars(part).get("forward_hooks")) for part in parts]
-        for part in parts:
-            part.forward_hooks = [*part.forward_hooks, self.after_forward]
+        self.handles = [part.register_forward_hook(self.after_forward) for part in parts]
         self.token = _watchers.set((*_watchers.get(), self))
         return self
 
@@ -56,10 +54,8 @@ class record:
         _watchers.reset(self.token)
         self.compare_parameters()
         self.outputs = {}
-        for part, hooks in self.hooks:
-            del part.forward_hooks
-            if hooks is not None:
-                part.forward_hooks = hooks
+        for handle in self.handles:
+            handle.remove()
 
     def __getitem__(self, key):
         """log[row, statistic]: an array with one number per recorded step."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import functional as F
-from .data import batches
 from .initializers import INITIALIZERS, zeros
 from .module import Module, Parameter, as_shape, evaluation, lookup
 from .tensor import Tensor, no_grad
@@ -23,8 +22,8 @@ class Dense(Module):
 
     units: the number of outputs. activation: a name, a function, or None for none.
     kernel_initializer: a name or a function of (shape, rng); the bias starts at 0.
-    input_shape: the shape of one input, if it shall be known at once. rng: where the initial weights are
-    drawn from; a Sequential gives its own; without either, they differ from run to run.
+    input_shape: the shape of one input, if it shall be known at once. rng: where the initial weights are drawn
+    from, a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
     Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
     """
 
@@ -44,7 +43,7 @@ class Dense(Module):
         if self.input_shape is None:
             super().create_parameters()
         shape = (self.input_shape[-1], self.units)
-        rng = np.random.default_rng() if self.rng is None else self.rng
+        rng = np.random.default_rng(self.rng)  # a Generator stays what it is
         kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
@@ -258,7 +257,7 @@ class LayerNorm(Module):
 class Dropout(Module):
     """In training, set a share `rate` of the inputs to 0 and scale the others by 1 / (1 - rate).
 
-    rng: where the choice is drawn from; a Sequential gives its own. Srivastava et al. 2014.
+    rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own. Srivastava et al. 2014.
     """
 
     def __init__(self, rate, rng=None):
@@ -270,8 +269,7 @@ class Dropout(Module):
         """Any shape to the same shape; x itself in evaluation mode."""
         if not self.training or self.rate == 0:
             return x
-        if self.rng is None:
-            self.rng = np.random.default_rng()
+        self.rng = np.random.default_rng(self.rng)  # a Generator stays what it is
         kept = self.rng.random(x.shape, np.float32) >= self.rate
         return x * (kept.astype(x.dtype) / (1 - self.rate))
 
@@ -297,8 +295,8 @@ def estimate_population_statistics(model, x, batch_size=256):
     """Set all running statistics of model's BatchNorms to averages over the whole of x, instead of the latest batches.
 
     Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the unbiased batch
-    variances. x: training inputs (n, ...). Only BatchNorm works in training mode meanwhile; no weight changes.
-    Statistics that are frozen are set too, as this asks for it, and stay frozen.
+    variances. x: training inputs (n, ...), cut into batches of at least batch_size. Only BatchNorm works in training
+    mode meanwhile; no weight changes. Statistics that are frozen are set too, as this asks for it, and stay frozen.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
     settings = {"momentum": None, "updates": np.zeros((), np.int64), "frozen_statistics": False, "latest": None}
@@ -307,7 +305,7 @@ def estimate_population_statistics(model, x, batch_size=256):
         for layer in layers:
             vars(layer).update(settings, training=True)
         try:
-            for xb, _ in batches(x, x, batch_size):
+            for xb in np.array_split(x, max(1, len(x) // batch_size)):  # alike in size, as each counts the same
                 model(xb)
             for layer in layers:
                 layer.estimated = True

@@ -5,6 +5,7 @@ The rule is by type, in the order of assignment: a Parameter is trained, a NumPy
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -43,8 +44,13 @@ class Module:
 
     def register_forward_hook(self, function):
         """Call function(module, inputs, output) after every forward until .remove() of what this returns; inputs is a tuple."""
-        self.forward_hooks = (*self.forward_hooks, function)
-        return _HookHandle(self, function)
+        hook = partial(function)  # an object of its own, should the same function be registered twice
+        self.forward_hooks = (*self.forward_hooks, hook)
+        return _HookHandle(self, hook)
+
+    def __getstate__(self):
+        """Copies and pickles go without the hooks: who watches this module does not watch its copy."""
+        return {key: value for key, value in vars(self).items() if key != "forward_hooks"}
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
@@ -208,11 +214,11 @@ def _cast(value, dtype):
 
 
 class _HookHandle:
-    def __init__(self, module, function):
-        self.module, self.function = module, function
+    def __init__(self, module, hook):
+        self.module, self.hook = module, hook
 
     def remove(self):
-        self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.function)
+        self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.hook)
 
 
 @contextmanager
@@ -228,8 +234,13 @@ def evaluation(module):
 
 
 def as_shape(shape):
-    """A tuple from a tuple or a single number; None stays None: not known yet."""
-    return shape if shape is None else tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    """A tuple from a tuple or a single number; None stays None: not known yet. ValueError for what is no shape."""
+    if shape is None:
+        return None
+    result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    if not all(isinstance(n, (int, np.integer)) and n > 0 for n in result):
+        raise ValueError(f"a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got {shape!r}")
+    return result
 
 
 def lookup(name, table, what):

@@ -77,7 +77,7 @@ class Sequential(Module):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
         metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-        training.named_metrics(metrics)  # complains about unknown names
+        training.named_metrics(metrics, loss)  # complains about unknown names
         self.loss, self.optimizer, self.metrics = lookup(loss, training.LOSSES, "loss"), optimizer, metrics
         return self
 

@@ -1,8 +1,6 @@
 """Sweeps: one job for every point of a grid, and the same table whoever does the work."""
 
-import csv
 import hashlib
-import io
 import json
 import sys
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import load, replacing, save
+from .files import load, save, write_csv
 from .progress import bar
 
 
@@ -30,11 +28,11 @@ class Sweep:
         return values.reshape(*map(len, self.axes.values()), *values.shape[1:])
 
     def to_csv(self, path):
-        """One line per job: its settings and those of its results that are single numbers."""
-        names = [name for name, value in self.results[0].items() if np.ndim(value) == 0]
-        rows = [[*settings.values(), *(result[name] for name in names)]
+        """One line per job: its settings and those of its results that are single numbers; empty where a job has none."""
+        rows = [settings | {name: value for name, value in result.items() if np.ndim(value) == 0}
                 for settings, result in zip(self.settings, self.results)]
-        write_csv(path, [*self.settings[0], *names], rows)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        write_csv(path, names, [[row.get(name, "") for name in names] for row in rows])
 
 
 def sweep(grid, job, executor=None, cache=None):
@@ -98,14 +96,7 @@ def _describe(value):
         return [value.func, value.args, value.keywords]
     if callable(value) and "<" not in getattr(value, "__qualname__", "<"):
         source = getattr(sys.modules[value.__module__], "__file__", None)
-        return [value.__module__, value.__qualname__, hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else None]
+        if source or value.__module__ != "__main__":  # of a notebook's function nothing tells that it has changed
+            return [value.__module__, value.__qualname__, source and hashlib.sha256(Path(source).read_bytes()).hexdigest()]
     raise ValueError(f"{value!r} has no name that a later run would know: a sweep with a cache takes numbers, strings, arrays "
                      "and functions defined at the top of a file")
-
-
-def write_csv(path, names, rows):
-    """A CSV file with a line of names and one line per row, whole or not at all."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())

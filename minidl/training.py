@@ -41,6 +41,10 @@ def accuracy(outputs, y):
     return float((outputs.argmax(axis=1) == labels).mean())
 
 
+def _accuracy_of_logits(outputs, y):
+    return accuracy(F.sigmoid(outputs), y)
+
+
 METRICS = {"accuracy": accuracy, "mse": F.mse_loss}
 
 
@@ -69,7 +73,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
     the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
     """
-    loss, metrics = lookup(loss, LOSSES, "loss"), named_metrics(metrics)
+    loss = lookup(loss, LOSSES, "loss")
+    metrics = named_metrics(metrics, loss)
     _check_whole("epochs", epochs, 0)
     _check_whole("initial_epoch", initial_epoch, 0)
     _check_whole("batch_size", batch_size, 1)
@@ -100,7 +105,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
                 start = perf_counter()
                 logs = _step(model, xb, yb, loss, metrics, optimizer, history)
                 history.add_step(logs, perf_counter() - start)
-                steps.append(logs)
+                steps.append(logs.copy())  # callbacks may write into theirs
                 sizes.append(len(xb))
                 tell("on_train_batch_end", number, logs)
                 progress.advance(logs)
@@ -144,7 +149,8 @@ def _means(logs, sizes):
 
 def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
     """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was."""
-    loss, metrics = lookup(loss, LOSSES, "loss"), named_metrics(metrics)
+    loss = lookup(loss, LOSSES, "loss")
+    metrics = named_metrics(metrics, loss)
     _check_whole("batch_size", batch_size, 1)
     return _scores(model, *checked(model, x, y, loss), loss, metrics, batch_size)
 
@@ -205,12 +211,17 @@ def _checked_validation_data(model, pair, loss):
         raise type(error)(f"validation data: {error}") from error
 
 
-def named_metrics(metrics):
-    """{name: function} for a list of names and functions; of equal names, two lambdas say, the later ones are numbered."""
+def named_metrics(metrics, loss):
+    """{name: function} for a list of names and functions; of equal names, two lambdas say, the later ones are numbered.
+
+    "accuracy" compares probabilities, so for a loss on the logits of two classes it gets their sigmoid.
+    """
     table = {}
     for i, metric in enumerate(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric").strip("<>")
         taken = name in table or name in ("loss", "seconds")  # a History has these two already
+        if metric == "accuracy" and loss is F.binary_cross_entropy_with_logits:
+            metric = _accuracy_of_logits
         table[f"{name}_{i}" if taken else name] = lookup(metric, METRICS, "metric")
     return table
 

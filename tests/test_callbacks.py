@@ -107,8 +107,9 @@ def test_the_optimizer_goes_on_with_the_restored_weights():
 
 # --- The other callbacks --------------------------------------------------------------------------------
 
-def test_a_schedule_sets_the_rate_of_each_epoch_and_sees_the_old_one():
-    seen, optimizer = [], optim.SGD(lr=0.8)
+@pytest.mark.parametrize("lr", [0.8, lambda step: 0.8], ids=["a number", "a function of the step"])
+def test_a_schedule_sets_the_rate_of_each_epoch_and_sees_the_old_one(lr):
+    seen, optimizer = [], optim.SGD(lr=lr)
     schedule = LearningRateScheduler(lambda epoch, lr: lr if epoch < 2 else np.float64(lr / 2))
     spy = LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(optimizer.lr))
     net(optimizer).fit(X, Y, epochs=4, batch_size=96, verbose=0, callbacks=[schedule, spy])
@@ -148,6 +149,11 @@ def test_a_lambda_callback_is_called_as_keras_calls_it():
     assert seen == [("begin", {}), (0, {}), (0, {}), ("end", {"loss", "accuracy"})]
 
 
+def test_what_a_callback_writes_into_its_logs_is_not_averaged():
+    spy = LambdaCallback(on_train_batch_end=lambda batch, logs: logs.update({f"mine_{batch}": 1.0}))
+    assert net().fit(X, Y, batch_size=32, verbose=0, callbacks=[spy]).history.keys() == {"loss", "accuracy"}
+
+
 def test_callbacks_work_for_a_module_without_compile():
     model, schedule = Sequential([Dense(3)]), LearningRateScheduler(lambda epoch, lr: 0.01)
     optimizer = optim.SGD(lr=1.0)
@@ -165,6 +171,10 @@ def test_csv_holds_every_number_exactly(tmp_path):
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == [index, *table] and [int(row[index]) for row in rows] == list(range(len(table["loss"])))
         assert all([float(row[key]) for row in rows] == values for key, values in table.items())
+    history = History()
+    history.add_epoch(3, {"a, b": 0.5})
+    history.to_csv(tmp_path / "h.csv")
+    assert (tmp_path / "h.csv").read_text().split("\n") == ['epoch,"a, b"', "3,0.5", ""]
 
 
 def test_the_plot_tells_training_from_validation_and_names_the_modes():

@@ -101,7 +101,7 @@ def test_a_module_with_a_loop_of_its_own_resumes_too(tmp_path):
 
 @pytest.mark.parametrize("change, fault", [
     (lambda state: state.pop("epochs"), "no checkpoint"),
-    (lambda state: state.pop("random.shuffle_rng"), "random generators"),
+    (lambda state: state.pop("random.shuffle_rng"), "generators shuffle_rng; a Dropout"),
     (lambda state: state.update({"random.shuffle_rng": np.zeros(3, np.uint8)}), "Expecting value"),
     (lambda state: state.update({"random.shuffle_rng": np.frombuffer(b'{"state": 1}', np.uint8)}), "run.npz"),
     (lambda state: state.pop("optimizer.velocity.0"), "velocity.0"),

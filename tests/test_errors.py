@@ -91,6 +91,9 @@ ERRORS = {
         lambda: net(input_shape=20)(Tensor(X.astype(float))), TypeError,
         "dense Dense(20 -> 16) holds float32 weights but got a float64 Tensor: use x.astype(np.float32), or "
         "model.astype(np.float64)"),
+    "Keras' shape with a batch axis": (
+        lambda: net().build((None, 20)), ValueError,
+        "a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got (None, 20)"),
     # --- Names
     "unknown activation": (
         lambda: Activation("rleu"), ValueError,
@@ -269,10 +272,13 @@ def test_the_error_says(name):
     assert text.fullmatch(message) if isinstance(text, re.Pattern) else message == text
 
 
-def test_a_checkpoint_into_no_folder_says_so_before_any_training(tmp_path):
-    model, path = compiled(input_shape=20), tmp_path / "absent" / "w.npz"
+@pytest.mark.parametrize("name, kind, message", [
+    ("absent/w.npz", FileNotFoundError, "ModelCheckpoint cannot write {}: there is no folder {.parent}"),
+    ("w.h5", ValueError, "{}: the suffix says how arrays are stored and must be .npz or .safetensors, not '.h5'")])
+def test_a_checkpoint_that_cannot_be_written_says_so_before_any_training(name, kind, message, tmp_path):
+    model, path = compiled(input_shape=20), tmp_path / name
     before = model.state_dict()
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(kind) as caught:
         model.fit(X, Y, verbose=0, callbacks=[ModelCheckpoint(path)])
-    assert str(caught.value) == f"ModelCheckpoint cannot write {path}: there is no folder {path.parent}"
+    assert str(caught.value) == message.format(path, path)
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, plotting
+from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, plotting, sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -170,9 +170,18 @@ def test_a_killed_sweep_resumes_and_changed_code_starts_anew(tmp_path):
     assert finish() == "380"
 
 
-def test_what_has_no_lasting_name_cannot_be_cached(tmp_path):
+def notebook_job(lr):
+    return {"lr": lr}
+
+
+notebook_job.__module__ = "__main__"
+
+
+@pytest.mark.parametrize("job", [lambda lr: {"lr": lr}, notebook_job], ids=["lambda", "of a notebook"])
+def test_what_has_no_lasting_name_cannot_be_cached(job, tmp_path, monkeypatch):
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)  # as in a notebook
     with pytest.raises(ValueError, match="top of a file"):
-        experiments.sweep({"lr": [1]}, lambda lr: {"lr": lr}, cache=tmp_path)
+        experiments.sweep({"lr": [1]}, job, cache=tmp_path)
 
 
 def test_a_comparison_with_a_cache_is_the_same_the_second_time(tmp_path):
@@ -214,6 +223,9 @@ def test_without_eval_steps_the_last_step_is_measured():
 def test_a_table_says_where_runs_diverged():
     result = experiments.compare(BUILDERS, toy_data(), lr=1e30, steps=10, seeds=(0, 1), eval_steps=[0, 1, 10])
     assert "diverged" in result.table(0.5, at=(10,)) and "nan" not in result.table(0.5, at=(10,))
+    for r in [r for runs in result.runs.values() for r in runs]:  # as if all had died before the first measurement
+        r.accuracy[:], r.seconds[:] = np.nan, np.nan
+    assert "nan" not in result.table(0.5, at=(10,))
 
 
 def test_steps_to_a_target_are_the_first_crossing_and_infinite_without_one():
@@ -246,6 +258,9 @@ def test_a_sweep_is_written_and_drawn(tmp_path):
     rows = list(csv.reader(io.StringIO((tmp_path / "sweep.csv").read_text())))
     assert rows[0][:4] == ["lr", "power", "seed", "loss"] and len(rows) == 1 + 12
     assert float(rows[1][3]) == result.results[0]["loss"]
+    uneven = sweeps.Sweep({}, [{"lr": 1, "a": 2}, {"a": 3, "lr": 4}], [{"loss": 5}, {"loss": 6, "diverged_at": 7}])
+    uneven.to_csv(tmp_path / "uneven.csv")
+    assert (tmp_path / "uneven.csv").read_text().split() == ["lr,a,loss,diverged_at", "1,2,5,", "4,3,6,7"]
     ax = plotting.sweep(result, x="lr", y="loss", by="power")
     assert [line.get_label() for line in ax.lines] == ["power 1", "power 2"]
     assert np.allclose(ax.lines[1].get_ydata(), np.median(result.array("loss")[:, 1], axis=1))

@@ -1,5 +1,7 @@
 """Looking inside changes nothing, and what it shows is what happened."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -30,17 +32,32 @@ def test_recording_changes_no_bit_of_the_training_and_leaves_nothing_behind():
         recorded = models[0].fit(X, Y, epochs=2, verbose=0, validation_data=(X, Y)).history
     assert models[1].fit(X, Y, epochs=2, verbose=0, validation_data=(X, Y)).history == recorded
     assert all(np.array_equal(a, b) for a, b in zip(*map(weights, models)))
-    assert all(vars(part).keys() == vars(other).keys() for part, other in zip(models[0].modules(), models[1].modules()))
+    assert all(part.forward_hooks == () for part in models[0].modules())
     assert _watchers.get() == () and log.outputs == {} and log.steps == [0, 1, 2, 3, 4, 5]
     assert {type(value) for column in log.values.values() for value in column.values()} == {float}  # no array is kept
 
 
+def test_a_model_can_be_copied_while_it_is_recorded_and_the_copy_is_not():
+    model = net().compile(optim.SGD(lr=0.1))
+    with record(model) as log:
+        model.fit(X, Y, verbose=0)
+        other, steps = copy.deepcopy(model), len(log.steps)
+        model.fit(X, Y, verbose=0)
+        other.fit(X, Y, verbose=0)
+    assert len(log.steps) == 2 * steps and all(np.array_equal(a, b) for a, b in zip(weights(model), weights(other)))
+
+
 def test_an_exception_and_hooks_of_ones_own_survive_a_record():
-    model, mine = net().build((12,)), [lambda *arguments: None]
-    model.layers[0].forward_hooks = mine
+    """Also those that are registered or removed while it records; and one of two equal hooks can be removed."""
+    model, calls = net().build((12,)), []
+    mine = lambda *arguments: calls.append("old")  # noqa: E731
+    old, _ = [model.layers[0].register_forward_hook(mine) for _ in range(2)]
     with pytest.raises(ZeroDivisionError), record(model):
+        model.layers[0].register_forward_hook(lambda *arguments: calls.append("new"))
+        old.remove()
         1 / 0
-    assert model.layers[0].forward_hooks is mine and model.layers[1].forward_hooks == () and _watchers.get() == ()
+    model(X)
+    assert calls == ["old", "new"] and model.layers[1].forward_hooks == () and _watchers.get() == ()
 
 
 @pytest.mark.parametrize("zero_grad_first", [True, False], ids=["PyTorch's order", "zero_grad after the forward"])

@@ -278,6 +278,10 @@ def test_accuracy_with_one_output_compares_with_one_half():
     assert training.accuracy(outputs, np.array([1, 0, 0, 0])) == 0.75
     with pytest.raises(ValueError, match="labels 0 and 1"):
         training.accuracy(outputs, np.array([3, 1, 2, 0]))
+    model = Sequential([Dense(1)]).compile(loss="binary_cross_entropy_with_logits", metrics=["accuracy"])
+    x, y = toy()
+    labels = model.predict(x) > 0  # a logit of 0 is a probability of one half
+    assert model.evaluate(x, labels, return_dict=True)["accuracy"] == 1
 
 
 def test_a_binary_classifier_trains_without_warnings():
@@ -342,6 +346,8 @@ def test_population_statistics_are_those_of_the_whole_set_and_nothing_else_chang
     assert np.allclose(norm.running_mean, z.mean(axis=0), atol=1e-5)
     assert np.allclose(norm.running_var, z.var(axis=0, ddof=1), rtol=1e-4)
     assert settings == (norm.momentum, norm.updates, [m.training for m in model.modules()])
+    estimate_population_statistics(model, x, batch_size=len(x) - 2)  # a batch of two would weigh as much as all others
+    assert np.allclose(norm.running_mean, z.mean(axis=0), atol=1e-5)
     assert same(parameters, [p.data for p in model.parameters()])
 
 
