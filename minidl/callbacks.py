@@ -165,7 +165,8 @@ class EarlyStopping(_Monitor):
 class ModelCheckpoint(_Monitor):
     """Writes the model's weights to path after every epoch, or with save_best_only after those where `monitor` improved.
 
-    Read them with model.load_weights(path). mode: as in EarlyStopping.
+    Read them with model.load_weights(path). mode: as in EarlyStopping. As in Keras, path may hold fields, such as
+    "epoch{epoch:02d}-{val_loss:.2f}.npz", counted from 1; without them the file is the latest.
     """
 
     def __init__(self, path, monitor="val_loss", save_best_only=False, mode="auto"):
@@ -182,4 +183,4 @@ class ModelCheckpoint(_Monitor):
     def on_epoch_end(self, epoch, logs=None):
         """Write the file whole or not at all."""
         if not self.save_best_only or self.improved(logs):
-            self.model.save_weights(self.path)
+            self.model.save_weights(str(self.path).format(epoch=epoch + 1, **logs))

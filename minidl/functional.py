@@ -146,7 +146,7 @@ def _checked_labels(labels, logits):
     if np.maximum.reduce(labels.astype(np.uint64)) >= classes:
         raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
                          f"got labels from {labels.min()} to {labels.max()}")
-    return labels
+    return labels.astype(np.int64, copy=False)
 
 
 def _cross_entropy_forward(logits, labels):

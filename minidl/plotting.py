@@ -115,6 +115,8 @@ def sweep(result, x, y, by=None, ax=None):
     for name in (x, by):
         if name is not None and name not in result.axes:
             raise ValueError(f"the grid of this sweep has no {name!r}; it has {', '.join(result.axes)}")
+    if np.asarray(result.axes[x]).dtype.kind not in "iuf":
+        raise ValueError(f"the values of {x!r} are no numbers: x={x!r} cannot be drawn, but by={x!r} can")
     ax = _axes(ax)
     first = [list(result.axes).index(name) for name in (by, x) if name is not None]
     values = np.moveaxis(result.array(y), first, range(len(first)))

@@ -17,6 +17,8 @@ class Schedule:
 
     def __post_init__(self):
         for name, value in vars(self).items():
+            if callable(value) and not isinstance(self, WarmUp):
+                raise ValueError(f"{type(self).__name__} takes a rate, not a schedule: WarmUp is what goes around another one")
             if not callable(value) and not value > 0:
                 raise ValueError(f"{type(self).__name__} needs a positive {name}, got {value!r}")
 

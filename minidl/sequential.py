@@ -17,7 +17,8 @@ class Sequential(Module):
     layers: a list of Modules. seed: where initial weights, shuffling and dropout come from, as three
     independent streams. Layers without random weights draw nothing, so inserting BatchNorm() leaves all Dense
     weights and the order of the batches as they were. The weights are made when the input's shape is
-    known: from the first layer's input_shape, from build(), or from the first data.
+    known: from the first layer's input_shape, from build(), or from the first data. Call build() before you use the layers
+    one by one: a layer that no model has called draws from no seed.
     """
 
     def __init__(self, layers=(), seed=0):
@@ -39,6 +40,8 @@ class Sequential(Module):
         number = sum(type(other) is type(layer) for other in self.layers)
         layer.name = layer.name or (f"{kind}_{number}" if number else kind)  # dense, dense_1, dense_2 ... as in Keras
         self.layers.append(layer)
+        if self.optimizer is not None:
+            self.optimizer.parameters = None  # when it is compiled again, it takes over the new layer's, too
         self.optimizer = self.loss = None
         shape = getattr(self.layers[0], "input_shape", None) if self.input_shape is None else self.input_shape
         if shape is not None:
@@ -76,7 +79,7 @@ class Sequential(Module):
             optimizer = lookup(optimizer.lower(), OPTIMIZERS, "optimizer")()
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
-        metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+        metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
         training.named_metrics(metrics, loss)  # complains about unknown names
         self.loss, self.optimizer, self.metrics = lookup(loss, training.LOSSES, "loss"), optimizer, metrics
         return self

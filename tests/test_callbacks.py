@@ -341,3 +341,20 @@ def test_epochs_are_counted_from_the_start_also_when_resumed(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert numbers == [2, 3] and [line.split(" - ")[0] for line in lines] == ["Epoch 3/4", "Epoch 4/4"]
     assert model.fit(X, Y, epochs=4, initial_epoch=4, verbose=0).epoch == []
+
+
+def test_a_checkpoint_path_may_hold_fields_as_in_keras(tmp_path):
+    model, (x, y) = net(), toy()
+    model.fit(x, y, epochs=2, verbose=0, validation_data=(x, y), callbacks=[ModelCheckpoint(tmp_path / "e{epoch:02d}.npz")])
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["e01.npz", "e02.npz"]
+
+
+def test_a_model_that_grows_trains_its_new_layer_with_the_same_optimizer():
+    x, y = toy()
+    optimizer = optim.SGD(lr=0.1)
+    model = net(optimizer)
+    model.fit(x, y, verbose=0)
+    model.add(Dense(5))
+    before = model.layers[-1].kernel.data.copy()
+    model.compile(optimizer).fit(x, y, verbose=0)
+    assert not np.array_equal(model.layers[-1].kernel.data, before)

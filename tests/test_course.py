@@ -5,6 +5,7 @@ import configparser
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -83,20 +84,28 @@ def minidl(*words, **options):
     return subprocess.run([sys.executable, "-m", "minidl", *words], capture_output=True, encoding="utf-8", **options)
 
 
+def read(session, shown):
+    """What comes next; a session that is silent for a minute is stuck."""
+    if not select.select([session.stdout], [], [], 60)[0]:
+        session.kill()
+        raise AssertionError(f"stuck after {shown!r}")
+    return os.read(session.stdout.fileno(), 10_000)
+
+
 def terminal(lesson, typed, wait_for=()):
     """What a lesson shows on a pseudo-terminal. wait_for: a text on the screen, and what is then typed before the rest."""
     pytest.importorskip("pty", reason="no pseudo-terminals here")
-    command = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)", sys.executable, "-m", "minidl",
-               "lesson", str(lesson)]
+    # A job in the background ignores Ctrl-C, and so would its children.
+    spawn = "import pty, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    command = [sys.executable, "-c", spawn, sys.executable, "-m", "minidl", "lesson", str(lesson)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as session:
         shown = b""
         for text, keys in [*wait_for, (b" > ", typed + b"\x04")]:
-            already, deadline = len(shown), time.monotonic() + 60
+            already = len(shown)
             while text not in shown[already:]:
-                assert time.monotonic() < deadline, shown
-                shown += os.read(session.stdout.fileno(), 10_000)
+                shown += read(session, shown)
             session.stdin.write(keys)
-        while piece := os.read(session.stdout.fileno(), 10_000):
+        while piece := read(session, shown):
             shown += piece
     assert session.returncode == 0, shown
     return shown.decode().replace("\r\n", "\n")

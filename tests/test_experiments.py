@@ -267,3 +267,6 @@ def test_a_sweep_is_written_and_drawn(tmp_path):
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "lr" and ax.get_ylabel() == "loss"
     with pytest.raises(ValueError, match="depth"):
         plotting.sweep(result, x="depth", y="loss")
+    names = experiments.sweep({"kind": ["a", "b"], "seed": [0, 1]}, lambda kind, seed: {"loss": seed})
+    with pytest.raises(ValueError, match="by='kind'"):
+        plotting.sweep(names, x="kind", y="loss")

@@ -568,3 +568,8 @@ def test_gradients_that_are_not_finite_cannot_be_clipped(bad):
 def test_clipping_checks_what_it_is_given(given, max_norm, error):
     with pytest.raises(error, match="max_norm|parameter"):
         optim.clip_grad_norm(given, max_norm)
+
+
+def test_only_warm_up_goes_around_another_schedule():
+    with pytest.raises(ValueError, match="CosineDecay takes a rate"):
+        schedules.CosineDecay(schedules.WarmUp(0.1, 3), 10)

@@ -606,3 +606,12 @@ def test_a_tensor_input_trains_as_an_array_does():
     x, y = toy()
     model = net().build((20,))
     assert np.array_equal(model(Tensor(x)).data, model(x).data)
+
+
+def test_labels_of_any_integer_type_and_one_metric_without_a_list():
+    x, y = toy()
+    results = []
+    for dtype in (np.int64, np.uint64, np.uint8):
+        model = net().compile("sgd", metrics=training.accuracy)
+        results.append(model.fit(x, y.astype(dtype), verbose=0).history)
+    assert results[0] == results[1] == results[2] and "accuracy" in results[0]
