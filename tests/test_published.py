@@ -18,6 +18,7 @@ import pytest
 from minidl import cli, data, published
 from minidl.files import idx_bytes
 
+PROJECT = Path(data.__file__).parents[1]
 RNG = np.random.default_rng(0)
 ARRAYS = tuple(RNG.integers(0, top, shape, np.uint8) for n in (50, 20) for top, shape in ((256, (n, 28, 28)), (10, n)))
 MD5 = tuple(hashlib.md5(idx_bytes(array)).hexdigest() for array in ARRAYS)
@@ -174,6 +175,24 @@ def test_a_terminal_sees_a_bar_for_each_file(server, monkeypatch):
     assert "downloading" not in terminal.getvalue()
 
 
+def test_a_terminal_that_says_it_is_0_wide_sees_a_bar_too():
+    """As a new pseudo-terminal does, and some editors' terminals."""
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    screen, terminal = pty.openpty()
+    code = "from minidl import progress\nwith progress.bar(total=3) as bar: bar.update(3)"
+    subprocess.run([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal, check=True, timeout=60,
+                   env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    assert b"100%" in os.read(screen, 10_000)
+    os.close(screen)
+    os.close(terminal)
+
+
+def test_without_a_stderr_there_is_no_bar_and_no_error(server, monkeypatch):
+    """As under pythonw.exe."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert_loaded(data.load("mnist"))
+
+
 BAD = ["truncated", "truncated_without_length", "altered", "login_page", "failing", "absent", "silent", "slow", "endless",
        "moved_for_ever", "moved_to_a_file"]
 
@@ -250,7 +269,7 @@ print(len(x))
 
 def child(how, server):
     server(how)
-    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
