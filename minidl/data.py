@@ -25,14 +25,13 @@ def load(name="digits", root=None):
     Raises FileNotFoundError that says what to put where, ValueError for a damaged file.
     """
     found, unusable = find(name, root)
-    if found is None and name == "digits":
-        raise FileNotFoundError("\n".join([f"minidl is incomplete without digits.npz, install it anew: {PACKAGE}", *unusable]))
     if found is None:
         try:
             published.fetch(name, cache() / name)
         except FileNotFoundError as error:
             raise FileNotFoundError("\n".join([str(error), *unusable])) from None
-        found, _ = find(name, root)
+        # These very files: `find` would stop at a damaged copy that lies beside them under another name.
+        found = Found(tuple(read_idx(cache() / name / f"{file}.gz") for file in published.FILES), cache() / name)
     x_train, y_train, x_test, y_test = found.arrays
     return (_pixels(x_train), y_train.astype(np.int64)), (_pixels(x_test), y_test.astype(np.int64))
 
@@ -50,6 +49,7 @@ def find(name, root=None):
     """(Found or None, unusable): the data set where `load` would find it, without a download.
 
     unusable: a line for each folder of the user's without it, and for each copy elsewhere that is not the published set.
+    Raises the errors of `load` but for a published set that is missing.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
@@ -69,6 +69,8 @@ def find(name, root=None):
                 return found, unusable
         except (OSError, ValueError) as error:
             unusable.append(f"not usable: {error}")
+    if name == "digits":
+        raise FileNotFoundError("\n".join([f"minidl is incomplete without digits.npz, install it anew: {PACKAGE}", *unusable]))
     return None, unusable
 
 

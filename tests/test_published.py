@@ -245,6 +245,15 @@ def test_a_damaged_file_in_the_cache_is_replaced(server):
     assert_loaded(data.load("mnist"))
 
 
+@pytest.mark.parametrize("stray", [published.FILES[0], "mnist.npz"])
+def test_a_damaged_copy_beside_the_downloaded_files_does_no_harm(server, stray):
+    """As somebody leaves it who tried to put MNIST there by hand."""
+    (data.cache() / "mnist").mkdir(parents=True)
+    (data.cache() / "mnist" / stray).write_bytes(b"<html>please log in</html>")
+    for _ in range(2):
+        assert_loaded(data.load("mnist"))
+
+
 def test_offline_means_offline_and_names_the_damaged_copy(server, monkeypatch):
     asked = server("good").asked
     data.load("mnist")
