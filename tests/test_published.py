@@ -417,3 +417,18 @@ def test_a_pack_cannot_write_outside_the_cache(server, capsys, tmp_path):
     path = packed_with(tmp_path, {"../outside": b"x", "/mnist/../../outside": b"x"})
     assert run(capsys, "--unpack", path)[0] == 0
     assert left_behind() == sorted(PACKED) and not list(tmp_path.rglob("outside"))
+def test_a_pack_that_was_packed_again_and_damaged_is_refused(server, capsys, tmp_path):
+    path = packed_with(tmp_path, {FIRST: bytes(10 ** 5)})
+    content = bytearray(path.read_bytes())
+    start = content.index(FIRST.encode()) + len(FIRST)
+    content[start:start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    code, out = run(capsys, "--unpack", path)
+    assert code == 1 and str(path) in out and left_behind() == []
+
+
+def test_pack_and_unpack_do_not_go_together(tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["data", "--pack", str(tmp_path / "a.zip"), "--unpack", str(tmp_path / "b.zip")])
+
+
