@@ -79,7 +79,7 @@ def fetch(name, folder):
                 break
             except (OSError, ValueError, http.client.HTTPException) as error:
                 problems.append(f"{url}: {error or type(error).__name__}")
-        else:
+        if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
             raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n  "
                                     + "\n  ".join(problems) + "\n" + by_hand(name, folder))
 

@@ -285,11 +285,27 @@ def child(how, server):
 
 def test_two_processes_at_once_both_get_the_data(server):
     both = [child("late", server) for _ in range(2)]
-    for process in both:
-        out, error = process.communicate(timeout=60)
-        assert out.strip() == "50", error
-        assert error.count("downloading http") == 4 and "\r" not in error and "\x1b" not in error
+    results = [process.communicate(timeout=60) for process in both]
+    assert [out.strip() for out, _ in results] == ["50", "50"], results
+    errors = "".join(error for _, error in results)
+    assert errors.count("downloading http") >= 4 and "\r" not in errors and "\x1b" not in errors
     assert left_behind() == sorted(PACKED)
+
+
+def test_where_open_files_cannot_be_replaced_the_other_process_may_be_ahead(server, monkeypatch):
+    """Windows refuses os.replace while another process reads the target."""
+    def refused(temporary, path):
+        Path(path).write_bytes(PACKED[path.name])
+        raise PermissionError(13, "Access is denied", str(path))
+    monkeypatch.setattr(os, "replace", refused)
+    assert_loaded(data.load("mnist"))
+
+
+def test_ctrl_c_during_a_download_leaves_nothing(server, monkeypatch, capsys):
+    def interrupted(name, file, array, source):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(published, "_check_file", interrupted)
+    assert run(capsys, "mnist") == (130, "interrupted\n") and left_behind() == []
 
 
 def test_a_killed_download_leaves_nothing_that_would_be_used(server):
