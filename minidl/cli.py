@@ -82,7 +82,7 @@ def _line(name):
     try:
         found, unusable = data.find(name)
     except (OSError, ValueError) as error:
-        found, unusable = None, [str(error)]
+        return f"{name:14} not usable: {error}"
     if found:
         x_train, _, x_test, _ = found.arrays
         own = " of your own" if found.own else ""

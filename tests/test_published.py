@@ -382,6 +382,25 @@ def test_the_list_says_what_is_here_where_and_how_to_get_the_rest(server, capsys
     assert str(data.cache() / "mnist") in run(capsys)[1]
 
 
+def test_the_list_goes_on_where_one_set_is_not_usable(server, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDL_DATA", "nowhere")
+    code, out = run(capsys)
+    assert code == 0 and out.count("not usable: MINIDL_DATA names nowhere") == 3 and "fetch it" not in out
+    monkeypatch.delenv("MINIDL_DATA")
+    monkeypatch.setattr(data, "PACKAGE", tmp_path)
+    code, out = run(capsys)
+    assert code == 0 and "digits         not usable: minidl is incomplete" in out and "mnist          not here" in out
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    """As in `python -m minidl data | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-m", "minidl", "data"], stdout=writer, stderr=subprocess.PIPE, cwd=PROJECT)
+    os.close(writer)
+    assert result.stderr == b""
+
+
 def test_a_download_that_fails_ends_with_code_1_and_the_reason(server, capsys):
     server("failing")
     code, out = run(capsys, "mnist")
@@ -429,10 +448,6 @@ def test_what_is_no_pack_is_refused(capsys, tmp_path, content):
     assert code == 1 and "sets.zip" in out and left_behind() == []
 
 
-def test_a_pack_cannot_write_outside_the_cache(server, capsys, tmp_path):
-    path = packed_with(tmp_path, {"../outside": b"x", "/mnist/../../outside": b"x"})
-    assert run(capsys, "--unpack", path)[0] == 0
-    assert left_behind() == sorted(PACKED) and not list(tmp_path.rglob("outside"))
 def test_a_pack_that_was_packed_again_and_damaged_is_refused(server, capsys, tmp_path):
     path = packed_with(tmp_path, {FIRST: bytes(10 ** 5)})
     content = bytearray(path.read_bytes())
@@ -448,3 +463,7 @@ def test_pack_and_unpack_do_not_go_together(tmp_path):
         cli.main(["data", "--pack", str(tmp_path / "a.zip"), "--unpack", str(tmp_path / "b.zip")])
 
 
+def test_a_pack_cannot_write_outside_the_cache(server, capsys, tmp_path):
+    path = packed_with(tmp_path, {"../outside": b"x", "/mnist/../../outside": b"x"})
+    assert run(capsys, "--unpack", path)[0] == 0
+    assert left_behind() == sorted(PACKED) and not list(tmp_path.rglob("outside"))
