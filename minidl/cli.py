@@ -148,7 +148,7 @@ def _versions():
 def _blas():
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
-    found = f"{blas['name']} {blas['version']}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
+    found = f"{blas['name']} {blas.get('version', '')}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
     if "openblas" in blas["name"] and not threads:
         found += " (lessons set it; in scripts of your own set it to 1 before NumPy loads, small nets are fastest so)"
     return found, None
@@ -170,12 +170,12 @@ def _sets():
     except (OSError, ValueError) as error:
         return str(error), "put that right, or unset MINIDL_DATA"
     missing = [name for name in data.NAMES if name not in here]
-    found = f"{', '.join(here) or 'none'} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
-    return found, None if "digits" in here else "install minidl anew, digits.npz is part of it"
+    found = f"{', '.join(here)} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
+    return found, None
 
 
 def _cache():
-    folder = next(path for path in (data.cache(), *data.cache().parents) if path.exists())
+    folder = next(path for path in (data.cache(), *data.cache().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=folder):
             return f"{data.cache()} can be written", None
