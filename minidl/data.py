@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import published
-from .files import read_idx, read_npz
+from .files import blaming, read_idx, read_npz
 
 PACKAGE = Path(__file__).resolve().parent
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -187,7 +187,8 @@ def _read_idx_files(folder):
     pairs = [_pair(*map(read_idx, paths), " and ".join(map(str, paths)))
              for names in (published.FILES[:2], published.FILES[2:], LONE_PAIR) if (paths := _paths(folder, names))]
     if len(pairs) == 1:
-        pairs = split(*pairs[0])
+        with blaming(folder):
+            pairs = split(*pairs[0])
     return Found((*pairs[0], *pairs[1]), folder) if pairs else None
 
 

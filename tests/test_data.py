@@ -31,8 +31,6 @@ def write_mnist(folder, names=NAMES, packed=False):
     return folder, arrays
 
 
-
-
 # --- MNIST's files ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -107,6 +105,14 @@ def test_a_damaged_file_is_named_with_its_fault(tmp_path, content, fault):
     with pytest.raises(ValueError, match=fault) as caught:
         data.load("mnist", tmp_path)
     assert NAMES[0] in str(caught.value)
+
+
+def test_too_few_images_to_split_are_an_error_that_names_the_folder(tmp_path):
+    folder, arrays = write_mnist(tmp_path, NAMES[:2])
+    for name, array in zip(NAMES[:2], arrays):
+        (folder / name).write_bytes(idx_bytes(array[:2]))
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder))}: cannot hold out a share of 0.2 of 2 samples"):
+        data.load("mnist", folder)
 
 
 def test_labels_beyond_nine_are_refused(tmp_path):
