@@ -222,6 +222,7 @@ def test_one_hot_rows():
     rows = data.one_hot([2, 0, 1])
     assert rows.dtype == np.float32 and rows.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
     assert data.one_hot(np.array([1, 1]), classes=4).shape == (2, 4)
+    assert data.one_hot([10 ** 6]).shape == (1, 10 ** 6 + 1), "memory for the rows, and no square table of classes"
 
 
 @pytest.mark.parametrize("y, classes", [([0, 3], 3), ([-1, 0], None), ([0.0, 1.0], None), ([[0, 1]], None), ([], None)])
