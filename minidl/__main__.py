@@ -1,9 +1,16 @@
 """`python -m minidl`: see cli.py."""
 
+import os
 import sys
 
 from .cli import main
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
-    raise SystemExit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has read enough, as in `| head`; without another stdout Python complains at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    raise SystemExit(code)

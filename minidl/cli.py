@@ -21,8 +21,9 @@ def main(arguments=None):
     commands = parser.add_subparsers(metavar="command")
     sets = commands.add_parser("data", help="list, fetch, pack and unpack data sets")
     sets.add_argument("name", nargs="?", choices=data.NAMES, help="the set to fetch or to pack; without it, list all")
-    sets.add_argument("--pack", metavar="FILE", help="write the published sets that are here into one zip file")
-    sets.add_argument("--unpack", metavar="FILE", help="install the sets in such a file")
+    ways = sets.add_mutually_exclusive_group()
+    ways.add_argument("--pack", metavar="FILE", help="write the published sets that are here into one zip file")
+    ways.add_argument("--unpack", metavar="FILE", help="install the sets in such a file")
     sets.set_defaults(run=_data)
     commands.add_parser("lessons", help="list the lessons").set_defaults(run=_lessons)
     lesson = commands.add_parser("lesson", help="step through a lesson, run it, or give the lessons away")
@@ -81,7 +82,7 @@ def _line(name):
     try:
         found, unusable = data.find(name)
     except (OSError, ValueError) as error:
-        found, unusable = None, [str(error)]
+        return f"{name:14} not usable: {error}"
     if found:
         x_train, _, x_test, _ = found.arrays
         own = " of your own" if found.own else ""
@@ -147,7 +148,7 @@ def _versions():
 def _blas():
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
-    found = f"{blas['name']} {blas['version']}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
+    found = f"{blas['name']} {blas.get('version', '')}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
     if "openblas" in blas["name"] and not threads:
         found += " (lessons set it; in scripts of your own set it to 1 before NumPy loads, small nets are fastest so)"
     return found, None
@@ -169,12 +170,12 @@ def _sets():
     except (OSError, ValueError) as error:
         return str(error), "put that right, or unset MINIDL_DATA"
     missing = [name for name in data.NAMES if name not in here]
-    found = f"{', '.join(here) or 'none'} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
-    return found, None if "digits" in here else "install minidl anew, digits.npz is part of it"
+    found = f"{', '.join(here)} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
+    return found, None
 
 
 def _cache():
-    folder = next(path for path in (data.cache(), *data.cache().parents) if path.exists())
+    folder = next(path for path in (data.cache(), *data.cache().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=folder):
             return f"{data.cache()} can be written", None

@@ -234,7 +234,7 @@ def _variables(namespace):
 
 def _prose(markdown):
     """Markdown for this terminal: wrapped; formulas and tables as they are written."""
-    width = min(100, shutil.get_terminal_size().columns)
+    width = min(100, shutil.get_terminal_size().columns or 80)  # some terminals say 0; Python 3.10 believes them
     shown = []
     for kind, text in blocks(markdown):
         if kind in ("paragraph", "item"):

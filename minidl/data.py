@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import published
-from .files import read_idx, read_npz
+from .files import blaming, read_idx, read_npz
 
 PACKAGE = Path(__file__).resolve().parent
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -25,14 +25,13 @@ def load(name="digits", root=None):
     Raises FileNotFoundError that says what to put where, ValueError for a damaged file.
     """
     found, unusable = find(name, root)
-    if found is None and name == "digits":
-        raise FileNotFoundError("\n".join([f"minidl is incomplete without digits.npz, install it anew: {PACKAGE}", *unusable]))
     if found is None:
         try:
             published.fetch(name, cache() / name)
         except FileNotFoundError as error:
             raise FileNotFoundError("\n".join([str(error), *unusable])) from None
-        found, _ = find(name, root)
+        # These very files: `find` would stop at a damaged copy that lies beside them under another name.
+        found = Found(tuple(read_idx(cache() / name / f"{file}.gz") for file in published.FILES), cache() / name)
     x_train, y_train, x_test, y_test = found.arrays
     return (_pixels(x_train), y_train.astype(np.int64)), (_pixels(x_test), y_test.astype(np.int64))
 
@@ -50,6 +49,7 @@ def find(name, root=None):
     """(Found or None, unusable): the data set where `load` would find it, without a download.
 
     unusable: a line for each folder of the user's without it, and for each copy elsewhere that is not the published set.
+    Raises the errors of `load` but for a published set that is missing.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
@@ -69,6 +69,8 @@ def find(name, root=None):
                 return found, unusable
         except (OSError, ValueError) as error:
             unusable.append(f"not usable: {error}")
+    if name == "digits":
+        raise FileNotFoundError("\n".join([f"minidl is incomplete without digits.npz, install it anew: {PACKAGE}", *unusable]))
     return None, unusable
 
 
@@ -120,7 +122,7 @@ def one_hot(y, classes=None):
     classes = int(y.max()) + 1 if classes is None else classes
     if y.min() < 0 or y.max() >= classes:
         raise ValueError(f"labels must be 0 to {classes - 1}, found {y.min()} to {y.max()}")
-    return np.eye(classes, dtype=np.float32)[y]
+    return (y[:, None] == np.arange(classes)).astype(np.float32)
 
 
 @dataclass
@@ -185,7 +187,8 @@ def _read_idx_files(folder):
     pairs = [_pair(*map(read_idx, paths), " and ".join(map(str, paths)))
              for names in (published.FILES[:2], published.FILES[2:], LONE_PAIR) if (paths := _paths(folder, names))]
     if len(pairs) == 1:
-        pairs = split(*pairs[0])
+        with blaming(folder):
+            pairs = split(*pairs[0])
     return Found((*pairs[0], *pairs[1]), folder) if pairs else None
 
 

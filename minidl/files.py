@@ -47,7 +47,7 @@ def replacing(path):
 
 
 @contextmanager
-def _blaming(what):
+def blaming(what):
     """Turn any error of the block into a ValueError that begins with what, the file or the part of it at fault."""
     try:
         yield
@@ -81,7 +81,7 @@ def read_idx(path):
     bytes, for more or less data than announced, and where more is announced than 1 MiB + 200 times the file's size.
     """
     content = Path(path).read_bytes()
-    with _blaming(f"{path} is damaged or not an IDX file"):
+    with blaming(f"{path} is damaged or not an IDX file"):
         stream = io.BytesIO(content)
         if content[:2] == b"\x1f\x8b":
             stream = gzip.GzipFile(fileobj=stream)
@@ -155,11 +155,11 @@ def read_npz(path):
     would allocate whatever a header announces before it looks for the data.
     """
     content, arrays = Path(path).read_bytes(), {}
-    with _blaming(f"{path} is damaged or not an npz file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with blaming(f"{path} is damaged or not an npz file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         _check_announced(sum(member.file_size for member in members), len(content))
         for member in members:
-            with _blaming(f"member {member.filename!r}"):
+            with blaming(f"member {member.filename!r}"):
                 name = member.filename.removesuffix(".npy")
                 if name == member.filename or name in arrays:
                     raise ValueError("its name does not end in .npy or occurs twice")
@@ -199,7 +199,7 @@ def read_safetensors(path):
     """
     content = memoryview(Path(path).read_bytes())
     arrays, position = {}, 0
-    with _blaming(f"{path} is damaged or not a safetensors file"):
+    with blaming(f"{path} is damaged or not a safetensors file"):
         length = int.from_bytes(content[:8], "little")
         if length > min(len(content) - 8, MOST_HEADER) or content[8:9] != b"{":
             raise ValueError(f"it should begin with its header's length and {{, but the length would be {length:,} bytes")
@@ -208,10 +208,10 @@ def read_safetensors(path):
         _check_metadata(entries.pop("__metadata__", {}))
         names = {code: name for name, code in DTYPES.items()}
         for name, entry in entries.items():
-            with _blaming(f"array {name!r}"):
+            with blaming(f"array {name!r}"):
                 _check_entry(entry)
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            with _blaming(f"array {name!r}"):
+            with blaming(f"array {name!r}"):
                 begin, end = entry["data_offsets"]
                 if begin != position or end < begin:  # data that leave the file are too short for their shape
                     raise ValueError(f"data from {begin} to {end} do not follow the data before, which end at {position}")

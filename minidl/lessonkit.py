@@ -29,6 +29,10 @@ class Lesson:
         if _switch("MINIDL_BN", "identity"):
             print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed of it should fail")
             BatchNorm.forward = scale_and_shift
+        try:
+            plotting.folder()
+        except OSError as error:  # now, and not with the first figure, when the networks are trained
+            raise SystemExit(f"figures cannot be saved, set MINIDL_FIGURES to a folder of yours: {error}") from None
 
     def load_data(self):
         """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is missing, saying why."""

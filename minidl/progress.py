@@ -1,6 +1,7 @@
 """The console: progress on stderr, a bar on a terminal or in a notebook, plain lines everywhere else; text tables."""
 
 import math
+import shutil
 import sys
 from time import perf_counter
 
@@ -41,7 +42,7 @@ class Progress:
 
 def shows_bars():
     """Whether stderr can show a bar: a terminal, or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return "ipykernel" in sys.modules or sys.stderr is not None and sys.stderr.isatty()  # pythonw.exe has no stderr
 
 
 def bar(**options):
@@ -53,6 +54,9 @@ def bar(**options):
         ascii_only = False
     except (UnicodeEncodeError, LookupError):
         ascii_only = True
+    if "ipykernel" not in sys.modules:  # there it would be a width in pixels
+        columns, lines = shutil.get_terminal_size()
+        options.update(ncols=(columns or 80) - 1, nrows=lines or 24)  # tqdm draws nothing on a terminal that says it is 0 wide
     return tqdm(ascii=ascii_only, disable=not shows_bars(), **options)
 
 

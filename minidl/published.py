@@ -12,7 +12,7 @@ from time import monotonic
 
 import numpy as np
 
-from .files import idx_bytes, read_idx, replacing
+from .files import blaming, idx_bytes, read_idx, replacing
 from .progress import bar, shows_bars
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -79,7 +79,7 @@ def fetch(name, folder):
                 break
             except (OSError, ValueError, http.client.HTTPException) as error:
                 problems.append(f"{url}: {error or type(error).__name__}")
-        else:
+        if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
             raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n  "
                                     + "\n  ".join(problems) + "\n" + by_hand(name, folder))
 
@@ -107,14 +107,11 @@ def pack(path, sets):
 
 def unpack(path, cache):
     """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError if it is not one."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
-            for name in present:
-                for file in FILES:
-                    _install(name, file, cache / name, [_member(archive, f"{name}/{file}.gz")])
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be unpacked: {error}") from None
+    with blaming(f"{path} cannot be unpacked"), zipfile.ZipFile(path) as archive:
+        present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
+        for name in present:
+            for file in FILES:
+                _install(name, file, cache / name, [_member(archive, f"{name}/{file}.gz")])
     if not present:
         raise ValueError(f"{path} holds no data set; `python -m minidl data --pack` writes such a file")
     return present

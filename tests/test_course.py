@@ -421,6 +421,13 @@ def test_the_doctor_says_what_to_do(tmp_path):
     assert lines["versions"].endswith(": fine")
 
 
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is locked for root")
+def test_the_doctor_goes_on_where_the_cache_is_locked(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0)
+    code, lines = doctor(XDG_CACHE_HOME=str(tmp_path / "locked" / "cache"))
+    assert code == 1 and "cannot be written" in lines["cache"] and "terminal" in lines
+
+
 def test_the_doctor_sees_old_and_missing_packages(monkeypatch):
     versions = {"numpy": "1.26.4", "matplotlib": "3.11.0rc1"}
 

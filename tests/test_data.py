@@ -31,8 +31,6 @@ def write_mnist(folder, names=NAMES, packed=False):
     return folder, arrays
 
 
-
-
 # --- MNIST's files ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -107,6 +105,14 @@ def test_a_damaged_file_is_named_with_its_fault(tmp_path, content, fault):
     with pytest.raises(ValueError, match=fault) as caught:
         data.load("mnist", tmp_path)
     assert NAMES[0] in str(caught.value)
+
+
+def test_too_few_images_to_split_are_an_error_that_names_the_folder(tmp_path):
+    folder, arrays = write_mnist(tmp_path, NAMES[:2])
+    for name, array in zip(NAMES[:2], arrays):
+        (folder / name).write_bytes(idx_bytes(array[:2]))
+    with pytest.raises(ValueError, match=f"{re.escape(str(folder))}: cannot hold out a share of 0.2 of 2 samples"):
+        data.load("mnist", folder)
 
 
 def test_labels_beyond_nine_are_refused(tmp_path):
@@ -216,6 +222,7 @@ def test_one_hot_rows():
     rows = data.one_hot([2, 0, 1])
     assert rows.dtype == np.float32 and rows.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
     assert data.one_hot(np.array([1, 1]), classes=4).shape == (2, 4)
+    assert data.one_hot([10 ** 6]).shape == (1, 10 ** 6 + 1), "memory for the rows, and no square table of classes"
 
 
 @pytest.mark.parametrize("y, classes", [([0, 3], 3), ([-1, 0], None), ([0.0, 1.0], None), ([[0, 1]], None), ([], None)])

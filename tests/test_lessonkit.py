@@ -35,6 +35,14 @@ def test_checks_decide_the_exit_code_and_are_written_down(capsys, folder):
     assert [check["measured"] for check in record["checks"]] == [2, 2, None, None]
 
 
+def test_a_lesson_that_cannot_save_its_figures_says_so_before_any_work(folder, monkeypatch):
+    """As in a read-only folder; the first figure comes after minutes of training."""
+    (folder / "file").touch()
+    monkeypatch.setenv("MINIDL_FIGURES", str(folder / "file"))
+    with pytest.raises(SystemExit, match="set MINIDL_FIGURES"):
+        Lesson("01_x")
+
+
 def test_a_bound_for_the_digits_only_reports_on_other_data(monkeypatch, capsys):
     monkeypatch.setenv("MINIDL_DATASET", "mnist")
     lesson = Lesson("01_x")

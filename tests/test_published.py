@@ -18,6 +18,7 @@ import pytest
 from minidl import cli, data, published
 from minidl.files import idx_bytes
 
+PROJECT = Path(data.__file__).parents[1]
 RNG = np.random.default_rng(0)
 ARRAYS = tuple(RNG.integers(0, top, shape, np.uint8) for n in (50, 20) for top, shape in ((256, (n, 28, 28)), (10, n)))
 MD5 = tuple(hashlib.md5(idx_bytes(array)).hexdigest() for array in ARRAYS)
@@ -174,6 +175,24 @@ def test_a_terminal_sees_a_bar_for_each_file(server, monkeypatch):
     assert "downloading" not in terminal.getvalue()
 
 
+def test_a_terminal_that_says_it_is_0_wide_sees_a_bar_too():
+    """As a new pseudo-terminal does, and some editors' terminals."""
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    screen, terminal = pty.openpty()
+    code = "from minidl import progress\nwith progress.bar(total=3) as bar: bar.update(3)"
+    subprocess.run([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal, check=True, timeout=60,
+                   env={**os.environ, "PYTHONPATH": str(PROJECT)})
+    assert b"100%" in os.read(screen, 10_000)
+    os.close(screen)
+    os.close(terminal)
+
+
+def test_without_a_stderr_there_is_no_bar_and_no_error(server, monkeypatch):
+    """As under pythonw.exe."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert_loaded(data.load("mnist"))
+
+
 BAD = ["truncated", "truncated_without_length", "altered", "login_page", "failing", "absent", "silent", "slow", "endless",
        "moved_for_ever", "moved_to_a_file"]
 
@@ -226,6 +245,15 @@ def test_a_damaged_file_in_the_cache_is_replaced(server):
     assert_loaded(data.load("mnist"))
 
 
+@pytest.mark.parametrize("stray", [published.FILES[0], "mnist.npz"])
+def test_a_damaged_copy_beside_the_downloaded_files_does_no_harm(server, stray):
+    """As somebody leaves it who tried to put MNIST there by hand."""
+    (data.cache() / "mnist").mkdir(parents=True)
+    (data.cache() / "mnist" / stray).write_bytes(b"<html>please log in</html>")
+    for _ in range(2):
+        assert_loaded(data.load("mnist"))
+
+
 def test_offline_means_offline_and_names_the_damaged_copy(server, monkeypatch):
     asked = server("good").asked
     data.load("mnist")
@@ -250,18 +278,34 @@ print(len(x))
 
 def child(how, server):
     server(how)
-    environment = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     return subprocess.Popen([sys.executable, "-c", CHILD, *published.SETS["mnist"].mirrors, *MD5], env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_at_once_both_get_the_data(server):
     both = [child("late", server) for _ in range(2)]
-    for process in both:
-        out, error = process.communicate(timeout=60)
-        assert out.strip() == "50", error
-        assert error.count("downloading http") == 4 and "\r" not in error and "\x1b" not in error
+    results = [process.communicate(timeout=60) for process in both]
+    assert [out.strip() for out, _ in results] == ["50", "50"], results
+    errors = "".join(error for _, error in results)
+    assert errors.count("downloading http") >= 4 and "\r" not in errors and "\x1b" not in errors
     assert left_behind() == sorted(PACKED)
+
+
+def test_where_open_files_cannot_be_replaced_the_other_process_may_be_ahead(server, monkeypatch):
+    """Windows refuses os.replace while another process reads the target."""
+    def refused(temporary, path):
+        Path(path).write_bytes(PACKED[path.name])
+        raise PermissionError(13, "Access is denied", str(path))
+    monkeypatch.setattr(os, "replace", refused)
+    assert_loaded(data.load("mnist"))
+
+
+def test_ctrl_c_during_a_download_leaves_nothing(server, monkeypatch, capsys):
+    def interrupted(name, file, array, source):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(published, "_check_file", interrupted)
+    assert run(capsys, "mnist") == (130, "interrupted\n") and left_behind() == []
 
 
 def test_a_killed_download_leaves_nothing_that_would_be_used(server):
@@ -338,6 +382,25 @@ def test_the_list_says_what_is_here_where_and_how_to_get_the_rest(server, capsys
     assert str(data.cache() / "mnist") in run(capsys)[1]
 
 
+def test_the_list_goes_on_where_one_set_is_not_usable(server, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDL_DATA", "nowhere")
+    code, out = run(capsys)
+    assert code == 0 and out.count("not usable: MINIDL_DATA names nowhere") == 3 and "fetch it" not in out
+    monkeypatch.delenv("MINIDL_DATA")
+    monkeypatch.setattr(data, "PACKAGE", tmp_path)
+    code, out = run(capsys)
+    assert code == 0 and "digits         not usable: minidl is incomplete" in out and "mnist          not here" in out
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    """As in `python -m minidl data | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run([sys.executable, "-m", "minidl", "data"], stdout=writer, stderr=subprocess.PIPE, cwd=PROJECT)
+    os.close(writer)
+    assert result.stderr == b""
+
+
 def test_a_download_that_fails_ends_with_code_1_and_the_reason(server, capsys):
     server("failing")
     code, out = run(capsys, "mnist")
@@ -383,6 +446,21 @@ def test_what_is_no_pack_is_refused(capsys, tmp_path, content):
     (tmp_path / "sets.zip").write_bytes(content)
     code, out = run(capsys, "--unpack", tmp_path / "sets.zip")
     assert code == 1 and "sets.zip" in out and left_behind() == []
+
+
+def test_a_pack_that_was_packed_again_and_damaged_is_refused(server, capsys, tmp_path):
+    path = packed_with(tmp_path, {FIRST: bytes(10 ** 5)})
+    content = bytearray(path.read_bytes())
+    start = content.index(FIRST.encode()) + len(FIRST)
+    content[start:start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    code, out = run(capsys, "--unpack", path)
+    assert code == 1 and str(path) in out and left_behind() == []
+
+
+def test_pack_and_unpack_do_not_go_together(tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["data", "--pack", str(tmp_path / "a.zip"), "--unpack", str(tmp_path / "b.zip")])
 
 
 def test_a_pack_cannot_write_outside_the_cache(server, capsys, tmp_path):
