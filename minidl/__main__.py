@@ -6,7 +6,8 @@ import sys
 from .cli import main
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
     try:
         code = main()
         sys.stdout.flush()

@@ -42,11 +42,13 @@ def main(arguments=None):
         return 0
     try:
         return options.run(options) or 0
+    except BrokenPipeError:  # `| head`: see __main__.py
+        raise
     except (OSError, ValueError) as error:
-        print(error)
+        print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted")
+        print("interrupted", file=sys.stderr)
         return 130
 
 

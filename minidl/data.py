@@ -55,6 +55,7 @@ def find(name, root=None):
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
     unusable = []
     for place, source in ((root, "root"), (os.environ.get("MINIDL_DATA"), "MINIDL_DATA")):
+        place = place and os.path.expanduser(place)
         if place and not Path(place).is_dir():
             raise FileNotFoundError(f"{source} names {place}, which is not a folder")
         if place and (found := _find_in(place, name, only_published=False)):
@@ -193,8 +194,12 @@ def _read_idx_files(folder):
 
 
 def _paths(folder, names):
-    """The paths of these files, each plain or .gz; None if there is none, FileNotFoundError if only some are there."""
-    paths = [next((p for p in (folder / name, folder / f"{name}.gz") if os.path.isfile(p)), None) for name in names]
+    """The paths of these files, each plain or .gz; None if there is none, FileNotFoundError if only some are there.
+
+    Some programs unpack `train-images-idx3-ubyte.gz` as `train-images.idx3-ubyte`.
+    """
+    spellings = [(name, f"{name}.gz", name.replace("-idx", ".idx")) for name in names]
+    paths = [next((folder / s for s in written if os.path.isfile(folder / s)), None) for written in spellings]
     if any(paths) and not all(paths):
         missing = ", ".join(name for name, path in zip(names, paths) if path is None)
         raise FileNotFoundError(f"{folder} has only some of the files that belong together: {missing} (or .gz) is missing")

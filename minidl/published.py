@@ -78,7 +78,8 @@ def fetch(name, folder):
                 _install(name, file, folder, _download(url))
                 break
             except (OSError, ValueError, http.client.HTTPException) as error:
-                problems.append(f"{url}: {error or type(error).__name__}")
+                text = "".join(c if c.isprintable() else "?" for c in str(error))[:300]  # a server's words may be in it
+                problems.append(f"{url}: {text or type(error).__name__}")
         if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
             raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n  "
                                     + "\n  ".join(problems) + "\n" + by_hand(name, folder))

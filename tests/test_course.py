@@ -181,7 +181,7 @@ def test_a_lesson_is_found_by_number_part_of_its_name_and_path(small):
 def test_the_list_of_lessons(capsys):
     assert cli.main(["lessons"]) == 0
     assert " 7  Faster convergence           10 to 20 seconds   How many fewer steps" in capsys.readouterr().out
-    assert cli.main(["lesson"]) == 1 and "name a lesson" in capsys.readouterr().out
+    assert cli.main(["lesson"]) == 1 and "name a lesson" in capsys.readouterr().err
 
 
 # --- Stepping -----------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_nothing_is_overwritten(way, name, small, capfd):
     own.parent.mkdir()
     own.write_text("my work")
     assert cli.main(["lesson", "./03_small.py", way, "mine"]) == 1
-    assert f"nothing written: mine already has {name}" in capfd.readouterr().out
+    assert f"nothing written: mine already has {name}" in capfd.readouterr().err
     assert [path.name for path in own.parent.iterdir()] == [name] and own.read_text() == "my work"
 
 

@@ -35,8 +35,10 @@ def write_mnist(folder, names=NAMES, packed=False):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("subfolder", ["", "mnist"])
-def test_the_four_published_files_are_read_packed_or_not(tmp_path, packed, subfolder):
-    _, arrays = write_mnist(tmp_path / subfolder, packed=packed)
+@pytest.mark.parametrize("names", [NAMES, [name.replace("-idx", ".idx") for name in NAMES]])
+def test_the_four_published_files_are_read_packed_or_not(tmp_path, packed, subfolder, names):
+    """Under the names that unpacking gives them, too; some programs write a dot."""
+    _, arrays = write_mnist(tmp_path / subfolder, NAMES if packed else names, packed)
     (x_train, y_train), (x_test, y_test) = data.load("mnist", tmp_path)
     assert np.array_equal(np.rint(x_train * 255).astype(np.uint8), arrays[0].reshape(20, 784))
     assert np.array_equal(y_train, arrays[1]) and np.array_equal(y_test, arrays[3]) and len(x_test) == 10
