@@ -1,8 +1,10 @@
 """The architecture cannot rot: imports inside minidl go down only, and only the allowed packages are used."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,21 @@ def test_the_face_of_the_package():
              "Dropout", "Flatten", "functional", "optim", "data", "plotting", "experiments",
              "record", "explain"]
     assert set(names) <= set(minidl.__all__) <= set(dir(minidl))
+
+
+def code_lines(path):
+    """How many lines hold code: not those that are empty or hold only a comment or a docstring."""
+    source = path.read_text(encoding="utf-8")
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    docstrings = {line for n in nodes if ast.get_docstring(n) for line in range(n.body[0].lineno, n.body[0].end_lineno + 1)}
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
+    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - docstrings)
+
+
+def test_the_core_that_a_student_reads_stays_small():
+    core = ["tensor", "functional", "gradcheck", "module", "layers", "initializers", "optim", "training", "sequential"]
+    assert sum(code_lines(PACKAGE / f"{name}.py") for name in core) < 1500
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
