@@ -6,7 +6,7 @@
 from . import callbacks, data, experiments, functional, initializers, interop, optim, plotting, schedules
 from .callbacks import Callback, EarlyStopping, History, LambdaCallback, LearningRateScheduler, ModelCheckpoint
 from .gradcheck import gradcheck
-from .inside import explain, record
+from .inside import explain, explain_batchnorm, record
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, estimate_population_statistics
 from .module import Module, Parameter
 from .sequential import Sequential
@@ -17,5 +17,5 @@ __version__ = "0.1.0"
 __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten",
            "History", "LambdaCallback", "LayerNorm", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter",
            "Sequential", "Tensor", "callbacks", "data", "estimate_population_statistics", "experiments", "explain",
-           "functional", "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
+           "explain_batchnorm", "functional", "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
            "schedules"]
