@@ -14,6 +14,8 @@ import json
 import os
 import platform
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Sequential, optim
+from minidl import Activation, BatchNorm, Dense, Sequential, experiments, optim
 from minidl import functional as F
 
 try:
@@ -192,6 +194,32 @@ def time_steps(steps, seconds):
     return {name: 1e6 * median(values) for name, values in times.items()}
 
 
+def sweep_network(seed, batch_norm):
+    """The network of lesson 8. At the top of the file, so that another process can find it."""
+    layers = []
+    for _ in range(3):
+        layers += [Dense(64, kernel_initializer="he_normal"), *([BatchNorm()] if batch_norm else []), Activation("relu")]
+    return Sequential([*layers, Dense(10)], seed=seed)
+
+
+def time_sweeps(repeats):
+    """Median seconds of lesson 8's sweep over learning rates, one run after the other and on two processes, in turns."""
+    builders = {name: partial(sweep_network, batch_norm=name == "BN") for name in ("BN", "plain")}
+
+    def sweep(executor=None):
+        start = perf_counter()
+        experiments.lr_range(builders, "digits", 10 ** np.arange(-1.5, 1.51, 0.25), steps=120, batch_size=64, executor=executor)
+        return perf_counter() - start
+
+    times = {"serial": [], "two processes": []}
+    with ProcessPoolExecutor(2) as pool:
+        sweep(pool)  # the processes start and load the data
+        for _ in range(repeats):
+            times["serial"].append(sweep())
+            times["two processes"].append(sweep(pool))
+    return {name: median(values) for name, values in times.items()}
+
+
 def main():
     """Print the table, and write it to a file if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,8 +245,11 @@ def main():
             results.append({"net": net, "microseconds": times, "ratios": ratios})
             print(show(net, *(f"{times[name]:.0f}" if name in times else "not installed" for name in names),
                        *(f"{ratios[name]:.2f}" if name in ratios else "not installed" for name in others)), flush=True)
+    sweeps = time_sweeps(1 if arguments.quick else 3)
+    print(f"\nA sweep of 52 short runs: {sweeps['serial']:.1f} s one after the other, {sweeps['two processes']:.1f} s on two "
+          f"processes, {sweeps['serial'] / sweeps['two processes']:.2f} times as fast")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({**versions, "results": results}, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps({**versions, "results": results, "sweeps": sweeps}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
