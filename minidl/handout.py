@@ -30,7 +30,8 @@ p, li { max-width: 48rem } p code, li code, td code, pre.code { background: #f3f
 pre.output { border-left: .25rem solid #0072b2 } pre.error { border-left: .25rem solid #d55e00 }
 table { border-collapse: collapse; display: block; overflow-x: auto }
 td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left; vertical-align: top }
-img { max-width: 100%; display: block; margin: 1rem auto } .formula { overflow-x: auto; text-align: center; max-width: none }
+img { max-width: 100%; display: block; margin: 1rem auto }
+.formula { overflow: auto hidden; padding: .3rem 0; text-align: center; max-width: none }
 .keyword { color: #00518a; font-weight: 600 } .string { color: #006b4f } .number { color: #a4480a } .comment { color: #666 }
 .FAIL { color: #b33c00; font-weight: 600 }
 """
@@ -77,7 +78,7 @@ def pages(paths, outcomes):
         if outcome.code:
             body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
         verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
-        rows.append(f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{escape(question)}</td>'
+        rows.append(f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
                     f"<td>{escape(time)}</td><td>{verdict}</td></tr>")
         yield _page(f"{number}. {title}", '<p><a href="index.html">All lessons</a></p>', *body, f"<p>{verdict}</p>")
     yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>")
