@@ -129,17 +129,18 @@ def _step(model, xb, yb, loss, metrics, optimizer, history):
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words
         outputs = model(xb)
         batch_loss = loss(outputs, yb)
-        if not math.isfinite(batch_loss.item()):
+        value = batch_loss.item()
+        if not math.isfinite(value):
             raise _divergence(model, xb, optimizer, history)
-        logs = _numbers(batch_loss, outputs, yb, metrics)
+        logs = _numbers(value, outputs, yb, metrics)
         optimizer.zero_grad()
         batch_loss.backward()
         optimizer.step()
     return logs
 
 
-def _numbers(batch_loss, outputs, yb, metrics):
-    return {"loss": batch_loss.item()} | {name: float(metric(outputs.data, yb)) for name, metric in metrics.items()}
+def _numbers(loss, outputs, yb, metrics):
+    return {"loss": loss} | {name: float(metric(outputs.data, yb)) for name, metric in metrics.items()}
 
 
 def _means(logs, sizes):
@@ -162,7 +163,7 @@ def _scores(model, x, y, loss, metrics, batch_size):
         for xb, yb in batches(x, y, batch_size):
             # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it came from.
             outputs = model(xb)
-            steps.append(_numbers(loss(outputs, yb), outputs, yb, metrics))
+            steps.append(_numbers(loss(outputs, yb).item(), outputs, yb, metrics))
             sizes.append(len(xb))
     return _means(steps, sizes)
 
