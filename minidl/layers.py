@@ -169,8 +169,8 @@ class BatchNorm(Module):
 
     def _normalize(self, x, gamma, beta):
         """Normalise a batch, or each ghost batch in it, by its own statistics and keep them."""
-        size = self.ghost_batch_size or len(x)
-        if len(x) > size + 1:  # in halves, again and again: the gradient of each cut is as large as what was cut
+        size = self.ghost_batch_size
+        if size and len(x) > size + 1:  # in halves, again and again: the gradient of each cut is as large as what was cut
             half = (len(x) // size + 1) // 2 * size
             return F.concatenate([self._normalize(part, gamma, beta) for part in (x[:half], x[half:])])
         n = x.size // len(self.running_mean)
@@ -180,15 +180,15 @@ class BatchNorm(Module):
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
         self.latest = BatchStatistics(mean, var, n)
-        self._update(mean, var * (n / (n - 1)))
+        self._update(mean, var, n)
         return y
 
-    def _update(self, mean, var):
-        """Move the running statistics towards those of one batch."""
+    def _update(self, mean, var, n):
+        """Move the running statistics towards those of one batch of n numbers per feature, its variance made unbiased."""
         self.updates = np.asarray(self.updates + 1)
         m = 1 / int(self.updates) if self.momentum is None else self.momentum
         self.running_mean = (1 - m) * self.running_mean + m * mean
-        self.running_var = (1 - m) * self.running_var + m * var
+        self.running_var = (1 - m) * self.running_var + m * n / (n - 1) * var
 
     def fold(self, dense):
         """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine in evaluation mode.

@@ -50,7 +50,7 @@ class Sequential(Module):
 
     def forward(self, x):
         """Send x through all layers. A layer's complaint is passed on with where its input came from."""
-        input_shape = x.shape[1:]
+        first = x
         if self.input_shape is None:
             self._hand_out_streams()
         for i, layer in enumerate(self.layers):
@@ -60,7 +60,7 @@ class Sequential(Module):
                 source = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else "straight from the data"
                 raise ValueError(f"layer {i}, {error}; its input comes {source}") from error
         if self.input_shape is None:
-            self.input_shape = input_shape
+            self.input_shape = first.shape[1:]
         return x
 
     def _hand_out_streams(self):

@@ -93,7 +93,7 @@ class Tensor:
         Raises RuntimeError when nothing was recorded, or the graph is already freed.
         """
         watchers = _watchers.get()
-        watched = {id(y) for watcher in watchers for y in watcher.outputs.values()}  # keep their gradient too
+        watched = {id(y) for watcher in watchers for y in watcher.outputs.values()} if watchers else ()
         found = _gradients(self, _seed(self, gradient), watched, free=True)
         for x, g in found:
             x.grad = np.asarray(g if x.grad is None else x.grad + g)
@@ -131,6 +131,7 @@ class Tensor:
     def __rpow__(self, a): return power(a, self)
     def __matmul__(self, b): return matmul(self, b)
     def __rmatmul__(self, a): return matmul(a, self)
+    def dot(self, b): return matmul(self, b)  # for vectors and matrices, as of arrays
     def __neg__(self): return neg(self)
     def __abs__(self): return abs(self)
     def __getitem__(self, index): return getitem(self, index=_array(index))
@@ -172,6 +173,10 @@ def _array(x):
     return x.data if isinstance(x, Tensor) else x
 
 
+def _tensor(x):
+    return Tensor(x) if isinstance(x, np.ndarray) else x
+
+
 class Op:
     """A differentiable function: its forward on arrays, then one VJP per positional argument.
 
@@ -193,7 +198,7 @@ class Op:
     def gradients(self, g, t, differentiable):
         """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
         arrays, constants = t.saved
-        y, inputs = (t, t.inputs) if differentiable else (t.data, arrays)
+        y, inputs = (t, [_tensor(x) for x in t.inputs]) if differentiable else (t.data, arrays)
         pairs = []
         for x, vjp in zip(t.inputs, self.vjps):
             if isinstance(x, Tensor) and x.requires_grad:

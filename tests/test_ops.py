@@ -115,6 +115,7 @@ for a_shape, b_shape in [((3, 4), (4, 2)), ((4,), (4, 2)), ((3, 4), (4,)), ((4,)
                          ((2, 1, 3, 4), (5, 4, 2)), ((4,), (2, 4, 3)), ((2, 3, 4), (4,))]:
     case(f"matmul {a_shape} {b_shape}", lambda a, b: F.matmul(a, b), normal(*a_shape), normal(*b_shape))
     case(f"Tensor.__matmul__ {a_shape} {b_shape}", operator.matmul, normal(*a_shape), normal(*b_shape))
+case("Tensor.dot", lambda a, b: a.dot(b), normal(3, 4), normal(4, 2))
 case("Tensor.__rmatmul__", lambda x: np.eye(3, dtype=np.float32) @ x, normal(3, 4))
 case("linear", lambda x, kernel, bias: F.linear(x, kernel, bias), normal(5, 3), normal(3, 4), normal(4))
 case("linear with a third axis", lambda x, kernel, bias: F.linear(x, kernel, bias), normal(3, 3, 3), normal(3, 3), normal(3))
