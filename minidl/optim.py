@@ -147,26 +147,30 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1): steps scaled by running moments of the gradient.
 
-    m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, p = p - lr m^ / (sqrt(v^) + eps), where the hats
-    divide by 1 - b^t, since m and v start at 0.
+    p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps until now, the older
+    ones with weights that fall as b1^k and b2^k. m and v are kept as sums with these weights, m = b1 m + g and
+    v = b2 v + g^2: the paper's m and v, without their factors (1 - b1) and (1 - b2).
     """
 
     def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8):
+        if not all(0 <= b < 1 for b in betas):
+            raise ValueError(f"betas are two numbers from 0 up to but not 1, got {betas!r}")
         self.betas, self.eps = betas, eps
         super().__init__(parameters, lr, kept=["m", "v"])
 
     def update(self, i, p, g, lr):
-        """Move m and v, then p; what the hats divide by is moved into lr and eps."""
+        """Move m and v, then p. Factors of whole arrays are moved into lr and eps: the fewer passes, the faster."""
         b1, b2 = self.betas
         m, v, t = self.state["m"][i], self.state["v"][i], self.updates[i]
-        m += (1 - b1) * (g - m)
+        m *= b1
+        m += g
         v *= b2
-        v += (1 - b2) * (g * g)
-        root = math.sqrt(1 - b2 ** t)
+        v += g * g
+        mean, root = (1 - b1) / (1 - b1 ** t), math.sqrt((1 - b2) / (1 - b2 ** t))  # m^ = mean m, sqrt(v^) = root sqrt(v)
         step = np.sqrt(v, out=np.empty_like(v))
-        step += self.eps * root
+        step += self.eps / root
         np.divide(m, step, out=step)
-        step *= lr * root / (1 - b1 ** t)
+        step *= lr * mean / root
         p.data -= step
 
 
