@@ -64,7 +64,7 @@ def linear_activation(x):
 # --- Softmax and its logarithm, along `axis`. Subtracting the maximum changes nothing but the range. ---
 
 def _softmax_forward(x, axis):
-    y = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    y = np.exp(x - np.maximum.reduce(x, axis=axis, keepdims=True))
     y /= np.add.reduce(y, axis=axis, keepdims=True)
     return y
 
@@ -80,13 +80,13 @@ _log_softmax = Op("log_softmax", lambda x, axis: _log_softmax_forward(x, axis),
 
 
 def _log_softmax_forward(x, axis):
-    y = x - np.max(x, axis=axis, keepdims=True)  # first, so that a large x keeps the digits of the logarithm
+    y = x - np.maximum.reduce(x, axis=axis, keepdims=True)  # first, so that a large x keeps the digits of the logarithm
     y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
     return y
 
 
 def _logsumexp_forward(x, axis):
-    largest = np.max(x, axis=axis, keepdims=True)
+    largest = np.maximum.reduce(x, axis=axis, keepdims=True)
     return largest + np.log(np.add.reduce(np.exp(x - largest), axis=axis, keepdims=True))
 
 
