@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import secrets
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +34,7 @@ def replacing(path):
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file

@@ -2,10 +2,8 @@
 
 import gzip
 import hashlib
-import http.client
 import os
 import sys
-import urllib.request
 import zipfile
 from dataclasses import dataclass
 from time import monotonic
@@ -66,6 +64,7 @@ def fetch(name, folder):
     A file that is there and right is kept. With $MINIDL_OFFLINE=1 nothing is downloaded. Raises
     FileNotFoundError that says what went wrong and how to fetch the files by hand.
     """
+    from http.client import HTTPException  # here and not above: it takes as long to import as half of minidl
     for file in FILES:
         if _is_there(name, file, folder):
             continue
@@ -77,7 +76,7 @@ def fetch(name, folder):
             try:
                 _install(name, file, folder, _download(url))
                 break
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 text = "".join(c if c.isprintable() else "?" for c in str(error))[:300]  # a server's words may be in it
                 problems.append(f"{url}: {text or type(error).__name__}")
         if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
@@ -150,9 +149,10 @@ def _download(url):
     """Yield what a server answers, piece by piece; TimeoutError if it is too slow, ValueError if it is too much."""
     if not shows_bars():
         print(f"downloading {url}", file=sys.stderr, flush=True)
-    request = urllib.request.Request(url, headers={"User-Agent": "minidl"})
+    from urllib.request import Request, urlopen
+    request = Request(url, headers={"User-Agent": "minidl"})
     start, received = monotonic(), 0
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    with urlopen(request, timeout=TIMEOUT) as answer:
         size = answer.headers.get("Content-Length", "")
         total, file = int(size) if size.isdecimal() else None, url.rsplit("/")[-1]
         with bar(total=total, desc=file, unit="B", unit_scale=True) as progress:
