@@ -19,7 +19,7 @@ from .data import load
 from .files import write_csv
 from .optim import SGD
 from .progress import table
-from .sweeps import sweep
+from .sweeps import processes, sweep  # noqa: F401
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,6 +14,31 @@ import numpy as np
 
 from .files import load, save, write_csv
 from .progress import bar
+
+
+THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
+
+
+@contextmanager
+def processes(n):
+    """A pool of n processes with one BLAS thread each, to be the executor of a sweep: `with processes(2) as pool: ...`
+
+    Processes that all use all cores for their products get in each other's way and can take several times as long.
+    They are started anew, not forked, since a BLAS asks for its number of threads only when NumPy is loaded; so a
+    script that uses them must begin its work below `if __name__ == "__main__":`.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    before = {name: os.environ.pop(name, None) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # for the processes to inherit; this one has long had its threads
+    try:
+        with ProcessPoolExecutor(n, mp_context=get_context("spawn")) as pool:
+            yield pool
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 @dataclass
@@ -40,9 +67,8 @@ def sweep(grid, job, executor=None, cache=None):
 
     grid: {"lr": [0.1, 1.0], "seed": [0, 1, 2]}, every combination in this order, the last key fastest; or a
     list of such settings. job: a function that returns a dict of numbers and arrays. executor: any
-    `concurrent.futures.Executor`, for instance ProcessPoolExecutor(2); one BLAS thread for each worker is
-    best (set OPENBLAS_NUM_THREADS=1 before NumPy is loaded). To reach another process a job must be a
-    function defined at the top of a file. cache: a folder where finished jobs are kept, so that
+    `concurrent.futures.Executor`; `processes(2)` makes one that suits small networks. To reach another process a
+    job must be a function defined at the top of a file. cache: a folder where finished jobs are kept, so that
     a sweep that was interrupted goes on where it was; a change of the file that defines the job makes it start anew.
     """
     if isinstance(grid, dict):

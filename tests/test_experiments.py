@@ -7,10 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def executors():
     """One of each kind: none, threads, processes (spawned, as on Windows), and dask's."""
     yield "serial", nullcontext()
     yield "threads", ThreadPoolExecutor(3)
-    yield "processes", ProcessPoolExecutor(2, mp_context=get_context("spawn"))
+    yield "processes", experiments.processes(2)
 
 
 def same(one, two):
@@ -87,10 +86,23 @@ def test_dask_gives_the_same_table_bit_for_bit():
 def test_a_comparison_runs_on_processes_that_load_the_data_by_name():
     options = dict(lr=0.1, steps=3, seeds=(0, 1), eval_steps=[3])
     serial = experiments.compare(BUILDERS, data.load("digits"), **options)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with experiments.processes(2) as pool:
         parallel = experiments.compare(BUILDERS, "digits", executor=pool, **options)
     for name in BUILDERS:
         assert all(np.array_equal(serial.array(name, what), parallel.array(name, what)) for what in ("losses", "accuracy"))
+
+
+def threads(number):
+    return {"number": number, "threads": int(os.environ["OPENBLAS_NUM_THREADS"]), "process": os.getpid()}
+
+
+def test_processes_have_one_blas_thread_each_and_this_one_keeps_its_settings(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with experiments.processes(2) as pool:
+        result = experiments.sweep({"number": range(4)}, threads, pool)
+    assert result.array("threads").tolist() == [1] * 4 and os.getpid() not in result.array("process")
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
 
 
 def failing(lr):
