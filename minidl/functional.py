@@ -140,8 +140,8 @@ def linear(x, kernel, bias=None):
 def _checked_labels(labels, logits):
     """What the losses below take, or an error that says what is wrong with the labels.
 
-    Of class numbers (n,) their places (n,) in the logits, transposed to (classes, n) and counted row after row;
-    rows of class probabilities (n, classes) as they are.
+    Of class numbers (n,) their places (n,) in the logits, counted row after row; rows of class probabilities
+    (n, classes) as they are.
     """
     labels, shape = np.asarray(_array(labels)), logits.shape
     if len(shape) != 2 or labels.shape not in (shape[:1], shape):
@@ -156,33 +156,32 @@ def _checked_labels(labels, logits):
     if labels.dtype.kind not in "iu":
         raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
     try:
-        return np.ravel_multi_index((labels, np.arange(n)), (classes, n))
+        return np.ravel_multi_index((np.arange(n), labels), (n, classes))
     except ValueError:
         raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
                          f"got labels from {labels.min()} to {labels.max()}") from None
 
 
 def _cross_entropy_forward(logits, labels):
-    x = logits.T.copy()  # (classes, n): what is done for each sample now runs along whole rows, which is faster
-    n = x.shape[1]
-    x -= np.maximum.reduce(x)
+    n, classes = logits.shape
+    x = logits - logits[np.arange(n), logits.argmax(axis=1), None]  # twice as fast as max(axis=1) in rows of 10
     p = np.exp(x)
-    total = np.add.reduce(p)
+    total = p.dot(_ones(classes, p.dtype))
     if labels.ndim == 1:
         loss = np.add.reduce(np.log(total) - x.take(labels)) / n
     else:
-        loss = np.add.reduce(labels.T * (np.log(total) - x), axis=None) / n
+        loss = np.add.reduce(labels * (np.log(total)[:, None] - x), axis=None) / n
 
     def vjp(g):
         scale = float(g) / n
         if labels.ndim == 1:
-            gx = p * (scale / total)
+            gx = p * (scale / total)[:, None]
             gx.reshape(-1)[labels] -= scale
         else:
-            gx = p * (labels.sum(axis=1) / total)
-            gx -= labels.T
+            gx = p * (labels.sum(axis=1) / total)[:, None]
+            gx -= labels
             gx *= scale
-        return (gx.T,)
+        return (gx,)
 
     return loss, vjp
 
@@ -210,7 +209,7 @@ def cross_entropy_composed(logits, labels):
 
 def _at(x, places):
     """The numbers of x (n, classes) at the places that `_checked_labels` gave."""
-    return getitem(x.T.reshape(-1), index=places)
+    return getitem(x.reshape(-1), index=places)
 
 
 def categorical_crossentropy(probabilities, labels):

@@ -1,200 +1,317 @@
-"""How fast is one training step? minidl against the same arithmetic written by hand in NumPy, against the
-bare matrix products (no step can be faster), and against PyTorch where it is installed.
+"""How fast is minidl? Everything is a ratio, measured side by side in one run.
 
-    python tests/benchmark.py [--quick] [--json FILE]
+    python tests/benchmark.py [--quick] [--json FILE] [--figure FILE]
 
-One step is forward, softmax cross-entropy, backward and a plain SGD update, in float32, on one batch of
-random data. Before anything is timed, all steps must give the same losses: speed is only compared for
-equal arithmetic. The contenders take turns in short blocks, so that noise of the machine hits all alike.
-PyTorch brings its own matrix products, so its column also compares two BLAS libraries.
+The yardsticks: the same step by hand in NumPy, PyTorch's eager mode and Keras' `fit` where they are installed, and
+the matrix products alone, below which no step can be. Before anything is timed, all steps must give the same
+losses: speed is compared for equal arithmetic only. The contenders take turns, some 20 steps each, so that noise of
+the machine hits all alike; the first 5 of each turn are not timed, as in training no step follows a stranger's.
+PyTorch brings its own matrix products, so its columns also compare two BLAS libraries.
 """
 
 import argparse
+import gc
+import io
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 # One thread for everybody: a BLAS that starts threads for one product and not for another would be what is
-# measured. The libraries read these variables when they are loaded, hence before NumPy is imported.
-for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
-    os.environ[variable] = "1"
+# measured. The libraries read these variables when they are loaded, hence before NumPy is imported. The
+# processes that `threads` starts are given other values.
+THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
+if __name__ == "__main__":
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    os.environ["KERAS_BACKEND"] = "jax"
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from contenders import STEPS, Task, minidl_step, numpy_step, products_step, torch
 
-from minidl import Activation, BatchNorm, Dense, Sequential, experiments, optim
+from minidl import Activation, BatchNorm, Dense, Sequential, Tensor, experiments, optim, plotting
 from minidl import functional as F
+from minidl.progress import table
 
-try:
-    import torch
-except ImportError:
-    torch = None
-else:
-    torch.set_num_threads(1)
-
-NETS = [([784, 100, 100, 100, 10], "sigmoid", 60), ([784, 64, 10], "relu", 32), ([784, 256, 256, 256, 10], "relu", 128)]
-LR, EPS, MOMENTUM = 0.1, 1e-5, 0.1
-BLOCK = 5  # timed steps of one contender before the next one's turn
+NETS = [([784, 100, 100, 100, 10], 60, "sigmoid"), ([784, 64, 10], 32, "relu"), ([784, 256, 256, 256, 10], 128, "relu")]
+LESSON_NETS = [Task(*net, batch_norm) for net in NETS for batch_norm in (False, True)]
+WARM, TIMED = 5, 20  # steps of one contender before the next one's turn
 
 
-def minidl_step(kernels, activation, batch_norm, x, labels):
-    """The step as a lesson writes it."""
-    layers = []
-    for kernel in kernels[:-1]:
-        layers += [Dense(kernel.shape[1]), *([BatchNorm(MOMENTUM, EPS)] if batch_norm else []), Activation(activation)]
-    model = Sequential([*layers, Dense(kernels[-1].shape[1])]).build(x.shape[1])
-    for layer, kernel in zip([layer for layer in model.layers if isinstance(layer, Dense)], kernels):
-        layer.kernel.data = kernel.copy()
-    optimizer = optim.SGD(model.parameters(), lr=LR)
-
-    def step():
-        loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
-def numpy_step(kernels, activation, batch_norm, x, labels):
-    """The step with all gradients derived by hand: plain NumPy, the same expressions as minidl's, no framework."""
-    kernels = [kernel.copy() for kernel in kernels]
-    biases = [np.zeros(kernel.shape[1], np.float32) for kernel in kernels]
-    gammas = [np.ones_like(bias) for bias in biases[:-1]] if batch_norm else []
-    betas = [np.zeros_like(gamma) for gamma in gammas]
-    running_means, running_vars = [beta.copy() for beta in betas], [gamma.copy() for gamma in gammas]
-    n, rows, hidden = len(x), np.arange(len(x)), len(kernels) - 1
-
-    def normalize(i, z):
-        mean = z.sum(axis=0) / n
-        centred = z - mean
-        var = np.einsum("ij,ij->j", centred, centred) / n
-        scale = 1 / np.sqrt(var + EPS)
-        running_means[i] = (1 - MOMENTUM) * running_means[i] + MOMENTUM * mean
-        running_vars[i] = (1 - MOMENTUM) * running_vars[i] + MOMENTUM * (var * (n / (n - 1)))
-        return centred * (gammas[i] * scale) + betas[i], centred, scale
-
-    def normalize_gradient(i, g, centred, scale):
-        g_beta, g_gamma = g.sum(axis=0), np.einsum("ij,ij->j", g, centred) * scale
-        gx = gammas[i] * scale * (g - g_beta / n - centred * (g_gamma * scale / n))
-        return gx, g_gamma, g_beta
-
-    def step():
-        outputs, saved = [x], []
-        for i, (kernel, bias) in enumerate(zip(kernels, biases)):
-            z = outputs[i] @ kernel + bias
-            if i < hidden:
-                if batch_norm:
-                    z, centred, scale = normalize(i, z)
-                    saved.append((centred, scale))
-                outputs.append(np.maximum(z, 0) if activation == "relu" else 1 / (1 + np.exp(-z)))
-
-        z = z - z.max(axis=1, keepdims=True)
-        p = np.exp(z)
-        total = p.sum(axis=1, keepdims=True)
-        loss = (np.log(total[:, 0]) - z[rows, labels]).sum() / n
-        g = p / total
-        g[rows, labels] -= 1
-        g /= n
-
-        updates = []
-        for i in reversed(range(hidden + 1)):
-            updates += [(kernels[i], outputs[i].T @ g), (biases[i], g.sum(axis=0))]
-            if i:
-                y = outputs[i]
-                g = g @ kernels[i].T
-                g = g * (y > 0) if activation == "relu" else g * (y * (1 - y))
-                if batch_norm:
-                    g, g_gamma, g_beta = normalize_gradient(i - 1, g, *saved[i - 1])
-                    updates += [(gammas[i - 1], g_gamma), (betas[i - 1], g_beta)]
-        for parameter, gradient in updates:
-            parameter -= LR * gradient
-        return loss
-
-    return step
-
-
-def products_step(kernels, activation, batch_norm, x, labels):
-    """Only the matrix products of a step: forward, for the kernels, and for all inputs but the pixels."""
-    inputs = [x] + [np.ones((len(x), kernel.shape[1]), np.float32) for kernel in kernels]
-
-    def step():
-        for i, kernel in enumerate(kernels):
-            inputs[i] @ kernel
-            inputs[i].T @ inputs[i + 1]
-            if i:
-                inputs[i + 1] @ kernel.T
-
-    return step
-
-
-def torch_step(kernels, activation, batch_norm, x, labels):
-    """The step in PyTorch, eager."""
-    layers = []
-    for kernel in kernels:
-        dense = torch.nn.Linear(*kernel.shape)
-        dense.weight.data, dense.bias.data = torch.tensor(kernel.T.copy()), torch.zeros(kernel.shape[1])
-        layers.append(dense)
-        if kernel is not kernels[-1]:
-            layers += [torch.nn.BatchNorm1d(kernel.shape[1], EPS, MOMENTUM)] if batch_norm else []
-            layers.append(torch.nn.ReLU() if activation == "relu" else torch.nn.Sigmoid())
-    model = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-    x, labels = torch.tensor(x), torch.tensor(labels)
-
-    def step():
-        loss = torch.nn.functional.cross_entropy(model(x), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
-STEPS = {"minidl": minidl_step, "hand-written": numpy_step, "products": products_step,
-         **({} if torch is None else {"PyTorch": torch_step})}
-
-
-def contenders(sizes, activation, batch, batch_norm):
-    """A step of each kind, all from the same weights and on the same data."""
-    rng = np.random.default_rng(0)
-    kernels = [rng.normal(0, n ** -0.5, (n, units)).astype(np.float32) for n, units in zip(sizes, sizes[1:])]
-    x, labels = rng.random((batch, sizes[0]), np.float32), rng.integers(0, sizes[-1], batch)
-    return {name: make(kernels, activation, batch_norm, x, labels) for name, make in STEPS.items()}
-
-
-def check_equal(net, steps):
-    """Run 5 steps of each; SystemExit unless all losses agree."""
-    losses = {name: [step().item() for _ in range(5)] for name, step in steps.items() if name != "products"}
-    for name, values in losses.items():
-        if not np.allclose(values, losses["minidl"], rtol=1e-4, atol=0):
-            sys.exit(f"{net}: {name} does not compute what minidl computes, so there is nothing to compare. "
-                     f"Losses of 5 steps: {name} {values}, minidl {losses['minidl']}")
-
-
-def time_steps(steps, seconds):
-    """Median microseconds of each step. The first step of a block only warms the caches."""
-    times = {name: [] for name in steps}
+def turns(contenders, seconds):
+    """Median microseconds of each of several functions, which take turns for so many seconds."""
+    times = {name: [] for name in contenders}
     end = perf_counter() + seconds
     while perf_counter() < end:
-        for name, step in steps.items():
-            step()
-            for _ in range(BLOCK):
+        for name, function in contenders.items():
+            for _ in range(WARM):
+                function()
+            for _ in range(TIMED):
                 start = perf_counter()
-                step()
+                function()
                 times[name].append(perf_counter() - start)
     return {name: 1e6 * median(values) for name, values in times.items()}
 
 
-def sweep_network(seed, batch_norm):
+def check_equal(task, steps):
+    """Run 5 steps of each; SystemExit unless all losses agree."""
+    losses = {name: [step().item() for _ in range(5)] for name, step in steps.items() if name != "products"}
+    for name, values in losses.items():
+        if not np.allclose(values, losses["minidl"], rtol=1e-4, atol=0):
+            sys.exit(f"{task}: {name} does not compute what minidl computes, so there is nothing to compare. "
+                     f"Losses of 5 steps: {name} {values}, minidl {losses['minidl']}")
+
+
+def show(title, rows):
+    """Print a table under its title."""
+    print(f"\n{title}\n", *table([[cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 10 else f"{cell:.0f}" for cell in row]
+                                for row in rows]), sep="\n", flush=True)
+
+
+def steps(optimizer, seconds):
+    """One training step of the nets of the lessons: microseconds, and minidl's time divided by the others'."""
+    results, rows = [], [["net, batch, optimizer", *STEPS, *(f"/ {name}" for name in STEPS if name != "minidl")]]
+    for lesson in LESSON_NETS:
+        task = Task(lesson.sizes, lesson.batch, lesson.activation, lesson.batch_norm, optimizer)
+        contenders = {name: make(task) for name, make in STEPS.items()}
+        check_equal(task, contenders)
+        times = turns(contenders, seconds)
+        ratios = {name: times["minidl"] / time for name, time in times.items() if name != "minidl"}
+        results.append({"net": str(task), "microseconds": times, "ratios": ratios})
+        rows.append([str(task), *times.values(), *ratios.values()])
+    show(f"One step with {optimizer}, microseconds, and minidl's time divided by that of the others", rows)
+    return results
+
+
+class Terminal(io.StringIO):
+    """Somewhere to draw progress bars."""
+
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def fit(rounds):
+    """The Keras program of many courses: `fit` with Adam, batches of 32, accuracy and a progress bar, per step."""
+    rng = np.random.default_rng(0)
+    count = 300
+    x, y = rng.random((32 * count, 784), np.float32), rng.integers(0, 10, 32 * count)
+
+    def program():
+        model = Sequential([Dense(64, input_shape=(784,)), BatchNorm(), Activation("relu"), Dense(10), Activation("softmax")])
+        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    fitted, stepped = program(), program()
+    optimizer = optim.Adam(stepped.parameters())
+
+    def bare():
+        for start in range(0, len(x), 32):
+            loss = F.categorical_crossentropy(stepped(x[start:start + 32]), y[start:start + 32])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    contenders = {"bare steps": bare, "fit": lambda: fitted.fit(x, y, batch_size=32)}
+    try:
+        import keras
+    except ImportError:
+        pass
+    else:
+        layers = keras.layers
+        theirs = keras.Sequential([keras.Input((784,)), layers.Dense(64), layers.BatchNormalization(),
+                                   layers.Activation("relu"), layers.Dense(10), layers.Activation("softmax")])
+        theirs.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        contenders["Keras on JAX"] = lambda: theirs.fit(x, y, batch_size=32)
+    times = {name: [] for name in contenders}
+    with redirect_stderr(Terminal()), redirect_stdout(Terminal()):
+        for _ in range(rounds + 1):
+            for name, function in contenders.items():
+                start = perf_counter()
+                function()
+                times[name].append(perf_counter() - start)
+    result = {name: 1e6 * median(values[1:]) / count for name, values in times.items()}
+    show("fit with a progress bar: microseconds per step, and its time divided by that of the others",
+         [["", *result], ["784-64-10 relu BN softmax, 32, Adam", *result.values()], ["fit /", *(result["fit"] / t for t in result.values())]])
+    return result
+
+
+SCALES = {"batch size": ("784-100-100-10", (1, 4, 16, 64, 256, 1024, 4096), lambda n: Task([784, 100, 100, 10], n)),
+          "width": ("n-n-n-10, batch 64", (16, 32, 64, 128, 256, 512, 1024, 2048), lambda n: Task([n, n, n, 10], 64)),
+          "depth": ("64-...-64-10, batch 64", (1, 2, 4, 8, 16, 32, 64), lambda n: Task([64] * n + [10], 64))}
+
+
+def scaling(seconds):
+    """Step time against batch size, width and depth, and its ratio to the matrix products."""
+    results = {}
+    for name, (net, values, make) in SCALES.items():
+        results[name] = {"values": values, "microseconds": [], "products": []}
+        for value in values:
+            times = turns({"minidl": minidl_step(make(value)), "products": products_step(make(value))}, seconds)
+            results[name]["microseconds"].append(times["minidl"])
+            results[name]["products"].append(times["products"])
+        ratios = np.divide(results[name]["microseconds"], results[name]["products"])
+        show(f"One step against {name} ({net}, ReLU, SGD)",
+             [[name, *map(str, values)], ["microseconds", *results[name]["microseconds"]], ["/ products", *ratios]])
+    return results
+
+
+def draw_scaling(results, path):
+    """The ratio of a step to its matrix products, one panel for each way to grow."""
+    fig, axes = plotting.figure(columns=len(results), size=(15, 6), sharey=True,
+                                title="The larger the net, the less the framework costs")
+    for ax, (name, result) in zip(axes, results.items()):
+        ax.plot(result["values"], np.divide(result["microseconds"], result["products"]), "o-", linewidth=3, color="#0072B2")
+        ax.axhline(1, color="0.4", linewidth=1.5, linestyle=":")
+        ax.set(xlabel=name, xscale="log", yscale="log", yticks=[1, 2, 5, 10, 20], yticklabels=["1", "2", "5", "10", "20"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("time of a step / its matrix products")
+    fig.savefig(path)
+    print(f"saved {path}")
+
+
+def engine():
+    """What the graph costs for each op: additions of two small arrays, recorded and differentiated."""
+    a, x, n = np.ones(4, np.float32), Tensor(np.ones(4, np.float32), requires_grad=True), 500
+
+    def plain():
+        y = a
+        for _ in range(n):
+            y = y + a
+
+    def forward():
+        y = x
+        for _ in range(n):
+            y = y + a
+        return y
+
+    def both():
+        forward().backward(a)
+        x.grad = None
+
+    times = {name: time / n for name, time in turns({"NumPy": plain, "forward": forward, "both": both}, 1).items()}
+    result = {"forward": times["forward"] - times["NumPy"], "backward": times["both"] - times["forward"]}
+    show("What the graph adds to each op, microseconds", [["", *result], ["an addition", *result.values()]])
+    return result
+
+
+def peak(step):
+    """The most bytes that a step holds at a time, its parameters and what stays from step to step included."""
+    for _ in range(3):
+        step()
+    tracemalloc.start()
+    step(), step()  # what the first of them leaves behind, such as gradients, is freed by the second
+    tracemalloc.reset_peak()
+    step()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def memory(count):
+    """Peak memory of a step against the one by hand; what count steps leave behind; what is left to the garbage collector."""
+    result, rows = {}, [["net, batch, optimizer", "minidl", "by hand", "/ by hand"]]
+    for task in [*LESSON_NETS, *(Task([784, 256, 256, 256, 10], 2048, "relu", batch_norm) for batch_norm in (False, True))]:
+        parameters = sum(kernel.nbytes for kernel in task.kernels)
+        sizes = [(parameters + peak(make(task))) / 1e6 for make in (minidl_step, numpy_step)]
+        result[str(task)] = sizes
+        rows.append([str(task), *sizes, sizes[0] / sizes[1]])
+    show("Peak memory of a step, megabytes", rows)
+
+    step = minidl_step(Task([16, 8, 4], 4, "relu", True))
+    for _ in range(100):
+        step()
+    collections, blocks = [], sys.getallocatedblocks()
+    gc.callbacks.append(lambda phase, info: collections.append(phase))
+    gc.collect()
+    collections.clear()
+    for _ in range(count):
+        step()
+    result["collections"] = len(collections)
+    gc.callbacks.pop()
+    gc.disable()
+    result["blocks"] = sys.getallocatedblocks() - blocks
+    for _ in range(1000):
+        step()
+    result["unreachable"] = gc.collect()
+    gc.enable()
+    print(f"\nAfter {count:,} steps {result['blocks']} more blocks of memory are in use. Meanwhile the garbage collector ran "
+          f"{result['collections']} times; after 1,000 steps without it, it found {result['unreachable']} objects to free")
+    return result
+
+
+def passes(seconds):
+    """The fused ops, forward and backward, against the bare passes over memory that they are made of."""
+    rng = np.random.default_rng(0)
+    results, rows = {}, [["forward and backward", "fused", "its passes", "/ its passes"]]
+    for n, features in (128, 256), (1024, 512):
+        x, g, out = rng.standard_normal((3, n, features), np.float32)
+        row, ones = np.ones(features, np.float32), np.ones(n, np.float32)
+        norm = [Tensor(x, requires_grad=True), Tensor(row, requires_grad=True), Tensor(row, requires_grad=True)]
+        logits, labels = Tensor(x, requires_grad=True), rng.integers(0, features, n)
+
+        def batch_norm():
+            F.batch_norm(*norm)[0].backward(g)
+            for t in norm:
+                t.grad = None
+
+        def batch_norm_passes():
+            for a in x, out, g, out:  # the means and sums of squares; forward, then backward
+                ones.dot(a)
+            for a in x, x, x, out, out:  # centred, scaled, shifted; dx with the terms of the mean and the scale
+                np.multiply(a, row, out=out)
+            for a in x, x, x, g:  # the squares; g times centred; centred times its factor; its sum with g
+                np.multiply(a, g, out=out)
+
+        def cross_entropy():
+            F.cross_entropy(logits, labels).backward()
+            logits.grad = None
+
+        def cross_entropy_passes():
+            np.maximum.reduce(x)
+            np.subtract(x, row, out=out)
+            np.exp(out, out=out)
+            np.add.reduce(out)
+            np.multiply(out, row, out=out)
+
+        for name, fused, bare in (("batch_norm", batch_norm, batch_norm_passes),
+                                  ("cross_entropy", cross_entropy, cross_entropy_passes)):
+            times = turns({"fused": fused, "passes": bare}, seconds)
+            results[f"{name} {n} x {features}"] = times
+            rows.append([f"{name} {n} x {features}", *times.values(), times["fused"] / times["passes"]])
+    show("Fused ops, microseconds", rows)
+    return results
+
+
+def imports(rounds):
+    """Milliseconds to start Python and import, once the modules' bytecode is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        times = {name: [] for name in ("numpy", "minidl")}
+        for _ in range(rounds + 1):
+            for name, values in times.items():
+                start = perf_counter()
+                subprocess.run([sys.executable, "-c", f"import {name}"], check=True, env=environment)
+                values.append(perf_counter() - start)
+    result = {name: 1e3 * median(values[1:]) for name, values in times.items()}
+    print(f"\nimport numpy: {result['numpy']:.0f} ms, import minidl: {result['minidl']:.0f} ms, "
+          f"{result['minidl'] / result['numpy']:.2f} times as long")
+    return result
+
+
+def network(seed, batch_norm):
     """The network of lesson 8. At the top of the file, so that another process can find it."""
     layers = []
     for _ in range(3):
@@ -202,9 +319,9 @@ def sweep_network(seed, batch_norm):
     return Sequential([*layers, Dense(10)], seed=seed)
 
 
-def time_sweeps(repeats):
-    """Median seconds of lesson 8's sweep over learning rates, one run after the other and on two processes, in turns."""
-    builders = {name: partial(sweep_network, batch_norm=name == "BN") for name in ("BN", "plain")}
+def sweeps(rounds):
+    """Lesson 8's sweep over learning rates, one run after the other and on two processes."""
+    builders = {name: partial(network, batch_norm=name == "BN") for name in ("BN", "plain")}
 
     def sweep(executor=None):
         start = perf_counter()
@@ -212,44 +329,65 @@ def time_sweeps(repeats):
         return perf_counter() - start
 
     times = {"serial": [], "two processes": []}
-    with ProcessPoolExecutor(2) as pool:
+    with experiments.processes(2) as pool:
         sweep(pool)  # the processes start and load the data
-        for _ in range(repeats):
+        for _ in range(rounds):
             times["serial"].append(sweep())
             times["two processes"].append(sweep(pool))
-    return {name: median(values) for name, values in times.items()}
+    result = {name: median(values) for name, values in times.items()}
+    print(f"\nA sweep of 52 short runs: {result['serial']:.1f} s one after the other, {result['two processes']:.1f} s on two "
+          f"processes, {result['serial'] / result['two processes']:.2f} times as fast")
+    return result
+
+
+def step_time(sizes, batch, seconds):
+    """Microseconds of a step in the process that is asked."""
+    return turns({"step": minidl_step(Task(sizes, batch, "relu", True))}, seconds)["step"]
+
+
+def threads(seconds):
+    """A step with one BLAS thread and with one for each core, alone and with another process that does the same."""
+    nets = ([784, 64, 10], 32), ([784, 256, 256, 256, 10], 128), ([784, 1024, 1024, 10], 256)
+    results, rows = {}, [["BLAS threads, processes", *("-".join(map(str, sizes)) + f" BN, {batch}" for sizes, batch in nets)]]
+    for count in 1, os.cpu_count():
+        os.environ.update(dict.fromkeys(THREADS, str(count)))  # for the new processes
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            for processes in 1, 2:
+                times = [max(future.result() for future in [pool.submit(step_time, *net, seconds) for _ in range(processes)])
+                         for net in nets]
+                results[f"{count} threads, {processes} processes"] = times
+                rows.append([f"{count}, {processes}", *times])
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    show("A step against the number of BLAS threads, microseconds; of two processes the slower one", rows)
+    return results
 
 
 def main():
-    """Print the table, and write it to a file if asked."""
+    """Measure, print, and write to files what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="half a minute instead of two: more noise")
+    parser.add_argument("--quick", action="store_true", help="one minute instead of six: more noise")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE as well")
+    parser.add_argument("--figure", metavar="FILE", help="draw how the time grows with the net, and save it as FILE")
     arguments = parser.parse_args()
+    quick = arguments.quick
 
-    versions = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-                "python": platform.python_version(), "numpy": np.__version__, "torch": torch and torch.__version__}
-    print(", ".join(f"{key} {value or 'not installed'}" for key, value in versions.items()))
-    print("Median microseconds of one training step, then minidl's time divided by that of the others\n")
-    names, others = ["minidl", "hand-written", "PyTorch", "products"], ["hand-written", "PyTorch", "products"]
-    show = ("{:34}" + 7 * "{:>15}").format
-    print(show("net, batch", *names, *(f"/ {name}" for name in others)))
-    results = []
-    for sizes, activation, batch in NETS:
-        for batch_norm in (False, True):
-            net = f"{'-'.join(map(str, sizes))} {activation}{' BN' if batch_norm else ''}, {batch}"
-            steps = contenders(sizes, activation, batch, batch_norm)
-            check_equal(net, steps)
-            times = time_steps(steps, 3.5 if arguments.quick else 18)
-            ratios = {name: times["minidl"] / times[name] for name in others if name in times}
-            results.append({"net": net, "microseconds": times, "ratios": ratios})
-            print(show(net, *(f"{times[name]:.0f}" if name in times else "not installed" for name in names),
-                       *(f"{ratios[name]:.2f}" if name in ratios else "not installed" for name in others)), flush=True)
-    sweeps = time_sweeps(1 if arguments.quick else 3)
-    print(f"\nA sweep of 52 short runs: {sweeps['serial']:.1f} s one after the other, {sweeps['two processes']:.1f} s on two "
-          f"processes, {sweeps['serial'] / sweeps['two processes']:.2f} times as fast")
+    results = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+               "python": platform.python_version(), "numpy": np.__version__, "torch": torch and torch.__version__}
+    print(", ".join(f"{key} {value or 'not installed'}" for key, value in results.items()))
+    results["SGD"] = steps("SGD", 1.5 if quick else 15)
+    results["Adam"] = steps("Adam", 1 if quick else 8)
+    results["fit"] = fit(5 if quick else 20)
+    results["scaling"] = scaling(0.2 if quick else 2)
+    results["graph"] = engine()
+    results["memory"] = memory(10_000 if quick else 100_000)
+    results["passes"] = passes(0.3 if quick else 3)
+    results["imports"] = imports(3 if quick else 20)
+    results["sweeps"] = sweeps(1 if quick else 5)
+    results["threads"] = threads(0.3 if quick else 3)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({**versions, "results": results, "sweeps": sweeps}, indent=1) + "\n")
+        Path(arguments.json).write_text(json.dumps(results, indent=1) + "\n")
+    if arguments.figure:
+        draw_scaling(results["scaling"], arguments.figure)
 
 
 if __name__ == "__main__":
