@@ -176,7 +176,7 @@ def _cross_entropy_forward(logits, labels):
         scale = float(g) / n
         if labels.ndim == 1:
             gx = p * (scale / total)[:, None]
-            gx.reshape(-1)[labels] -= scale
+            gx.put(labels, gx.take(labels) - scale)  # both count row after row, however the array lies in memory
         else:
             gx = p * (labels.sum(axis=1) / total)[:, None]
             gx -= labels

@@ -184,6 +184,8 @@ class Op:
     may leave broadcasting alone: the walk sums its result to the argument's shape.
     """
 
+    fused = False
+
     def __init__(self, name, forward, *vjps):
         self.name, self.forward, self.vjps = name, forward, vjps
         self.__module__ = None  # pickle then looks for the module that holds this very object
@@ -192,8 +194,25 @@ class Op:
         return self.name  # copies and pickles of a model share the op: losses recognise it by identity
 
     def __call__(self, *inputs, **constants):
-        arrays, requires_grad = _arrays(inputs)
-        return _result(self.forward(*arrays, **constants), requires_grad, self, inputs, (arrays, constants))
+        arrays, requires_grad = [], None  # None where there is no Tensor at all: then the result is an array
+        for x in inputs:
+            if isinstance(x, Tensor):
+                requires_grad = requires_grad or x.requires_grad
+                x = x.data
+            arrays.append(x)
+        y, saved, extras = self.forward(*arrays, **constants), (arrays, constants), ()
+        if self.fused:
+            y, saved, *extras = y
+        if requires_grad is not None:
+            t = Tensor.__new__(Tensor)
+            t.data = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction gives a NumPy scalar
+            t.grad = None
+            if requires_grad and _recording.get():
+                t.requires_grad, t.number, t.op, t.inputs, t.saved = True, next(_numbers), self, inputs, saved
+            else:
+                t.requires_grad, t.number, t.op, t.inputs, t.saved = False, 0, None, None, None
+            y = t
+        return (y, *extras) if extras else y
 
     def gradients(self, g, t, differentiable):
         """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
@@ -206,7 +225,7 @@ class Op:
         return pairs
 
 
-class Fused:
+class Fused(Op):
     """An op whose backward shares work between its inputs, for speed.
 
     forward(*arrays, **constants) returns (y, vjp, *extras): vjp(g) gives the gradients of all inputs at
@@ -214,14 +233,11 @@ class Fused:
     again; `composed` names the function made of primitives that can.
     """
 
-    def __init__(self, name, forward, composed):
-        self.name, self.forward, self.composed = name, forward, composed
+    fused = True
 
-    def __call__(self, *inputs, **constants):
-        arrays, requires_grad = _arrays(inputs)
-        y, vjp, *extras = self.forward(*arrays, **constants)
-        y = _result(y, requires_grad, self, inputs, vjp)
-        return (y, *extras) if extras else y
+    def __init__(self, name, forward, composed):
+        super().__init__(name, forward)
+        self.composed = composed
 
     def gradients(self, g, t, differentiable):
         """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
@@ -229,31 +245,6 @@ class Fused:
             raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
                                f"Use {self.composed}, which gives the same values from primitives")
         return [(x, gx) for x, gx in zip(t.inputs, t.saved(g)) if isinstance(x, Tensor) and x.requires_grad]
-
-
-def _arrays(inputs):
-    """The inputs as arrays, and whether one requires a gradient (None where there is no Tensor at all)."""
-    arrays, requires_grad = [], None
-    for x in inputs:
-        if isinstance(x, Tensor):
-            requires_grad = requires_grad or x.requires_grad
-            x = x.data
-        arrays.append(x)
-    return arrays, requires_grad
-
-
-def _result(y, requires_grad, op, inputs, saved):
-    """The array y as an op gives it back: as it is for arrays, as a Tensor for Tensors, in the graph if need be."""
-    if requires_grad is None:
-        return y
-    t = Tensor.__new__(Tensor)
-    t.data = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction gives a NumPy scalar
-    t.grad = None
-    if requires_grad and _recording.get():
-        t.requires_grad, t.number, t.op, t.inputs, t.saved = True, next(_numbers), op, inputs, saved
-    else:
-        t.requires_grad, t.number, t.op, t.inputs, t.saved = False, 0, None, None, None
-    return t
 
 
 def _gradients(root, seed, wanted=(), differentiable=False, free=False):

@@ -653,6 +653,16 @@ def test_fused_cross_entropy_is_the_composed_one(label):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("label", LABELS)
+def test_logits_that_lie_column_after_column_in_memory_give_the_same_gradient(label):
+    """As they do behind a transposition: reshape(-1) of such an array is a copy, and what is written there is lost."""
+    x = normal(3, 4)
+    loss, gradient = values_and_gradients(lambda x: F.cross_entropy(x, LABELS[label]), [x], 1.0)
+    turned_loss, turned_gradient = values_and_gradients(lambda x: F.cross_entropy(x.T, LABELS[label]), [x.T.copy()], 1.0)
+    assert loss == pytest.approx(turned_loss, rel=1e-14)
+    np.testing.assert_allclose(gradient, turned_gradient.T, rtol=1e-14, atol=1e-16)
+
+
 def test_labels_as_numbers_and_as_one_hot_rows_mean_the_same():
     x = normal(3, 4)
     for loss in F.cross_entropy, F.cross_entropy_composed, lambda x, y: F.categorical_crossentropy(F.softmax(x), y):
