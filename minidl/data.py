@@ -98,10 +98,8 @@ def _batches(x, y, size, rng):
         starts.pop()
     order = None if rng is None else rng.permutation(n)
     for start, end in zip(starts, [*starts[1:], n]):
-        if order is None:
-            yield x[start:end], y[start:end]
-        else:
-            yield x.take(order[start:end], axis=0), y.take(order[start:end], axis=0)  # quicker than x[order[start:end]]
+        chosen = slice(start, end) if order is None else order[start:end]
+        yield x[chosen], y[chosen]
 
 
 def split(x, y, share=0.2, seed=0):

@@ -285,7 +285,7 @@ def _checked_targets(targets, x, name):
 
 def _batch_norm_forward(x, gamma, beta, eps):
     n = len(x)
-    ones = _ones(n, x.dtype)
+    ones = _ones(n, x.dtype if x.dtype.kind == "f" else np.dtype(float))  # the dot product of bytes is a byte
     mean = ones.dot(x) / n
     centred = x - mean
     var = ones.dot(centred * centred) / n

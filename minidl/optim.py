@@ -148,7 +148,7 @@ class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1): steps scaled by running moments of the gradient.
 
     p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps until now, the older
-    ones with weights that fall as b1^k and b2^k. m and v are kept as sums with these weights, m = b1 m + g and
+    ones with weights that fall as b1^k and b2^k. Kept are the sums with these weights, m = b1 m + g and
     v = b2 v + g^2: the paper's m and v, without their factors (1 - b1) and (1 - b2).
     """
 
@@ -156,12 +156,12 @@ class Adam(Optimizer):
         if not all(0 <= b < 1 for b in betas):
             raise ValueError(f"betas are two numbers from 0 up to but not 1, got {betas!r}")
         self.betas, self.eps = betas, eps
-        super().__init__(parameters, lr, kept=["m", "v"])
+        super().__init__(parameters, lr, kept=["m_sum", "v_sum"])
 
     def update(self, i, p, g, lr):
         """Move m and v, then p. Factors of whole arrays are moved into lr and eps: the fewer passes, the faster."""
         b1, b2 = self.betas
-        m, v, t = self.state["m"][i], self.state["v"][i], self.updates[i]
+        m, v, t = self.state["m_sum"][i], self.state["v_sum"][i], self.updates[i]
         m *= b1
         m += g
         v *= b2

@@ -36,7 +36,7 @@ def processes(n):
             yield pool
     finally:
         for name, value in before.items():
-            del os.environ[name]
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

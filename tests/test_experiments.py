@@ -105,6 +105,14 @@ def test_processes_have_one_blas_thread_each_and_this_one_keeps_its_settings(mon
     assert os.environ["OPENBLAS_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
 
 
+def test_processes_hide_no_error_when_the_environment_was_changed_meanwhile(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with pytest.raises(ArithmeticError), experiments.processes(1):
+        del os.environ["OMP_NUM_THREADS"]
+        raise ArithmeticError
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
 def failing(lr):
     if lr > 0.5:
         raise ArithmeticError(f"no good: {lr}")

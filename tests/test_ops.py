@@ -653,6 +653,15 @@ def test_fused_cross_entropy_is_the_composed_one(label):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, bool])
+def test_batch_norm_of_small_integers_does_not_wrap_around(dtype):
+    x, one, zero = np.array([[100, 1], [120, 0], [110, 1]]).astype(dtype), np.ones(2), np.zeros(2)
+    _, mean, var = F.batch_norm(x, one, zero)
+    np.testing.assert_allclose(mean, x.mean(0))
+    np.testing.assert_allclose(var, x.var(0))
+    np.testing.assert_allclose(F.layer_norm(x, one, zero), F.layer_norm(x.astype(float), one, zero))
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_logits_that_lie_column_after_column_in_memory_give_the_same_gradient(label):
     """As they do behind a transposition: reshape(-1) of such an array is a copy, and what is written there is lost."""

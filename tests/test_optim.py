@@ -352,7 +352,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(name):
 
 
 def test_what_the_state_holds():
-    names = {"momentum": ["velocity.0", "velocity.1"], "adam": ["m.0", "m.1", "v.0", "v.1"]}
+    names = {"momentum": ["velocity.0", "velocity.1"], "adam": ["m_sum.0", "m_sum.1", "v_sum.0", "v_sum.1"]}
     for name, expected in names.items():
         p, q = parameter(1.0, 2.0), parameter(1.0)
         optimizer = ALL[name]([p, q])
@@ -365,11 +365,11 @@ def test_what_the_state_holds():
 
 
 @pytest.mark.parametrize("spoil, names", [
-    (lambda state: state.pop("m.1"), ["m.1.*shape.*nothing"]), (lambda state: state.pop("steps"), ["steps"]),
+    (lambda state: state.pop("m_sum.1"), ["m_sum.1.*shape.*nothing"]), (lambda state: state.pop("steps"), ["steps"]),
     (lambda state: state.update({"velocity.0": np.ones(2)}), ["velocity.0.*nothing.*shape"]),
-    (lambda state: state.update({"v.0": np.ones((2, 1))}), [r"v.0.*\(2,\).*\(2, 1\)"]),
+    (lambda state: state.update({"v_sum.0": np.ones((2, 1))}), [r"v_sum.0.*\(2,\).*\(2, 1\)"]),
     (lambda state: state.update({"updates": np.ones(3, int)}), ["updates"]),
-    (lambda state: (state.pop("m.0"), state.update({"m.9": 1, "v.1": np.ones(5)})), ["m.0", "m.9", "v.1"])])
+    (lambda state: (state.pop("m_sum.0"), state.update({"m.9": 1, "v_sum.1": np.ones(5)})), ["m_sum.0", "m.9", "v_sum.1"])])
 def test_state_that_does_not_fit_is_refused_and_nothing_changed(spoil, names):
     optimizer = optim.Adam([parameter(1.0, 2.0), parameter(1.0)])
     state = {key: a + 1 for key, a in optimizer.state_dict().items()}
