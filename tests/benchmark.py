@@ -75,8 +75,8 @@ def check_equal(task, steps):
 
 def show(title, rows):
     """Print a table under its title."""
-    print(f"\n{title}\n", *table([[cell if isinstance(cell, str) else f"{cell:.3g}" if cell < 10 else f"{cell:.0f}" for cell in row]
-                                for row in rows]), sep="\n", flush=True)
+    cells = [[cell if isinstance(cell, str) else f"{cell:.2f}" if cell < 10 else f"{cell:.0f}" for cell in row] for row in rows]
+    print(f"\n{title}\n", *table(cells), sep="\n", flush=True)
 
 
 def steps(optimizer, seconds):
@@ -144,7 +144,8 @@ def fit(rounds):
                 times[name].append(perf_counter() - start)
     result = {name: 1e6 * median(values[1:]) / count for name, values in times.items()}
     show("fit with a progress bar: microseconds per step, and its time divided by that of the others",
-         [["", *result], ["784-64-10 relu BN softmax, 32, Adam", *result.values()], ["fit /", *(result["fit"] / t for t in result.values())]])
+         [["", *result], ["784-64-10 relu BN softmax, 32, Adam", *result.values()],
+          ["fit /", *(result["fit"] / time for time in result.values())]])
     return result
 
 
