@@ -174,6 +174,7 @@ def _array(x):
 
 
 def _tensor(x):
+    """An array as a Tensor, so that a VJP may call methods with Tensors: array.dot(Tensor) would be NumPy's."""
     return Tensor(x) if isinstance(x, np.ndarray) else x
 
 
