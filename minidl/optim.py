@@ -5,10 +5,13 @@ State is kept in the order of the parameters, never by their identity.
 """
 
 import math
+from itertools import combinations
 
 import numpy as np
 
 from .tensor import Tensor
+
+SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
 
 
 class Optimizer:
@@ -16,6 +19,9 @@ class Optimizer:
 
     steps: how often step() was called. updates: how often each parameter was changed by it. state: for each name
     in kept, a list with one array per parameter, 0 at the start.
+
+    Where something is kept, small parameters that follow one another are moved into one vector, of which their `.data`
+    are then views, and so is their state: one sweep updates them all. Whoever gives them new arrays only loses speed.
     """
 
     def __init__(self, parameters, lr, kept=()):
@@ -30,7 +36,22 @@ class Optimizer:
         self.parameters = _listed(parameters)
         self.steps, self.updates = 0, [0] * len(self.parameters)
         self.state = {name: [np.zeros_like(p.data) for p in self.parameters] for name in self.kept}
+        self._groups = [(start, stop, *self._join(start, stop)) for start, stop in _runs(self.parameters)] if self.kept else []
+        places = range(len(self.parameters))
+        self._alone = [i for i in places if not any(start <= i < stop for start, stop, *_ in self._groups)]
+        self._state_of = [[arrays[i] for arrays in self.state.values()] for i in places]
         return self
+
+    def _join(self, start, stop):
+        """Make the data of parameters start to stop views of one vector, and their state too; gives the vectors."""
+        data, views = _joined([p.data for p in self.parameters[start:stop]])
+        for p, view in zip(self.parameters[start:stop], views):
+            p.data = view
+        vectors = []
+        for arrays in self.state.values():
+            vector, arrays[start:stop] = _joined(arrays[start:stop])
+            vectors.append(vector)
+        return data, vectors
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
@@ -39,12 +60,20 @@ class Optimizer:
 
     def step(self):
         """Update every parameter that has a gradient, unless its requires_grad is False."""
-        lr = self.current_lr
-        for i, p in enumerate(self._bound()):
-            g = p.grad
-            if g is not None and p.requires_grad:
-                self.updates[i] += 1
-                self.update(i, p, g, lr)
+        parameters, updates, alone, lr = self._bound(), self.updates, self._alone, self.current_lr
+        for start, stop, data, state in self._groups:
+            gradients = [p.grad.reshape(-1) for p in parameters[start:stop]
+                         if p.grad is not None and p.requires_grad and p.data.base is data]
+            if len(gradients) == stop - start == updates[start:stop].count(updates[start]):
+                updates[start:stop] = [updates[start] + 1] * (stop - start)
+                self.update(data, np.concatenate(gradients), state, updates[start], lr)
+            else:
+                alone = [*alone, *range(start, stop)]
+        for i in alone:
+            p = parameters[i]
+            if p.grad is not None and p.requires_grad:
+                updates[i] += 1
+                self.update(p.data, p.grad, self._state_of[i], updates[i], lr)
         self.steps += 1
 
     @property
@@ -72,8 +101,10 @@ class Optimizer:
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
             raise ValueError(f"this is not the state of {type(self).__name__} with these parameters; {'; '.join(faults)}")
-        self.state = {name: [np.array(state[f"{name}.{i}"], a.dtype) for i, a in enumerate(arrays)]
-                      for name, arrays in self.state.items()}
+        arrays = {f"{name}.{i}": a for name, kept in self.state.items() for i, a in enumerate(kept)}
+        new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
+        for name, a in arrays.items():
+            a[...] = new[name]
         self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"]).tolist()
 
     def _bound(self):
@@ -82,8 +113,11 @@ class Optimizer:
                                f"use {type(self).__name__}(model.parameters(), lr=...)")
         return self.parameters
 
-    def update(self, i, p, g, lr):
-        """Change p.data in place, given its gradient g; i is its place in the list. Each optimizer has its own."""
+    def update(self, p, g, state, t, lr):
+        """Change the array p in place, given its gradient g. Each optimizer has its own.
+
+        state: p's arrays of the names in kept, to be changed in place as well. t: which update of p this is, from 1.
+        """
         raise NotImplementedError
 
 
@@ -100,16 +134,16 @@ class SGD(Optimizer):
         self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
         super().__init__(parameters, lr, kept=["velocity"] if momentum else [])
 
-    def update(self, i, p, g, lr):
+    def update(self, p, g, state, t, lr):
         """p -= lr * direction."""
         if self.weight_decay:
-            g = g + self.weight_decay * p.data
+            g = g + self.weight_decay * p
         if self.momentum:
-            v = self.state["velocity"][i]
+            v, = state
             v *= self.momentum
             v += g
             g = g + self.momentum * v if self.nesterov else v
-        p.data -= lr * g
+        p -= lr * g
 
 
 class Adagrad(Optimizer):
@@ -119,11 +153,11 @@ class Adagrad(Optimizer):
         self.eps = eps
         super().__init__(parameters, lr, kept=["v"])
 
-    def update(self, i, p, g, lr):
+    def update(self, p, g, state, t, lr):
         """Move v, then p."""
-        v = self.state["v"][i]
+        v, = state
         v += g * g
-        p.data -= lr * g / (np.sqrt(v) + self.eps)
+        p -= lr * g / (np.sqrt(v) + self.eps)
 
 
 class RMSprop(Optimizer):
@@ -136,12 +170,12 @@ class RMSprop(Optimizer):
         self.alpha, self.eps = alpha, eps
         super().__init__(parameters, lr, kept=["v"])
 
-    def update(self, i, p, g, lr):
+    def update(self, p, g, state, t, lr):
         """Move v, then p."""
-        v = self.state["v"][i]
+        v, = state
         v *= self.alpha
         v += (1 - self.alpha) * (g * g)
-        p.data -= lr * g / (np.sqrt(v) + self.eps)
+        p -= lr * g / (np.sqrt(v) + self.eps)
 
 
 class Adam(Optimizer):
@@ -158,10 +192,10 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
         super().__init__(parameters, lr, kept=["m_sum", "v_sum"])
 
-    def update(self, i, p, g, lr):
+    def update(self, p, g, state, t, lr):
         """Move m and v, then p. Factors of whole arrays are moved into lr and eps: the fewer passes, the faster."""
         b1, b2 = self.betas
-        m, v, t = self.state["m_sum"][i], self.state["v_sum"][i], self.updates[i]
+        m, v = state
         m *= b1
         m += g
         v *= b2
@@ -171,7 +205,7 @@ class Adam(Optimizer):
         step += self.eps / root
         np.divide(m, step, out=step)
         step *= lr * mean / root
-        p.data -= step
+        p -= step
 
 
 class AdamW(Adam):
@@ -181,10 +215,10 @@ class AdamW(Adam):
         self.weight_decay = weight_decay
         super().__init__(parameters, lr, betas, eps)
 
-    def update(self, i, p, g, lr):
+    def update(self, p, g, state, t, lr):
         """The decay, then Adam's update."""
-        p.data *= 1 - lr * self.weight_decay
-        super().update(i, p, g, lr)
+        p *= 1 - lr * self.weight_decay
+        super().update(p, g, state, t, lr)
 
 
 OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
@@ -207,6 +241,29 @@ def clip_grad_norm(parameters, max_norm):
         for p in parameters:
             p.grad = p.grad * (float(max_norm) / norm)
     return norm
+
+
+def _runs(parameters):
+    """[(start, stop)] of neighbours of one dtype that are small, taken together; none if any two share memory."""
+    if any(np.may_share_memory(one.data, other.data) for one, other in combinations(parameters, 2)):
+        return []
+    runs, size = [[0, 0]], 0
+    for i, p in enumerate(parameters):
+        size += p.size
+        if size > SMALL or p.dtype != parameters[runs[-1][0]].dtype:
+            runs.append([i, i])
+            size = p.size
+        runs[-1][1] = i + 1
+    return [(start, stop) for start, stop in runs if stop - start > 1]
+
+
+def _joined(arrays):
+    """All numbers of the arrays in one new vector, and views of it in the shapes of the arrays."""
+    vector, views, end = np.concatenate([a.reshape(-1) for a in arrays]), [], 0
+    for a in arrays:
+        views.append(vector[end:end + a.size].reshape(a.shape))
+        end += a.size
+    return vector, views
 
 
 def _listed(parameters):

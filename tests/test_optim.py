@@ -3,6 +3,7 @@
 `test_parity.py` holds the same against PyTorch.
 """
 
+import copy
 import math
 import pickle
 from dataclasses import FrozenInstanceError
@@ -308,6 +309,65 @@ def test_a_frozen_parameter_stays(name):
     frozen.requires_grad = False
     optimizer.step()
     assert frozen.data == 1 and p.data < 1 and optimizer.steps == 1
+
+
+# --- Small parameters in one vector ---------------------------------------------------------------------------
+
+def mixed_parameters():
+    """Small ones in two groups with a large one between them, and a single number of another dtype."""
+    rng = np.random.default_rng(0)
+    shapes = (3, 4), (4,), (200, 100), (4, 2), (2,), ()
+    return [Parameter(rng.standard_normal(shape).astype(np.float32)) for shape in shapes] + [parameter(1.0)]
+
+
+def steps_with_gaps(parameters, optimizer, number):
+    """Steps in which some parameters are frozen, have no gradient, or get a new array."""
+    rng = np.random.default_rng(1)
+    for step in range(number):
+        for p in parameters:
+            p.grad = rng.standard_normal(p.shape).astype(p.dtype)
+        parameters[1].requires_grad = step != 2
+        if step == 4:
+            parameters[4].grad = None
+        if step == 6:
+            parameters[0].data = parameters[0].data.copy()
+        parameters[3].grad = np.asfortranarray(parameters[3].grad)
+        optimizer.step()
+
+
+@every_optimizer
+def test_small_parameters_are_updated_in_one_sweep_to_the_same_bits(name, monkeypatch):
+    results = []
+    for small in optim.SMALL, 0:
+        monkeypatch.setattr(optim, "SMALL", small)
+        parameters = mixed_parameters()
+        optimizer = ALL[name](parameters)
+        assert [group[:2] for group in optimizer._groups] == ([(0, 2), (3, 6)] if small and optimizer.kept else [])
+        steps_with_gaps(parameters, optimizer, 8)
+        results.append([p.data for p in parameters] + list(optimizer.state_dict().values()))
+    assert all(np.array_equal(one, other) and one.dtype == other.dtype for one, other in zip(*results))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@every_optimizer
+def test_a_copy_in_the_middle_of_training_goes_on_alike(name, again):
+    parameters = mixed_parameters()
+    pair = parameters, ALL[name](parameters)
+    steps_with_gaps(*pair, 3)
+    other = again(pair)
+    for one in pair, other:
+        steps_with_gaps(*one, 5)
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(pair[0], other[0]))
+
+
+@every_optimizer
+def test_parameters_that_share_memory_still_do(name):
+    array = np.ones((2, 3), np.float32)
+    tied, other = Parameter(array), Parameter(np.zeros(1, np.float32))
+    tied.data, twin = array, Parameter(np.zeros((3, 2), np.float32))
+    twin.data = array.T
+    ALL[name]([tied, other, twin])
+    assert np.shares_memory(tied.data, twin.data)
 
 
 # --- State: stopping and going on ------------------------------------------------------------------------------
