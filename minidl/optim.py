@@ -87,9 +87,12 @@ class Optimizer:
 
     def state_dict(self):
         """A copy of the state: "steps", "updates" and "velocity.0" or the like; not the settings, such as lr and momentum."""
-        self._bound()
-        arrays = {f"{name}.{i}": a.copy() for name, kept in self.state.items() for i, a in enumerate(kept)}
+        arrays = {name: a.copy() for name, a in self._named_state().items()}
         return {"steps": np.array(self.steps), "updates": np.array(self.updates), **arrays}
+
+    def _named_state(self):
+        self._bound()
+        return {f"{name}.{i}": a for name, kept in self.state.items() for i, a in enumerate(kept)}
 
     def load_state_dict(self, state):
         """Take over the state of an optimizer with the same settings, to go on exactly as it would.
@@ -101,7 +104,7 @@ class Optimizer:
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
             raise ValueError(f"this is not the state of {type(self).__name__} with these parameters; {'; '.join(faults)}")
-        arrays = {f"{name}.{i}": a for name, kept in self.state.items() for i, a in enumerate(kept)}
+        arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
         for name, a in arrays.items():
             a[...] = new[name]

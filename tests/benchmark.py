@@ -177,7 +177,7 @@ def draw_scaling(results, path):
         values = result["values"]
         ax.plot(values, np.divide(result["microseconds"], result["products"]), "o-", linewidth=3, markersize=9, color="#0072B2")
         ax.axhline(1, color="0.4", linewidth=1.5, linestyle=":")
-        ax.set(title=SCALES[name][0], xlabel=name, xscale="log", yscale="log", ylim=(0.9, 12))
+        ax.set(xlabel=f"{name} ({SCALES[name][0]})", xscale="log", yscale="log", ylim=(0.9, 12))
         ax.set_xticks(values[::2], map(str, values[::2]))
         ax.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
         ax.minorticks_off()
@@ -373,7 +373,7 @@ def threads(seconds):
 def main():
     """Measure, print, and write to files what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one minute instead of six: more noise")
+    parser.add_argument("--quick", action="store_true", help="one minute instead of five: more noise")
     parser.add_argument("--json", metavar="FILE", help="write the results to FILE as well")
     parser.add_argument("--figure", metavar="FILE", help="draw how the time grows with the net, and save it as FILE")
     arguments = parser.parse_args()
