@@ -9,54 +9,103 @@ import math
 
 import numpy as np
 
-from .tensor import (Fused, Op, Tensor, _array, abs, broadcast_to, clip, concatenate, exp, getitem, log, matmul,  # noqa: F401
-                     max, maximum, mean, min, minimum, power, reshape, sqrt, stack, sum, transpose, var, where)
+from .habits import unknown
+from .tensor import (HALF, MANY, Fused, Op, Tensor, abs, broadcast_to, clip, concatenate, constant, exp,  # noqa: F401
+                     floats, getitem, in_float32, log, matmul, max, maximum, mean, min, minimum, plain, power, reshape, sqrt, stack,
+                     sum, transpose, var, where)
+
+HABITS = {
+    "mse": "use F.mse_loss(prediction, target)",
+    "nll_loss": "use F.cross_entropy(logits, labels), which takes the logits before log_softmax",
+    "binary_crossentropy": "use F.binary_cross_entropy(probabilities, targets)",
+    "sparse_categorical_crossentropy": "use F.categorical_crossentropy(probabilities, labels), which takes class numbers too",
+    "CrossEntropyLoss": "use F.cross_entropy(logits, labels)",
+    "MSELoss": "use F.mse_loss(prediction, target)",
+    "BCELoss": "use F.binary_cross_entropy(probabilities, targets)",
+    "BCEWithLogitsLoss": "use F.binary_cross_entropy_with_logits(logits, targets)",
+    "dropout": "use the layer Dropout(rate)",
+    "normalize": "divide by F.sqrt(F.sum(x * x, axis=-1, keepdims=True))",
+    "one_hot": "use minidl.data.one_hot(y, classes)",
+    "pad": "pad the array before it becomes a Tensor: np.pad",
+    "clamp": "use F.clip(x, low, high)",
+    "pow": "use F.power(a, b) or a ** b",
+    "cat": "use F.concatenate([a, b], axis=0)",
+    "mm": "use a @ b",
+    "dot": "use a @ b",
+    "add": "use a + b",
+    "subtract": "use a - b",
+    "multiply": "use a * b",
+    "divide": "use a / b",
+    "std": "use F.sqrt(F.var(x, axis))",
+    "swish": "write x * F.sigmoid(x)",
+    "silu": "write x * F.sigmoid(x)",
+}
+
+
+def __getattr__(name):
+    raise unknown("minidl.functional", name, HABITS)
+
 
 # --- Activations --------------------------------------------------------------------------------------
 
 relu = Op("relu", lambda x: np.maximum(x, 0),
-          lambda g, y, x: g * (y > 0))
+          lambda g, y: g * (y > 0),
+          doc="x where it is positive, 0 elsewhere.")
 
-tanh = Op("tanh", lambda x: np.tanh(x),
-          lambda g, y, x: g * (1 - y * y))
+tanh = Op("tanh", lambda x: np.tanh(floats(x)),
+          lambda g, y: g * (1 - y * y),
+          doc="The hyperbolic tangent: from -1 to 1.")
 
 _leaky_relu = Op("leaky_relu", lambda x, slope: np.where(x > 0, x, slope * x),
-                 lambda g, y, x, slope: where(x > 0, g, slope * g))
+                 lambda g, x, slope: where(x > 0, g, slope * g))
 
-_softplus = Op("softplus", lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
-               lambda g, y, x: g * sigmoid(x))
+_softplus = Op("softplus", lambda x: _softplus_forward(floats(x)),
+               lambda g, x: g * sigmoid(x))
 
 
 @np.errstate(over="ignore")  # exp(-x) = inf is right: 1 / (1 + inf) = 0
 def _sigmoid_forward(x):
-    y = np.exp(-x)
+    y = np.exp(-floats(x))
     y += 1
-    return np.divide(1, y, out=y if y.ndim else None)  # of one number, exp gives a NumPy scalar
+    return np.divide(1, y, out=y if y.ndim else None)  # of one number, exp returns a NumPy scalar
 
 
-sigmoid = Op("sigmoid", _sigmoid_forward,
-             lambda g, y, x: g * (y * (1 - y)))
+_sigmoid = Op("sigmoid", _sigmoid_forward,
+              lambda g, y: g * (y * (1 - y)))
 
 
-def leaky_relu(x, slope=0.01):
-    """x where positive, slope * x elsewhere."""
-    return _leaky_relu(x, slope=float(slope))
+def _softplus_forward(x):
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
-def softplus(x):
+def sigmoid(x) -> Tensor:
+    """1 / (1 + exp(-x)): between 0 and 1. The result remembers its logits, x, for a loss on probabilities."""
+    y = _sigmoid(x)
+    if isinstance(y, Tensor):
+        y.sigmoid_of = x
+    return y
+
+
+def leaky_relu(x, slope=0.01) -> Tensor:
+    """x where positive, slope * x elsewhere. slope: a number."""
+    return _leaky_relu(x, slope=float(constant(slope, "slope")))
+
+
+def softplus(x) -> Tensor:
     """log(1 + exp(x)), without overflow."""
     return _softplus(x)
 
 
-def gelu(x):
+def gelu(x) -> Tensor:
     """Gaussian error linear unit, in the tanh form: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 
     Hendrycks and Gimpel 2016, section 2.
     """
+    x = x if isinstance(x, Tensor) else floats(x)
     return 0.5 * x * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
 
 
-def linear_activation(x):
+def linear_activation(x) -> Tensor:
     """x itself: the activation of a layer that has none."""
     return x
 
@@ -64,19 +113,20 @@ def linear_activation(x):
 # --- Softmax and its logarithm, along `axis`. Subtracting the maximum changes nothing but the range. ---
 
 def _softmax_forward(x, axis):
+    x = floats(x)
     y = np.exp(x - np.maximum.reduce(x, axis=axis, keepdims=True))
     y /= np.add.reduce(y, axis=axis, keepdims=True)
     return y
 
 
 _softmax = Op("softmax", _softmax_forward,
-              lambda g, y, x, axis: y * (g - sum(g * y, axis, keepdims=True)))
+              lambda g, y, axis: y * (g - sum(g * y, axis, keepdims=True)))
 
-_logsumexp = Op("logsumexp", lambda x, axis: _logsumexp_forward(x, axis),
-                lambda g, y, x, axis: g * softmax(x, axis))
+_logsumexp = Op("logsumexp", lambda x, axis: _logsumexp_forward(floats(x), axis),
+                lambda g, x, axis: g * softmax(x, axis))
 
-_log_softmax = Op("log_softmax", lambda x, axis: _log_softmax_forward(x, axis),
-                  lambda g, y, x, axis: g - exp(y) * sum(g, axis, keepdims=True))
+_log_softmax = Op("log_softmax", lambda x, axis: _log_softmax_forward(floats(x), axis),
+                  lambda g, y, axis: g - exp(y) * sum(g, axis, keepdims=True))
 
 
 def _log_softmax_forward(x, axis):
@@ -90,19 +140,35 @@ def _logsumexp_forward(x, axis):
     return largest + np.log(np.add.reduce(np.exp(x - largest), axis=axis, keepdims=True))
 
 
-def softmax(x, axis=-1):
-    """exp(x) / sum(exp(x)): positive, sums to 1 along axis."""
-    return _softmax(x, axis=axis)
+def softmax(x, axis=-1) -> Tensor:
+    """exp(x) / sum(exp(x)): positive, sums to 1 along axis. Over the last axis the result remembers its logits, x."""
+    x = _checked_axis(x, axis)
+    y = in_float32(softmax, x, axis) if x.dtype is HALF else _softmax(x, axis=axis)
+    if isinstance(y, Tensor) and axis in (-1, x.ndim - 1):
+        y.softmax_of = x
+    return y
 
 
-def log_softmax(x, axis=-1):
+def log_softmax(x, axis=-1) -> Tensor:
     """log(softmax(x)), exact where the softmax itself would be rounded to 0."""
-    return _log_softmax(x, axis=axis)
+    x = _checked_axis(x, axis)
+    return in_float32(log_softmax, x, axis) if x.dtype is HALF else _log_softmax(x, axis=axis)
 
 
-def logsumexp(x, axis=-1):
+def logsumexp(x, axis=-1) -> Tensor:
     """log(sum(exp(x))) along axis, which is removed."""
+    x = _checked_axis(x, axis)
+    if x.dtype is HALF:
+        return in_float32(logsumexp, x, axis)
     return getitem(_logsumexp(x, axis=axis), index=(slice(None),) * (axis % x.ndim) + (0,))
+
+
+def _checked_axis(x, axis):
+    """x as a Tensor or an array that has this axis."""
+    x = x if isinstance(x, Tensor) else np.asarray(x)
+    if x.ndim == 0:
+        raise ValueError(f"softmax and its kin work along an axis, here {axis}, but got a single number")
+    return x
 
 
 # --- The affine map of a Dense layer ------------------------------------------------------------------
@@ -115,24 +181,43 @@ def _ones(n, dtype):
     return ones
 
 
+def column_sums(x):
+    """The sum over the batch, for each feature. x: an array (n, features)."""
+    if len(x) > MANY or x.dtype is HALF:
+        return np.add.reduce(x, axis=0, dtype=np.float64).astype(x.dtype)
+    return _ones(len(x), x.dtype).dot(x)
+
+
 def _linear_forward(x, kernel, bias):
+    if bias.shape != kernel.shape[1:]:
+        raise ValueError(_linear_shapes(x, kernel, bias))
     y = x.dot(kernel)  # the product x @ kernel, with less ado for small arrays
     y += bias
     return y
 
 
 _linear = Op("linear", _linear_forward,
-             lambda g, y, x, kernel, bias: g.dot(kernel.T),
-             lambda g, y, x, kernel, bias: x.T.dot(g),
-             lambda g, y, x, kernel, bias: g.T.dot(_ones(len(g), g.dtype)))
+             lambda g, kernel: g.dot(kernel.T),
+             lambda g, x: x.T.dot(g),
+             lambda g: sum(g, axis=0) if len(g) > MANY or g.dtype is HALF else g.T.dot(_ones(len(g), g.dtype)))
 
 
-def linear(x, kernel, bias=None):
-    """x @ kernel + bias. x: (n, inputs) or more axes before the last, kernel: (inputs, units), bias: (units,) or None."""
-    if x.ndim == 2 and bias is not None:
+def linear(x, kernel, bias=None) -> Tensor:
+    """x @ kernel + bias. x: (n, inputs) or more axes before the last, kernel: (inputs, units), bias: (units,) or None.
+
+    Raises ValueError for other shapes.
+    """
+    if x.ndim == 2 and bias is not None and kernel.ndim == 2:
         return _linear(x, kernel, bias)
+    if kernel.ndim != 2 or bias is not None and bias.shape != kernel.shape[1:]:
+        raise ValueError(_linear_shapes(x, kernel, bias))
     y = matmul(x, kernel)
     return y if bias is None else y + bias
+
+
+def _linear_shapes(x, kernel, bias):
+    return (f"linear takes x of shape (n, inputs), a kernel (inputs, units) and a bias (units,) or None; got {x.shape}, "
+            f"{kernel.shape} and {None if bias is None else bias.shape}")
 
 
 # --- Losses: scalars, the mean over the batch ---------------------------------------------------------
@@ -141,9 +226,9 @@ def _checked_labels(labels, logits):
     """What the losses below take, or an error that says what is wrong with the labels.
 
     Of class numbers (n,) their places (n,) in the logits, counted row after row; rows of class probabilities
-    (n, classes) as they are.
+    (n, classes) as they are, as a Tensor if they require a gradient.
     """
-    labels, shape = np.asarray(_array(labels)), logits.shape
+    given, labels, shape = labels, np.asarray(plain(labels)), logits.shape
     if len(shape) != 2 or labels.shape not in (shape[:1], shape):
         raise ValueError(f"cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); "
                          f"got {shape} and {labels.shape}"
@@ -151,7 +236,13 @@ def _checked_labels(labels, logits):
     n, classes = shape
     if n == 0:
         raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean over")
+    if classes == 1:
+        raise ValueError("cross-entropy over one class is always 0, so nothing would be learned: for two classes end the "
+                         "model with Dense(1, 'sigmoid') and use loss='binary_crossentropy', or with Dense(2) and class "
+                         "numbers 0 and 1; for other targets use loss='mse'")
     if labels.ndim == 2:
+        if isinstance(given, Tensor) and given.requires_grad:
+            return given if given.dtype == logits.dtype else given.astype(logits.dtype)
         return labels.astype(logits.dtype, copy=False)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
@@ -189,65 +280,100 @@ def _cross_entropy_forward(logits, labels):
 _cross_entropy = Fused("cross_entropy", _cross_entropy_forward, composed="cross_entropy_composed")
 
 
-def cross_entropy(logits, labels):
+def _real(x):
+    """A prediction with floating-point numbers, as a Tensor if it is one, else as an array."""
+    if isinstance(x, Tensor):
+        return x if x.dtype.kind == "f" else Tensor(floats(x.data))
+    return floats(x)
+
+
+def cross_entropy(logits, labels) -> Tensor:
     """Mean of -log softmax(logits)[label]: softmax and cross-entropy in one, exact for logits of any size.
 
-    logits: (n, classes), what the last layer gives before any softmax. labels: class numbers (n,) or
+    logits: (n, classes), what the last layer returns before any softmax. labels: class numbers (n,) or
     class probabilities such as one-hot rows (n, classes). Raises ValueError or TypeError for labels
     that do not fit.
     """
-    return _cross_entropy(logits, labels=_checked_labels(labels, logits))
+    logits = _real(logits)
+    if logits.dtype is HALF:
+        return in_float32(cross_entropy, logits, labels)
+    labels = _checked_labels(labels, logits)
+    if isinstance(labels, Tensor):  # they get a gradient too, which the fused function does not compute
+        return cross_entropy_composed(logits, labels)
+    return _cross_entropy(logits, labels=labels)
 
 
-def cross_entropy_composed(logits, labels):
+def cross_entropy_composed(logits, labels) -> Tensor:
     """The same value as `cross_entropy` from primitives: slower, but can be differentiated twice."""
+    logits = _real(logits)
+    if logits.dtype is HALF:
+        return in_float32(cross_entropy_composed, logits, labels)
     labels = _checked_labels(labels, logits)
     if labels.ndim == 1:
         return -mean(_at(log_softmax(logits), labels))
-    return -sum(log_softmax(logits) * labels) / len(labels)
+    return -_mean_of_rows(log_softmax(logits) * labels)
 
 
 def _at(x, places):
-    """The numbers of x (n, classes) at the places that `_checked_labels` gave."""
+    """The numbers of x (n, classes) at the places that `_checked_labels` found."""
     return getitem(x.reshape(-1), index=places)
 
 
-def categorical_crossentropy(probabilities, labels):
+def _mean_of_rows(x):
+    """The sum over the second axis, averaged over the first."""
+    return mean(sum(x, axis=1))
+
+
+def categorical_crossentropy(probabilities, labels) -> Tensor:
     """Cross-entropy of probabilities, for a model that ends in softmax. Shapes as in `cross_entropy`.
 
     If the probabilities come straight from `softmax`, the loss is computed on its logits and stays exact
     where a probability is rounded to 0. Raises ValueError for values that are no probabilities.
     """
-    if _made_by(probabilities, _softmax):
-        return cross_entropy(probabilities.inputs[0], labels)
+    logits = getattr(probabilities, "softmax_of", None)  # of an array there are none
+    if logits is not None:
+        return cross_entropy(logits, labels)
+    probabilities = _real(probabilities)
+    if probabilities.dtype is HALF:
+        return in_float32(categorical_crossentropy, probabilities, labels)
     labels = _checked_labels(labels, probabilities)
     _check_probabilities(probabilities, "Activation('softmax')", "loss='cross_entropy'")
     if labels.ndim == 1:
         return -mean(log(_at(probabilities, labels)))
     # 0 log 0 is 0: what has no weight in the labels is left out of the logarithm.
-    return -sum(labels * log(where(labels > 0, probabilities, 1.0))) / len(labels)
+    return -_mean_of_rows(labels * log(where(labels > 0, probabilities, 1.0)))
 
 
-def binary_cross_entropy(probabilities, targets):
+def binary_cross_entropy(probabilities, targets) -> Tensor:
     """Mean of -(t log p + (1 - t) log(1 - p)). Exact at p = 0 and 1 if p comes straight from `sigmoid`."""
-    if _made_by(probabilities, sigmoid):
-        return binary_cross_entropy_with_logits(probabilities.inputs[0], targets)
+    logits = getattr(probabilities, "sigmoid_of", None)
+    if logits is not None:
+        return binary_cross_entropy_with_logits(logits, targets)
+    probabilities = _real(probabilities)
+    if probabilities.dtype is HALF:
+        return in_float32(binary_cross_entropy, probabilities, targets)
     targets = _checked_targets(targets, probabilities, "binary_cross_entropy")
     _check_probabilities(probabilities, "Activation('sigmoid')", "binary_cross_entropy_with_logits")
     log_p, log_q = log(where(targets > 0, probabilities, 1.0)), log(where(targets < 1, 1 - probabilities, 1.0))
     return -mean(targets * log_p + (1 - targets) * log_q)
 
 
-def binary_cross_entropy_with_logits(logits, targets):
+def binary_cross_entropy_with_logits(logits, targets) -> Tensor:
     """Mean of softplus(x) - t x: binary cross-entropy of sigmoid(x), exact for any x. Targets lie in [0, 1]."""
+    logits = _real(logits)
+    if logits.dtype is HALF:
+        return in_float32(binary_cross_entropy_with_logits, logits, targets)
     targets = _checked_targets(targets, logits, "binary_cross_entropy_with_logits")
     return mean(softplus(logits) - targets * logits)
 
 
-def mse_loss(prediction, target):
+def mse_loss(prediction, target) -> Tensor:
     """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast unseen."""
-    if not isinstance(target, Tensor):
-        target = np.asarray(target, prediction.dtype)  # integers would turn float32 into float64
+    prediction = _real(prediction)
+    if prediction.dtype is HALF:
+        return in_float32(mse_loss, prediction, target)
+    if not isinstance(target, Tensor) or not target.requires_grad:
+        target = np.asarray(plain(target), prediction.dtype)  # integers would turn float32 into float64
     if prediction.shape != target.shape:
         raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}"
                          + _column_hint(target, prediction))
@@ -259,25 +385,23 @@ def _column_hint(target, x):
     return "; use y.reshape(-1, 1)" if (*target.shape, 1) == x.shape else ""
 
 
-def _made_by(x, op):
-    """Whether x is the recorded result of op over the last axis, so that x.inputs[0] are its logits."""
-    return isinstance(x, Tensor) and x.op is op and x.saved is not None and x.saved[1].get("axis", -1) in (-1, x.ndim - 1)
-
-
 def _check_probabilities(p, activation, instead):
-    p = _array(p)
+    p = plain(p)
     if p.size == 0 or not (p.min() >= 0 and p.max() <= 1):
         raise ValueError(f"this loss takes probabilities between 0 and 1, got values from {p.min()} to {p.max()}: "
-                         f"end the model with {activation}, or use {instead} on what it gives now")
+                         f"end the model with {activation}, or use {instead} on what it returns now")
 
 
 def _checked_targets(targets, x, name):
-    targets = np.asarray(_array(targets))
+    """Targets of x's shape and dtype between 0 and 1: an array, or a Tensor if they require a gradient."""
+    given, targets = targets, np.asarray(plain(targets))
     if targets.shape != x.shape or x.size == 0:
         raise ValueError(f"{name} needs targets of the same shape as its input and at least one entry, "
                          f"got targets {targets.shape} and input {x.shape}" + _column_hint(targets, x))
     if not (targets.min() >= 0 and targets.max() <= 1):
         raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to {targets.max()}")
+    if isinstance(given, Tensor) and given.requires_grad:
+        return given if given.dtype == x.dtype else given.astype(x.dtype)
     return targets.astype(x.dtype, copy=False)
 
 
@@ -285,10 +409,9 @@ def _checked_targets(targets, x, name):
 
 def _batch_norm_forward(x, gamma, beta, eps):
     n = len(x)
-    ones = _ones(n, x.dtype if x.dtype.kind == "f" else np.dtype(float))  # the dot product of bytes is a byte
-    mean = ones.dot(x) / n
+    mean = column_sums(x) / n
     centred = x - mean
-    var = ones.dot(centred * centred) / n
+    var = column_sums(centred * centred) / n
     scale = 1 / np.sqrt(var + eps)
     slope = gamma * scale
     y = centred * slope
@@ -298,8 +421,8 @@ def _batch_norm_forward(x, gamma, beta, eps):
         # The mean and the variance depend on every x, hence two terms more than in an affine map:
         # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3, where
         # normalized = centred * scale.
-        g_beta = ones.dot(g)
-        g_gamma = ones.dot(g * centred) * scale
+        g_beta = column_sums(g)
+        g_gamma = column_sums(g * centred) * scale
         gx = centred * (g_gamma * scale / -n)
         gx += g
         gx -= g_beta / n
@@ -318,11 +441,13 @@ def batch_norm(x, gamma, beta, eps=1e-5):
     x: (n, features), or (n, channels, height, width) normalised per channel. gamma, beta: (features,).
     Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays, for a layer to keep.
     Variance by two passes; E[x^2] - E[x]^2 would lose all its digits where the mean is large.
+    Raises ValueError for other shapes.
     """
+    x = _checked_features("batch_norm", x, gamma, beta)
+    if x.dtype is HALF:
+        return in_float32(batch_norm, x, gamma, beta, eps)
     if x.ndim == 2:
         return _batch_norm(x, gamma, beta, eps=eps)
-    if x.ndim != 4:
-        raise ValueError(f"batch_norm takes x of shape (n, features) or (n, channels, height, width), got {x.shape}")
     n, c, h, w = x.shape  # per channel is per feature, once every pixel counts as a sample
     y, mean, var = _batch_norm(x.transpose(0, 2, 3, 1).reshape(n * h * w, c), gamma, beta, eps=eps)
     return y.reshape(n, h, w, c).transpose(0, 3, 1, 2), mean, var
@@ -330,18 +455,35 @@ def batch_norm(x, gamma, beta, eps=1e-5):
 
 def batch_norm_composed(x, gamma, beta, eps=1e-5):
     """The definition of `batch_norm`, line by line from primitives: the gradient follows by itself."""
+    x = _checked_features("batch_norm_composed", x, gamma, beta)
+    if x.dtype is HALF:
+        return in_float32(batch_norm_composed, x, gamma, beta, eps)
     axes = (0,) + tuple(range(2, x.ndim))
     batch_mean = mean(x, axes, keepdims=True)
     batch_var = mean((x - batch_mean) ** 2, axes, keepdims=True)
     normalized = (x - batch_mean) / sqrt(batch_var + eps)
     y = per_channel(gamma, x) * normalized + per_channel(beta, x)
-    return y, _array(batch_mean).reshape(-1), _array(batch_var).reshape(-1)
+    return y, plain(batch_mean).reshape(-1), plain(batch_var).reshape(-1)
 
 
-def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5):
+def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5) -> Tensor:
     """The same map with fixed statistics: each sample by itself. Differentiable in x, gamma and beta."""
+    x = _checked_features("batch_norm_inference", x, gamma, beta, running_mean, running_var)
     scale = gamma / np.sqrt(running_var + eps)
     return (x - per_channel(running_mean, x)) * per_channel(scale, x) + per_channel(beta, x)
+
+
+def _checked_features(name, x, *vectors):
+    """x, as floats if it is an array, once it has the right number of axes and each vector a number per feature."""
+    x = x if isinstance(x, Tensor) else floats(x)
+    shape = x.shape
+    if len(shape) not in (2, 4):
+        raise ValueError(f"{name} takes x of shape (n, features) or (n, channels, height, width), got {shape}")
+    for vector in vectors:
+        if np.shape(plain(vector)) != shape[1:2]:
+            raise ValueError(f"{name} takes gamma, beta and statistics of shape {shape[1:2]}, a number for each feature "
+                             f"of x {shape}; got {', '.join(str(np.shape(plain(v))) for v in vectors)}")
+    return x
 
 
 def per_channel(v, x):
@@ -364,11 +506,30 @@ def _layer_norm_forward(x, gamma, beta, eps):
 _layer_norm = Fused("layer_norm", _layer_norm_forward, composed="layer_norm_composed")
 
 
-def layer_norm(x, gamma, beta, eps=1e-5):
-    """Normalise each sample over its features, then scale and shift. x: (..., features). gamma, beta: (features,)."""
+def layer_norm(x, gamma, beta, eps=1e-5) -> Tensor:
+    """Normalise each sample over its features, then scale and shift.
+
+    x: (..., features). gamma, beta: (features,), or a number for all. Raises ValueError for other shapes.
+    """
+    x = _checked_last_axis("layer_norm", x, gamma, beta)
+    if x.dtype is HALF:
+        return in_float32(layer_norm, x, gamma, beta, eps)
     return _layer_norm(x.reshape(-1, x.shape[-1]), gamma, beta, eps=eps).reshape(x.shape)
 
 
-def layer_norm_composed(x, gamma, beta, eps=1e-5):
+def layer_norm_composed(x, gamma, beta, eps=1e-5) -> Tensor:
     """The definition of `layer_norm` from primitives: slower, but can be differentiated twice."""
+    x = _checked_last_axis("layer_norm_composed", x, gamma, beta)
+    if x.dtype is HALF:
+        return in_float32(layer_norm_composed, x, gamma, beta, eps)
     return gamma * (x - mean(x, -1, keepdims=True)) / sqrt(var(x, -1, keepdims=True) + eps) + beta
+
+
+def _checked_last_axis(name, x, *vectors):
+    """x, as floats if it is an array, once each vector is a number or has one for each feature."""
+    x = x if isinstance(x, Tensor) else floats(x)
+    shapes = [np.shape(plain(vector)) for vector in vectors]
+    if x.ndim == 0 or any(shape not in ((), x.shape[-1:]) for shape in shapes):
+        raise ValueError(f"{name} takes x of shape (..., features), gamma and beta of shape (features,); got {x.shape}, "
+                         f"{', '.join(map(str, shapes))}")
+    return x

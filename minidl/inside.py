@@ -5,16 +5,15 @@ They look on and change nothing: a recorded training gives the same weights, bit
 
 import numpy as np
 
-from . import functional as F
 from .layers import BatchNorm
 from .module import Parameter
 from .progress import table
-from .tensor import Tensor, _gradients, _seed, _watchers
+from .tensor import Node, Tensor, starting_gradient, walk, watchers
 
 # Where an activation is flat. In the outer 5 % of its range a sigmoid's slope is below a fifth of its largest; so is tanh's.
-FLAT = {F.relu: lambda y: y == 0,
-        F.sigmoid: lambda y: (y < 0.05) | (y > 0.95),
-        F.tanh: lambda y: np.abs(y) > 0.9}
+FLAT = {"relu": lambda y: y == 0,
+        "sigmoid": lambda y: (y < 0.05) | (y > 0.95),
+        "tanh": lambda y: np.abs(y) > 0.9}
 
 
 class record:
@@ -47,11 +46,11 @@ class record:
     def __enter__(self):
         parts = [part for part in self.model.modules() if not any(part.children())]
         self.handles = [part.register_forward_hook(self.after_forward) for part in parts]
-        self.token = _watchers.set((*_watchers.get(), self))
+        self.token = watchers.set((*watchers.get(), self))
         return self
 
     def __exit__(self, *error):
-        _watchers.reset(self.token)
+        watchers.reset(self.token)
         self.compare_parameters()
         self.outputs = {}
         for handle in self.handles:
@@ -99,8 +98,8 @@ class record:
                 percentiles = () if name in parameters else (5, 50, 95)
                 self.add(name, _statistics(t.data, percentiles))
                 self.add(name, {f"grad_{key}": value for key, value in _statistics(t.grad, percentiles).items()})
-                if t.op in FLAT:
-                    self.add(name, {"saturation": float(FLAT[t.op](t.data).mean())})
+                if t.op and t.op.name in FLAT:
+                    self.add(name, {"saturation": float(FLAT[t.op.name](t.data).mean())})
             self.before = {name: (p, p.data.copy()) for name, p in parameters.items()}
         self.count, self.outputs = self.count + 1, {}
 
@@ -132,23 +131,25 @@ def explain(loss, wrt):
     They stand in the order of the backward walk; `leads to` gives the numbers of those that come next. The graph is kept:
     backward() still works afterwards. Raises RuntimeError when it is already freed, ValueError when there is no path.
     """
-    found = _gradients(loss, _seed(loss, None), wanted=range(2 ** 64))  # every id: all results, in the order of the walk
-    path = {}
-    for t, g in reversed(found):  # a result comes after its inputs, a leaf once per use
-        if t is wrt:
-            path[id(t)] = (t, path[id(t)][1] + g if id(t) in path else g)
-        elif any(id(x) in path for x in t.inputs or ()):
-            path[id(t)] = (t, g)
-    if id(loss) not in path:
+    found = walk(loss, starting_gradient(loss), everything=True)
+    target = wrt.node or wrt
+    path = {}  # each leaf or Node between loss and wrt: its gradient
+    for place, g in reversed(found):  # a result comes after its inputs, a leaf once per use
+        if place is target:
+            path[place] = path[place] + g if place in path else g
+        elif isinstance(place, Node) and any(x in path for x in place.inputs if isinstance(x, (Node, Tensor))):
+            path[place] = g
+    if loss.node not in path:
         reason = "the loss was not made from it" if wrt.requires_grad else "it does not require a gradient"
-        leaves = {id(t): str(t.shape) for t, _ in found if t.op is None}
+        leaves = {x: str(x.shape) for x, _ in found if isinstance(x, Tensor)}
         raise ValueError(f"no gradient flows from the loss to this Tensor of shape {wrt.shape}: {reason}. The loss depends on "
                          f"{len(leaves)} leaves, of shapes {', '.join(leaves.values())}")
-    numbers, rows = {key: str(i) for i, key in enumerate(reversed(path), 1)}, []
-    for key, (t, g) in reversed(path.items()):
-        inputs = {} if t is wrt else dict.fromkeys(numbers[id(x)] for x in t.inputs if id(x) in path)
-        name = t.op.name if t.op else type(t).__name__
-        rows.append([f"{numbers[key]:>2} {name}{' (wrt)' if t is wrt else ''}", ", ".join(inputs), str(t.shape),
+    numbers, rows = {place: str(i) for i, place in enumerate(reversed(path), 1)}, []
+    for place, g in reversed(path.items()):
+        inputs = {} if place is target else dict.fromkeys(numbers[x] for x in place.inputs
+                                                          if isinstance(x, (Node, Tensor)) and x in path)
+        name = place.op.name if isinstance(place, Node) else type(place).__name__
+        rows.append([f"{numbers[place]:>2} {name}{' (wrt)' if place is target else ''}", ", ".join(inputs), str(place.shape),
                      f"{_statistics(g)['norm']:.3g}", f"{np.abs(g).mean():.3g}"])
     print("\n".join(table([["op", "leads to", "shape", "|gradient|", "mean |entry|"], *rows])))
 

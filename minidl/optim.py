@@ -6,10 +6,32 @@ State is kept in the order of the parameters, never by their identity.
 
 import math
 from itertools import combinations
+from numbers import Real
 
 import numpy as np
 
-from .tensor import Tensor
+from .habits import unknown
+from .tensor import HALF, Tensor, clock
+
+HABITS = {
+    "param_groups": "set optimizer.lr for all parameters; give the parts optimizers of their own for different rates",
+    "params": "use optimizer.parameters",
+    "variables": "use optimizer.parameters",
+    "iterations": "use optimizer.steps",
+    "minimize": "write optimizer.zero_grad(), loss.backward(), optimizer.step()",
+    "apply_gradients": "set p.grad for each parameter p, then call optimizer.step()",
+    "get_config": "the settings are attributes: optimizer.lr, optimizer.momentum ...",
+    "beta_1": "write betas=(0.9, 0.999)",
+    "beta_2": "write betas=(0.9, 0.999)",
+    "epsilon": "write eps=...",
+    "rho": "write alpha=..., the weight of the old average",
+    "decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
+    "clipnorm": "call optim.clip_grad_norm(parameters, max_norm) between backward() and step()",
+    "clipvalue": "call optim.clip_grad_norm(parameters, max_norm) between backward() and step()",
+    "amsgrad": "minidl has Adam as published in 2015, without amsgrad",
+    "lr_decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
+    "dampening": "minidl's momentum is PyTorch's with dampening=0",
+}
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
 
@@ -17,6 +39,8 @@ SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its ari
 class Optimizer:
     """What all optimizers share. lr: a number, or a schedule (see `schedules.py`); may be set anew at any time.
 
+    learning_rate: another name for lr, Keras' own; as an argument it takes the place of lr.
+    float16 parameters are updated with float32 arithmetic, and what is kept of them is float32.
     steps: how often step() was called. updates: how often each parameter was changed by it. state: for each name
     in kept, a list with one array per parameter, 0 at the start.
 
@@ -24,18 +48,43 @@ class Optimizer:
     are then views, and so is their state: one sweep updates them all. Whoever gives them new arrays only loses speed.
     """
 
-    def __init__(self, parameters, lr, kept=()):
-        if not callable(lr) and not lr > 0:
-            raise ValueError(f"the learning rate must be positive, got {lr!r}")
-        self.lr, self.kept, self.parameters, self.steps = lr, kept, None, 0
+    def __new__(cls, *arguments, **options):
+        for name in options:
+            if name in HABITS:
+                raise TypeError(f"{cls.__name__} has no argument {name!r}: {HABITS[name]}")
+        return super().__new__(cls)
+
+    def __init__(self, parameters, lr, kept=(), learning_rate=None):
+        lr = lr if learning_rate is None else learning_rate
+        if not callable(lr):
+            check_number("the learning rate", lr, above=0, hint="0.1 for example, or a schedule")
+        if isinstance(parameters, Real):
+            raise TypeError(f"{type(self).__name__}'s first argument is a list of parameters, model.parameters(); "
+                            f"name the learning rate: {type(self).__name__}(lr={parameters})")
+        self.lr = lr
+        self.kept = kept
+        self.parameters = None
+        self.steps = 0
         if parameters is not None:
             self.attach(parameters)
+
+    def __getattr__(self, name):  # called for names that are not there
+        raise unknown(type(self).__name__, name, HABITS)
+
+    @property
+    def learning_rate(self):
+        """Keras' name for lr."""
+        return self.lr
+
+    @learning_rate.setter
+    def learning_rate(self, lr):
+        self.lr = lr
 
     def attach(self, parameters):
         """Take over the parameters to train, and start afresh; the same one twice counts once. Returns self."""
         self.parameters = _listed(parameters)
         self.steps, self.updates = 0, [0] * len(self.parameters)
-        self.state = {name: [np.zeros_like(p.data) for p in self.parameters] for name in self.kept}
+        self.state = {name: [np.zeros(p.shape, _state_dtype(p)) for p in self.parameters] for name in self.kept}
         self._groups = [(start, stop, *self._join(start, stop)) for start, stop in _runs(self.parameters)] if self.kept else []
         places = range(len(self.parameters))
         self._alone = [i for i in places if not any(start <= i < stop for start, stop, *_ in self._groups)]
@@ -59,28 +108,61 @@ class Optimizer:
             p.grad = None
 
     def step(self):
-        """Update every parameter that has a gradient, unless its requires_grad is False."""
+        """Update every parameter that has a gradient, unless its requires_grad is False.
+
+        Raises ValueError for a gradient of another shape than its parameter's; then nothing is updated.
+        """
         parameters, updates, alone, lr = self._bound(), self.updates, self._alone, self.current_lr
+        gradients = [self._gradient(i, p) if p.grad is not None and p.requires_grad else None
+                     for i, p in enumerate(parameters)]
+        now = next(clock)
         for start, stop, data, state in self._groups:
-            gradients = [p.grad.reshape(-1) for p in parameters[start:stop]
-                         if p.grad is not None and p.requires_grad and p.data.base is data]
-            if len(gradients) == stop - start == updates[start:stop].count(updates[start]):
+            together = [g.reshape(-1) for p, g in zip(parameters[start:stop], gradients[start:stop])
+                        if g is not None and p.data.base is data]
+            if len(together) == stop - start == updates[start:stop].count(updates[start]):
                 updates[start:stop] = [updates[start] + 1] * (stop - start)
-                self.update(data, np.concatenate(gradients), state, updates[start], lr)
+                self.update(data, np.concatenate(together), state, updates[start], lr)
+                for p in parameters[start:stop]:
+                    p.changed = now
             else:
                 alone = [*alone, *range(start, stop)]
         for i in alone:
-            p = parameters[i]
-            if p.grad is not None and p.requires_grad:
+            p, g = parameters[i], gradients[i]
+            if g is not None:
                 updates[i] += 1
-                self.update(p.data, p.grad, self._state_of[i], updates[i], lr)
+                self.update(p.data, g, self._fitting_state(i, p), updates[i], lr)
+                p.changed = now
         self.steps += 1
+
+    def _gradient(self, i, p):
+        """The gradient of parameter i, checked, and in float32 if it is float16, whose squares overflow above 255."""
+        g = p.grad
+        if not isinstance(g, np.ndarray):
+            g = np.asarray(g.data if isinstance(g, Tensor) else g, p.dtype)
+        if g.shape != p.data.shape:
+            raise ValueError(f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: nothing was "
+                             "updated. backward() sets gradients of the right shape; check who assigned p.grad or p.data")
+        return g.astype(np.float32) if g.dtype is HALF else g
+
+    def _fitting_state(self, i, p):
+        """What is kept of parameter i, in the parameter's present dtype. ValueError if it has another shape by now."""
+        state = self._state_of[i]
+        for place, (name, array) in enumerate(zip(self.kept, state)):
+            if array.shape != p.data.shape:
+                raise ValueError(f"parameter {i} had shape {array.shape} when this {type(self).__name__} took it over, now "
+                                 f"it has {p.shape}: attach the parameters anew, optimizer.attach(model.parameters())")
+            if array.dtype != _state_dtype(p):  # after model.astype
+                state[place] = self.state[name][i] = array.astype(_state_dtype(p))
+        return state
 
     @property
     def current_lr(self):
         """The learning rate of the next step. Raises ValueError for one that is negative or not finite."""
         # As a Python float: a NumPy float64 would turn float32 arithmetic into float64.
-        rate = float(self.lr(self.steps) if callable(self.lr) else self.lr)
+        try:
+            rate = float(self.lr(self.steps) if callable(self.lr) else self.lr)
+        except (TypeError, ValueError):
+            raise ValueError(f"a learning rate is a number or a schedule, a function of the step; got {self.lr!r}") from None
         if not 0 <= rate < math.inf:
             raise ValueError(f"a learning rate must be finite and not negative: {self.lr!r} gives {rate} at step {self.steps}")
         return rate
@@ -108,7 +190,7 @@ class Optimizer:
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
         for name, a in arrays.items():
             a[...] = new[name]
-        self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"]).tolist()
+        self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"], int).tolist()
 
     def _bound(self):
         if self.parameters is None:
@@ -131,17 +213,24 @@ class SGD(Optimizer):
     al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
     """
 
-    def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0):
+    def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, *, learning_rate=None):
+        check_number("momentum", momentum, least=0, below=1)
+        check_number("weight_decay", weight_decay, least=0)
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum, 0.9 say")
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        super().__init__(parameters, lr, kept=["velocity"] if momentum else [])
+        self.momentum = float(momentum)  # not NumPy's float64, which would turn float32 into float64
+        self.nesterov = nesterov
+        self.weight_decay = float(weight_decay)
+        super().__init__(parameters, lr, ["velocity"] if momentum else [], learning_rate)
 
     def update(self, p, g, state, t, lr):
         """p -= lr * direction."""
         if self.weight_decay:
             g = g + self.weight_decay * p
         if self.momentum:
+            if not state:
+                raise ValueError("this SGD was made without momentum and keeps no velocity: make a new one, "
+                                 f"SGD(lr=..., momentum={self.momentum})")
             v, = state
             v *= self.momentum
             v += g
@@ -152,9 +241,10 @@ class SGD(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al. 2011, diagonal form): v = v + g^2, p = p - lr g / (sqrt(v) + eps)."""
 
-    def __init__(self, parameters=None, lr=0.01, eps=1e-10):
-        self.eps = eps
-        super().__init__(parameters, lr, kept=["v"])
+    def __init__(self, parameters=None, lr=0.01, eps=1e-10, *, learning_rate=None):
+        check_number("eps", eps, least=0)
+        self.eps = float(eps)
+        super().__init__(parameters, lr, ["v"], learning_rate)
 
     def update(self, p, g, state, t, lr):
         """Move v, then p."""
@@ -169,9 +259,12 @@ class RMSprop(Optimizer):
     As in PyTorch; Keras has alpha = 0.9, called rho, and an eps of 1e-7 under the root.
     """
 
-    def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8):
-        self.alpha, self.eps = alpha, eps
-        super().__init__(parameters, lr, kept=["v"])
+    def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8, *, learning_rate=None):
+        check_number("alpha", alpha, least=0, below=1)
+        check_number("eps", eps, least=0)
+        self.alpha = float(alpha)
+        self.eps = float(eps)
+        super().__init__(parameters, lr, ["v"], learning_rate)
 
     def update(self, p, g, state, t, lr):
         """Move v, then p."""
@@ -189,11 +282,15 @@ class Adam(Optimizer):
     v = b2 v + g^2: the paper's m and v, without their factors (1 - b1) and (1 - b2).
     """
 
-    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8):
-        if not all(0 <= b < 1 for b in betas):
-            raise ValueError(f"betas are two numbers from 0 up to but not 1, got {betas!r}")
-        self.betas, self.eps = betas, eps
-        super().__init__(parameters, lr, kept=["m_sum", "v_sum"])
+    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, *, learning_rate=None):
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas are two numbers from 0 up to but not 1, (0.9, 0.999) for example; got {betas!r}")
+        for beta in betas:
+            check_number("each of the betas", beta, least=0, below=1)
+        check_number("eps", eps, least=0)
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.eps = float(eps)
+        super().__init__(parameters, lr, ["m_sum", "v_sum"], learning_rate)
 
     def update(self, p, g, state, t, lr):
         """Move m and v, then p. Factors of whole arrays are moved into lr and eps: the fewer passes, the faster."""
@@ -214,9 +311,10 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with weight decay apart from the gradient, p = (1 - lr weight_decay) p (Loshchilov and Hutter 2019)."""
 
-    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
-        self.weight_decay = weight_decay
-        super().__init__(parameters, lr, betas, eps)
+    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, *, learning_rate=None):
+        check_number("weight_decay", weight_decay, least=0)
+        self.weight_decay = float(weight_decay)
+        super().__init__(parameters, lr, betas, eps, learning_rate=learning_rate)
 
     def update(self, p, g, state, t, lr):
         """The decay, then Adam's update."""
@@ -233,8 +331,7 @@ def clip_grad_norm(parameters, max_norm):
     To be called between backward() and step(). Pascanu et al. 2013, algorithm 1.
     Raises ValueError if a gradient is not finite: no factor would help, and no gradient is changed.
     """
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be positive, got {max_norm!r}")
+    check_number("max_norm", max_norm, above=0)
     parameters = [p for p in _listed(parameters) if p.grad is not None and p.requires_grad]
     # In float64, where squares of float32 numbers neither overflow nor vanish.
     norm = math.hypot(*(np.linalg.norm(p.grad.astype(np.float64)) for p in parameters))
@@ -244,6 +341,22 @@ def clip_grad_norm(parameters, max_norm):
         for p in parameters:
             p.grad = p.grad * (float(max_norm) / norm)
     return norm
+
+
+def check_number(name, value, least=None, above=None, below=None, hint=None):
+    """ValueError in words unless value is a finite number, at least or above one bound and below another."""
+    number = isinstance(value, Real) and not isinstance(value, bool) or isinstance(value, np.ndarray) and value.ndim == 0
+    if (not number or not math.isfinite(value) or least is not None and value < least
+            or above is not None and value <= above or below is not None and value >= below):
+        bounds = [f"at least {least}" if least is not None else "", f"above {above}" if above is not None else "",
+                  f"below {below}" if below is not None else ""]
+        raise ValueError(f"{name} must be a number {' and '.join(filter(None, bounds))}, got {value!r}"
+                         + (f"; {hint}" if hint else ""))
+
+
+def _state_dtype(p):
+    """The dtype of what is kept of a parameter: its own, but float32 for float16, in which an average stands still."""
+    return np.dtype(np.float32) if p.dtype is HALF else p.dtype
 
 
 def _runs(parameters):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .tensor import Node, Tensor
+
 # The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network, dashed.
 LOOKS = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", (0, (5, 1, 1, 1)))]
 STYLE = {"font.size": 15, "axes.titlesize": 16, "axes.labelsize": 15, "legend.fontsize": 14,
@@ -179,8 +181,8 @@ def graph(tensor, names=None, numbers=False, ax=None):
     """
     import matplotlib.pyplot as plt
     nodes, inputs = _nodes(tensor)
-    names = {id(t): name for name, t in (names or {}).items()}
-    labels = {key: _label(node, names.get(id(node))) for key, node in nodes.items()}
+    names = {t.node or t: name for name, t in (names or {}).items()}
+    labels = {key: _label(node, names.get(key)) for key, node in nodes.items()}
     walk = sorted(inputs, key=lambda key: -nodes[key].number)
     depth, row, edges = _places(walk, inputs)
     half = 0.15 + 0.06 * max(len(line) for label in labels.values() for line in label.splitlines())  # inches, at 14 points
@@ -206,25 +208,34 @@ def graph(tensor, names=None, numbers=False, ax=None):
 
 
 def _nodes(tensor):
-    """{key: Tensor, array or number} of the whole graph, and {key: keys of the inputs} of its results."""
-    nodes, inputs, waiting = {id(tensor): tensor}, {}, [tensor]
+    """{key: Node, leaf Tensor, number or shape} of the whole graph, and {key: keys of the inputs} of its results.
+
+    key: the Node or Tensor itself; a number or the shape of a plain array is known by its place among the inputs.
+    """
+    if tensor.node is None:
+        raise ValueError("no graph to draw: this Tensor is not the recorded result of an op")
+    nodes, inputs, waiting = {tensor.node: tensor.node}, {}, [tensor.node]
     while waiting:
-        t = waiting.pop()
-        if t.saved is None:
-            raise ValueError("no graph to draw: nothing was recorded, or backward() has freed it; draw it before backward()")
-        inputs[id(t)] = keys = [id(x) if hasattr(x, "shape") else (id(t), i) for i, x in enumerate(t.inputs)]
-        waiting += [x for key, x in zip(keys, t.inputs) if getattr(x, "op", None) and key not in nodes]
-        nodes.update(zip(keys, t.inputs))
+        node = waiting.pop()
+        if node.saved is None:
+            raise ValueError("no graph to draw: backward() has freed it; draw it before backward()")
+        inputs[node] = keys = [x if isinstance(x, (Node, Tensor)) else (node, i) for i, x in enumerate(node.inputs)]
+        waiting += [x for x in node.inputs if isinstance(x, Node) and x not in nodes]
+        nodes.update(zip(keys, node.inputs))
         if len(nodes) > 60:
             raise ValueError("this graph has more than 60 nodes, too many to read: draw a part of it, such as one layer's "
                              "output, or print one path with minidl.explain(loss, wrt)")
     return nodes, inputs
 
 
-def _label(node, name):
-    op = getattr(node, "op", None)
-    array = np.asarray(node.data if hasattr(node, "requires_grad") else node)
-    size = f"{array.item():.4g}" if array.size == 1 else str(array.shape)
+def _label(place, name):
+    """What a box says: the name that the user gave, the op, and the only value or the shape."""
+    op = getattr(place, "op", None)
+    if isinstance(place, tuple):
+        size = str(place)  # the shape of a plain array
+    else:
+        value = np.asarray(place.value if op else place.data if hasattr(place, "data") else place)
+        size = f"{value.item():.4g}" if value.dtype != object and value.size == 1 else str(place.shape)
     return "\n".join(filter(None, [" = ".join(filter(None, [name, op and op.name])), size]))
 
 

@@ -6,6 +6,7 @@ They remember nothing: a stopped run goes on with the number of its steps alone.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Schedule:
         for name, value in vars(self).items():
             if callable(value) and not isinstance(self, WarmUp):
                 raise ValueError(f"{type(self).__name__} takes a rate, not a schedule: WarmUp is what goes around another one")
-            if not callable(value) and not value > 0:
-                raise ValueError(f"{type(self).__name__} needs a positive {name}, got {value!r}")
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not callable(value) and not (number and 0 < value < math.inf):
+                raise ValueError(f"{type(self).__name__} needs a positive, finite number as {name}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class OneCycle(Schedule):
     def __call__(self, step):
         top, last = 0.3 * self.steps - 1, self.steps - 1
         if step <= top:
-            return _cosine(self.lr / 25, self.lr, step / top)
+            return _cosine(self.lr / 25, self.lr, step / top if top else 1)
         return _cosine(self.lr, self.lr / 250_000, (step - top) / (last - top))
 
 

@@ -1,35 +1,95 @@
 """The engine: a Tensor remembers which op made it, so that a gradient can walk back through the ops.
 
 Convention for every op: positional arguments are differentiable, keyword arguments are constants.
-Arrays in, array out; any Tensor in, Tensor out. In every vector-Jacobian product (VJP) the names are
-`g` (incoming gradient), `y` (output) and `x` or `a, b` (inputs). A VJP uses operators and minidl's own
-functions, never `np.*` on an operand: then the same line runs on arrays (fast, first order) and on
-Tensors (when a gradient is itself differentiated).
+Arrays in, array out; any Tensor in, Tensor out. A vector-Jacobian product (VJP) takes `g`, the
+incoming gradient, and names what else it reads: `y`, the output, `x` or `a, b`, the inputs, `x_shape`
+or `x_dtype` where that is all it needs, constants. The forward pass keeps just that. A VJP uses
+operators and minidl's own functions, never `np.*` on an operand: then the same line runs on arrays
+(fast, first order) and on Tensors (when a gradient is itself differentiated).
+
+`sum`, `max`, `min` and `abs` are those of this file here, not Python's own.
 """
 
+import inspect
 from contextlib import contextmanager
 from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import count
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 
+from .habits import unknown
+
 # A context variable is one per thread, so that two threads of a sweep do not switch each other's recording off.
-_recording = ContextVar("recording", default=True)
-_watchers = ContextVar("watchers", default=())  # who looks on at every backward(): see `inside.record`
-_numbers = count(1)
-_FREED = ("freed",)
+recording = ContextVar("recording", default=True)
+watchers = ContextVar("watchers", default=())  # who looks on at every backward(): see `inside.record`
+clock = count(1)  # numbers results, and changes of arrays in place, in the order of their making
+FREED = ("freed",)
+HALF = np.dtype(np.float16)
+MANY = 4096  # numbers; added one after the other in float32, more of them lose digits that show
+
+HABITS = {
+    "cpu": "every Tensor is in the CPU's memory; use x itself, or x.numpy() for the array",
+    "cuda": "minidl runs on the CPU; minidl.interop.to_torch(model) builds the model in PyTorch, for a GPU",
+    "to": "use x.astype(np.float32) for another dtype; minidl runs on the CPU",
+    "float": "use x.astype(np.float32)",
+    "double": "use x.astype(np.float64)",
+    "half": "use x.astype(np.float16)",
+    "long": "use x.astype(np.int64)",
+    "int": "use x.astype(np.int64)",
+    "view": "use x.reshape(...)",
+    "flatten": "use x.reshape(-1), or the layer Flatten()",
+    "permute": "use x.transpose(...)",
+    "t": "use x.T",
+    "mm": "use a @ b",
+    "matmul": "use a @ b",
+    "pow": "use x ** n",
+    "add": "use a + b",
+    "sub": "use a - b",
+    "mul": "use a * b",
+    "div": "use a / b",
+    "zero_": "use p.grad = None to forget a gradient, or p.data[...] = 0 to set the values",
+    "add_": "write p.data += ... (outside a forward pass that still needs the old values)",
+    "copy_": "write p.data[...] = values",
+    "fill_": "write p.data[...] = value",
+    "clone": "use Tensor(x.data.copy()), which is cut off from the graph, or x * 1, which is not",
+    "copy": "use Tensor(x.data.copy()), which is cut off from the graph, or x * 1, which is not",
+    "requires_grad_": "set x.requires_grad = True before x is used",
+    "retain_grad": "use grad(loss, x), which takes results as well as leaves",
+    "grad_fn": "use x.op, the op that made x",
+    "is_leaf": "use x.op is None",
+    "argmax": "use x.data.argmax(...), as it has no gradient",
+    "argmin": "use x.data.argmin(...), as it has no gradient",
+    "std": "use x.var(axis).sqrt(), which divides by n",
+    "norm": "use (x * x).sum().sqrt()",
+    "pow_": "write x ** n",
+    "clamp": "use F.clip(x, low, high) from minidl.functional",
+    "clip": "use F.clip(x, low, high) from minidl.functional",
+    "relu": "use F.relu(x) from minidl.functional",
+    "sigmoid": "use F.sigmoid(x) from minidl.functional",
+    "tanh": "use F.tanh(x) from minidl.functional",
+    "softmax": "use F.softmax(x) from minidl.functional",
+    "log_softmax": "use F.log_softmax(x) from minidl.functional",
+    "squeeze": "use x.reshape(...)",
+    "unsqueeze": "use x[None] or x.reshape(...)",
+    "expand": "use F.broadcast_to(x, shape=...) from minidl.functional",
+    "values": "use x.data",
+    "value": "use x.data",
+    "device": "minidl runs on the CPU",
+    "assign": "write p.data[...] = values",
+    "assign_sub": "write p.data -= ...",
+}
 
 
 @contextmanager
 def no_grad():
     """Inside this block (or decorated function) ops compute values only: no graph, no gradients."""
-    token = _recording.set(False)
+    token = recording.set(False)
     try:
         yield
     finally:
-        _recording.reset(token)
+        recording.reset(token)
 
 
 class Tensor:
@@ -38,49 +98,82 @@ class Tensor:
     data: any array-like. Python numbers and lists become float32; NumPy arrays keep their dtype.
     requires_grad: whether `backward()` shall fill `.grad` (an array of the same shape, or None).
 
+    The array of a recorded result is read-only, since the backward pass may need it. `node` is the place
+    of a result in its graph, None for a leaf. `softmax_of` and `sigmoid_of` are the logits that this is the
+    softmax or sigmoid of, or None: losses on probabilities compute with them, exact where a probability is
+    rounded to 0.
+
     Raises TypeError for data that are not numbers, or a gradient asked for integers.
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "number", "op", "inputs", "saved")
-    __array_ufunc__ = None  # lets `ndarray + Tensor` reach Tensor.__radd__
+    __slots__ = ("_data", "grad", "requires_grad", "node", "changed", "softmax_of", "sigmoid_of")
 
     def __init__(self, data, requires_grad=False):
-        if isinstance(data, Tensor):
-            data = data.data
-        if not isinstance(data, (np.ndarray, np.generic)):
-            data = np.asarray(data)
-            if data.dtype.kind in "iuf":
-                data = data.astype(np.float32)
-        self.data = np.asarray(data)
-        if self.data.dtype.kind not in "biuf":
-            raise TypeError(f"a Tensor holds real numbers, got an array of dtype {self.data.dtype}")
-        if requires_grad and self.data.dtype.kind != "f":
-            raise TypeError(f"only floating-point Tensors have gradients, got dtype {self.data.dtype}; "
-                            "use x.astype(np.float32)")
+        self._data = _numeric(data)
+        if requires_grad and self._data.dtype.kind != "f":
+            raise TypeError(
+                f"only floating-point Tensors have gradients, got dtype {self._data.dtype}; "
+                "use x.astype(np.float32)")
         self.requires_grad = requires_grad
         self.grad = None
-        self.number = 0  # results are numbered in the order of their making
-        self.op = self.inputs = self.saved = None
+        self.node = None
+        self.changed = 0  # by the clock: when the array was last changed in place
+        self.softmax_of = None
+        self.sigmoid_of = None
 
-    shape = property(attrgetter("data.shape"))
-    ndim = property(attrgetter("data.ndim"))
-    size = property(attrgetter("data.size"))
-    dtype = property(attrgetter("data.dtype"))
-    T = property(lambda self: transpose(self))
+    @property
+    def data(self):
+        """The values as an array. `p.data -= ...` updates a leaf; a result cannot be given other values."""
+        return self._data
+
+    @data.setter
+    def data(self, values):
+        if self.node is not None:
+            raise TypeError(
+                f"this Tensor is the result of {self.node.op.name}: its gradient would not know of other "
+                "values. Compute a new Tensor from it, with F.where(mask, values, x) for instance, or use "
+                "x.detach()")
+        if values is self._data:  # of `p.data -= ...`, which has changed the array in place
+            self.changed = next(clock)
+        self._data = _numeric(values)
+
+    shape = property(attrgetter("_data.shape"), doc="The lengths of the axes.")
+    ndim = property(attrgetter("_data.ndim"), doc="The number of axes.")
+    size = property(attrgetter("_data.size"), doc="How many numbers there are.")
+    dtype = property(attrgetter("_data.dtype"), doc="The NumPy dtype of the values.")
+
+    @property
+    def T(self) -> "Tensor":
+        """The axes in reverse order."""
+        return transpose(self)
+
+    @property
+    def logits(self):
+        """What softmax or sigmoid was applied to, if this is their direct result, else None."""
+        return self.softmax_of if self.softmax_of is not None else self.sigmoid_of
+
+    @property
+    def op(self):
+        """The Op that made this Tensor, None for a leaf."""
+        return None if self.node is None else self.node.op
 
     def numpy(self):
         """The values as an array (shared, not copied)."""
-        return self.data
+        return self._data
 
     def item(self):
         """The only value, as a Python number."""
-        return self.data.item()
+        return self._data.item()
 
-    def detach(self):
+    def tolist(self):
+        """The values as Python numbers in nested lists."""
+        return self._data.tolist()
+
+    def detach(self) -> "Tensor":
         """The same values, cut off from the graph."""
-        return Tensor(self.data)
+        return Tensor(self._data)
 
-    def astype(self, dtype):
+    def astype(self, dtype) -> "Tensor":
         """The same values as another dtype; the gradient comes back in the old one."""
         return astype(self, dtype=dtype)
 
@@ -90,204 +183,419 @@ class Tensor:
         gradient: dL/d(self), an array of this shape; may be left out when self is a scalar.
         Gradients add up over several calls until they are set to None. They are never written in
         place (two leaves may share one array): rebind `.grad` to change it.
-        Raises RuntimeError when nothing was recorded, or the graph is already freed.
+        Raises RuntimeError when nothing was recorded, the graph is already freed, or an array that
+        the gradient needs was changed since the forward pass.
         """
-        watchers = _watchers.get()
-        watched = {id(y) for watcher in watchers for y in watcher.outputs.values()} if watchers else ()
-        found = _gradients(self, _seed(self, gradient), watched, free=True)
+        looking_on = watchers.get()
+        watched = {y.node: y for watcher in looking_on for y in watcher.outputs.values()}
+        found = walk(self, starting_gradient(self, gradient), watched, free=True)
+        found = [(watched.get(x, x), g) for x, g in found]
         for x, g in found:
             x.grad = np.asarray(g if x.grad is None else x.grad + g)
-        for watcher in watchers:
+        for watcher in looking_on:
             watcher.after_backward(found)
 
     def __repr__(self):
         made_by = f", op={self.op.name}" if self.op else ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({np.array2string(self.data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
+        return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
 
-    def __len__(self): return len(self.data)
-    def __float__(self): return float(self.data)
-    def __bool__(self): return bool(self.data)
+    def __getattr__(self, name):  # called for names that are not there
+        raise unknown(type(self).__name__, name, HABITS)
+
+    # As Python sees it: numbers and containers.
+    def __len__(self): return len(self._data)
+    def __float__(self): return float(self._data)
+    def __int__(self): return int(self._data)
+    def __index__(self): return self._data.__index__()
+    def __bool__(self): return bool(self._data)
+    def __contains__(self, value): return bool((self._data == plain(value)).any())
+
+    def __iter__(self):
+        if self._data.ndim == 0:  # without this method Python would take a scalar for an empty sequence
+            raise TypeError("a Tensor with a single value cannot be iterated over; use x.item() for the number")
+        return (self[i] for i in range(len(self._data)))
+
+    def __format__(self, spec):
+        if spec and self._data.size != 1:
+            raise TypeError(
+                f"a Tensor of shape {self.shape} cannot be formatted as {spec!r}; a single number can, "
+                "x.mean() or x[0] for instance")
+        return format(self.item(), spec) if spec else str(self)
 
     __hash__ = object.__hash__
 
+    # As NumPy sees it: arrays on the left of an operator work, other functions of NumPy refuse.
     def __array__(self, dtype=None, copy=None):
         raise TypeError("NumPy was given a Tensor: use minidl.functional for a differentiable result, "
                         "or tensor.data for the plain array")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        if method == "__call__" and not options:
+            if ufunc in OPERATORS:
+                return OPERATORS[ufunc](*inputs)
+            if ufunc in COMPARISONS:
+                return ufunc(*map(plain, inputs))
+        if "out" in options:
+            raise TypeError("a Tensor cannot be written into an array, its gradient would be lost: instead of "
+                            "`a += x` write `a = a + x`, or use x.data")
+        raise _refusal(ufunc.__name__)
+
+    def __array_function__(self, function, types, arguments, options):
+        raise _refusal(function.__name__)
 
     def __setitem__(self, index, value):
         raise TypeError("a Tensor cannot be changed in place: its old values may be needed for the gradient. "
                         "Build a new one with F.where(mask, value, x), or change x.data before it is used")
 
     # Arithmetic: the functions are below, in this file.
-    def __add__(self, b): return add(self, b)
-    def __radd__(self, a): return add(a, self)
-    def __sub__(self, b): return sub(self, b)
-    def __rsub__(self, a): return sub(a, self)
-    def __mul__(self, b): return mul(self, b)
-    def __rmul__(self, a): return mul(a, self)
-    def __truediv__(self, b): return div(self, b)
-    def __rtruediv__(self, a): return div(a, self)
-    def __pow__(self, b): return power(self, b)
-    def __rpow__(self, a): return power(a, self)
-    def __matmul__(self, b): return matmul(self, b)
-    def __rmatmul__(self, a): return matmul(a, self)
-    def dot(self, b): return matmul(self, b)  # for vectors and matrices, as of arrays
-    def __neg__(self): return neg(self)
-    def __abs__(self): return abs(self)
-    def __getitem__(self, index): return getitem(self, index=_array(index))
+    def __add__(self, b) -> "Tensor": return add(self, b)
+    def __radd__(self, a) -> "Tensor": return add(a, self)
+    def __sub__(self, b) -> "Tensor": return sub(self, b)
+    def __rsub__(self, a) -> "Tensor": return sub(a, self)
+    def __mul__(self, b) -> "Tensor": return mul(self, b)
+    def __rmul__(self, a) -> "Tensor": return mul(a, self)
+    def __truediv__(self, b) -> "Tensor": return div(self, b)
+    def __rtruediv__(self, a) -> "Tensor": return div(a, self)
+    def __pow__(self, b) -> "Tensor": return power(self, b)
+    def __rpow__(self, a) -> "Tensor": return power(a, self)
+    def __matmul__(self, b) -> "Tensor": return matmul(self, b)
+    def __rmatmul__(self, a) -> "Tensor": return matmul(a, self)
+    def dot(self, b) -> "Tensor": return matmul(self, b)  # for vectors and matrices, as of arrays
+    def __neg__(self) -> "Tensor": return neg(self)
+    def __abs__(self) -> "Tensor": return abs(self)
+    def __getitem__(self, index) -> "Tensor": return getitem(self, index)
 
     # A leaf refuses `p -= ...`; of a result Python makes a new Tensor by a - b.
-    def __iadd__(self, b): return _refuse_leaf(self)
-    def __isub__(self, b): return _refuse_leaf(self)
-    def __imul__(self, b): return _refuse_leaf(self)
-    def __itruediv__(self, b): return _refuse_leaf(self)
+    def __iadd__(self, b) -> "Tensor": return _refuse_leaf(self)
+    def __isub__(self, b) -> "Tensor": return _refuse_leaf(self)
+    def __imul__(self, b) -> "Tensor": return _refuse_leaf(self)
+    def __itruediv__(self, b) -> "Tensor": return _refuse_leaf(self)
 
-    # Comparisons give plain bool arrays: a step function has no gradient to offer.
-    def __eq__(self, b): return self.data == _array(b)
-    def __ne__(self, b): return self.data != _array(b)
-    def __lt__(self, b): return self.data < _array(b)
-    def __le__(self, b): return self.data <= _array(b)
-    def __gt__(self, b): return self.data > _array(b)
-    def __ge__(self, b): return self.data >= _array(b)
+    # Comparisons return plain bool arrays: a step function has no gradient to offer.
+    def __eq__(self, b): return self._data == plain(b)
+    def __ne__(self, b): return self._data != plain(b)
+    def __lt__(self, b): return self._data < plain(b)
+    def __le__(self, b): return self._data <= plain(b)
+    def __gt__(self, b): return self._data > plain(b)
+    def __ge__(self, b): return self._data >= plain(b)
 
-    def sum(self, axis=None, keepdims=False): return sum(self, axis, keepdims)
-    def mean(self, axis=None, keepdims=False): return mean(self, axis, keepdims)
-    def var(self, axis=None, keepdims=False): return var(self, axis, keepdims)
-    def max(self, axis=None, keepdims=False): return max(self, axis, keepdims)
-    def min(self, axis=None, keepdims=False): return min(self, axis, keepdims)
-    def reshape(self, *shape): return reshape(self, *shape)
-    def transpose(self, *axes): return transpose(self, *axes)
-    def exp(self): return exp(self)
-    def log(self): return log(self)
-    def sqrt(self): return sqrt(self)
-    def abs(self): return abs(self)
+    def sum(self, axis=None, keepdims=False) -> "Tensor": return sum(self, axis, keepdims)
+    def mean(self, axis=None, keepdims=False) -> "Tensor": return mean(self, axis, keepdims)
+    def var(self, axis=None, keepdims=False) -> "Tensor": return var(self, axis, keepdims)
+    def max(self, axis=None, keepdims=False) -> "Tensor": return max(self, axis, keepdims)
+    def min(self, axis=None, keepdims=False) -> "Tensor": return min(self, axis, keepdims)
+    def reshape(self, *shape) -> "Tensor": return reshape(self, *shape)
+    def transpose(self, *axes) -> "Tensor": return transpose(self, *axes)
+    def exp(self) -> "Tensor": return exp(self)
+    def log(self) -> "Tensor": return log(self)
+    def sqrt(self) -> "Tensor": return sqrt(self)
+    def abs(self) -> "Tensor": return abs(self)
+
+
+def _numeric(data):
+    """An array of real numbers: arrays as they are, Python numbers and lists as float32."""
+    if isinstance(data, Tensor):
+        return data._data
+    if not isinstance(data, (np.ndarray, np.generic)):
+        data = np.asarray(data)
+        if data.dtype.kind in "iuf":
+            data = data.astype(np.float32)
+    data = np.asarray(data)
+    if data.dtype.kind not in "biuf":
+        raise TypeError(f"a Tensor holds real numbers, got an array of dtype {data.dtype}")
+    return data
 
 
 def _refuse_leaf(x):
-    if x.requires_grad and x.op is None:
+    if x.requires_grad and x.node is None:
         raise TypeError("p -= ... would make a new Tensor and leave the parameter as it is: write p.data -= lr * p.grad")
     return NotImplemented
 
 
-def _array(x):
-    return x.data if isinstance(x, Tensor) else x
+def _refusal(name):
+    return TypeError(
+        f"np.{name} was given a Tensor, and its result would have no gradient: use x.{name}(), F.{name}(x) "
+        f"from minidl.functional or operators, as far as they exist, or np.{name}(x.data) for plain values")
 
 
-def _tensor(x):
-    """An array as a Tensor, so that a VJP may call methods with Tensors: array.dot(Tensor) would be NumPy's."""
-    return Tensor(x) if isinstance(x, np.ndarray) else x
+def plain(x):
+    """The array of a Tensor; anything else as it is."""
+    return x._data if isinstance(x, Tensor) else x
+
+
+def floats(x):
+    """x with floating-point numbers: integers become floats that hold them exactly, not bytes that wrap around."""
+    x = np.asarray(x)
+    return x if x.dtype.kind == "f" else x.astype(np.result_type(x.dtype, np.float32))
+
+
+# --- Ops and the graph they record -------------------------------------------------------------------------
+
+class Node:
+    """The place of a result in its graph.
+
+    number: by the clock. op: what made it. inputs: for each input the Node of a result, the Tensor of a leaf, the
+    number itself or the shape of a plain array. saved: for each input what its VJP reads, None where no gradient is
+    needed; of a Fused op the function that computes all gradients. shape, dtype: those of the result. value: the
+    result itself if it is a single number, for those who look at the graph, else None.
+    """
+
+    __slots__ = ("number", "op", "inputs", "saved", "shape", "dtype", "value")
+
+    def gradients(self, g, differentiable=False):
+        """[(input, its gradient)] for the inputs that need one, from g, the gradient of this result."""
+        return self.op.gradients(self, g, differentiable)
 
 
 class Op:
     """A differentiable function: its forward on arrays, then one VJP per positional argument.
 
-    Each VJP is called as vjp(g, y, *inputs, **constants), only when its argument needs a gradient, and
-    may leave broadcasting alone: the walk sums its result to the argument's shape.
+    Each VJP is called as vjp(g, ...) with what its further parameters name, only when its argument
+    needs a gradient. It may leave broadcasting alone: the walk sums its result to the argument's
+    shape. doc: the docstring of the op. Raises TypeError for a VJP that reads what does not exist.
     """
 
     fused = False
 
-    def __init__(self, name, forward, *vjps):
-        self.name, self.forward, self.vjps = name, forward, vjps
+    def __init__(self, name, forward, *vjps, doc=None):
+        self.name = self.__name__ = name
+        self.forward = forward
+        self.vjps = vjps
+        self.__doc__ = doc
         self.__module__ = None  # pickle then looks for the module that holds this very object
+        parameters = _parameters(forward, len(vjps))
+        inputs = list(parameters)[:len(vjps)]
+        self.constants = {key: default for key, default in parameters.items() if key not in inputs}
+        self.readers = []  # for each VJP: (places, pick), see _reader
+        for vjp in vjps:
+            self.readers.append(_reader(name, vjp, inputs, self.constants))
 
     def __reduce__(self):
-        return self.name  # copies and pickles of a model share the op: losses recognise it by identity
+        return self.name  # copies and pickles of a model share the op, as they share functions
 
-    def __call__(self, *inputs, **constants):
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.name}>"
+
+    @property
+    def __signature__(self):
+        return inspect.signature(self.forward)
+
+    def __call__(self, *inputs, **constants) -> Tensor:
         arrays, requires_grad = [], None  # None where there is no Tensor at all: then the result is an array
         for x in inputs:
             if isinstance(x, Tensor):
                 requires_grad = requires_grad or x.requires_grad
-                x = x.data
+                x = x._data
+            elif isinstance(x, (list, tuple)):
+                x = _numeric(x)
             arrays.append(x)
-        y, saved, extras = self.forward(*arrays, **constants), (arrays, constants), ()
+        y, vjp, extras = self.forward(*arrays, **constants), None, ()
         if self.fused:
-            y, saved, *extras = y
+            y, vjp, *extras = y
         if requires_grad is not None:
             t = Tensor.__new__(Tensor)
-            t.data = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction gives a NumPy scalar
-            t.grad = None
-            if requires_grad and _recording.get():
-                t.requires_grad, t.number, t.op, t.inputs, t.saved = True, next(_numbers), self, inputs, saved
-            else:
-                t.requires_grad, t.number, t.op, t.inputs, t.saved = False, 0, None, None, None
+            t._data = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction returns a NumPy scalar
+            t.grad = t.node = t.softmax_of = t.sigmoid_of = None
+            t.changed = 0
+            t.requires_grad = False
+            if requires_grad and recording.get():
+                t.requires_grad = True
+                self.record(t, inputs, arrays, constants, vjp)
             y = t
         return (y, *extras) if extras else y
 
-    def gradients(self, g, t, differentiable):
-        """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
-        arrays, constants = t.saved
-        y, inputs = (t, [_tensor(x) for x in t.inputs]) if differentiable else (t.data, arrays)
+    def record(self, t, inputs, arrays, constants, vjp):
+        """Give the result t its Node, which keeps what the VJPs read and no more."""
+        y = t._data
+        sources = []
+        for x, array in zip(inputs, arrays):
+            if isinstance(x, Tensor):
+                sources.append(x.node or x)
+                if array is y:  # an op that returns its input: that array stays writable
+                    t._data = y = y.view()
+            else:
+                sources.append(x.shape if isinstance(x, np.ndarray) else x)
+        y.flags.writeable = False  # a VJP may read it
+        if vjp is None:
+            values = [y, *arrays]
+            if self.constants:
+                values += [constants.get(name, default) for name, default in self.constants.items()]
+            vjp = []
+            for x, (_, pick) in zip(inputs, self.readers):
+                vjp.append(pick(values) if isinstance(x, Tensor) and x.requires_grad else None)
+        t.node = node = Node.__new__(Node)
+        node.number = next(clock)
+        node.op = self
+        node.inputs = sources
+        node.saved = vjp
+        node.shape = y.shape
+        node.dtype = y.dtype
+        node.value = y if y.size == 1 else None
+
+    def gradients(self, node, g, differentiable=False):
+        """[(input, its gradient)] for the inputs of node that need one, from g, the gradient of its result.
+
+        differentiable: g and the gradients are Tensors, which remember in their turn how they were made.
+        """
         pairs = []
-        for x, vjp in zip(t.inputs, self.vjps):
-            if isinstance(x, Tensor) and x.requires_grad:
-                pairs.append((x, vjp(g, y, *inputs, **constants)))
+        for x, vjp, read, (places, _) in zip(node.inputs, self.vjps, node.saved, self.readers):
+            if read is not None:
+                if differentiable:
+                    read = [_linked(node, place, value) for place, value in zip(places, read)]
+                pairs.append((x, vjp(g, *read)))
+            elif isinstance(x, Tensor) and x.changed > node.number:
+                self.check_unchanged(node)
         return pairs
+
+    def check_unchanged(self, node):
+        """RuntimeError if a VJP of this node reads the array of a leaf that was changed since the forward pass."""
+        for read, (places, _) in zip(node.saved, self.readers):
+            for place in places if read is not None else ():
+                if place is not None and 0 < place <= len(node.inputs):
+                    _check_unchanged(node, node.inputs[place - 1])
+
+
+class View(Op):
+    """An Op whose result holds the numbers of its input, not copies of them."""
+
+    def check_unchanged(self, node):
+        """As that of an Op. Whoever reads the result reads the input, so every change counts."""
+        _check_unchanged(node, node.inputs[0])
 
 
 class Fused(Op):
     """An op whose backward shares work between its inputs, for speed.
 
-    forward(*arrays, **constants) returns (y, vjp, *extras): vjp(g) gives the gradients of all inputs at
+    forward(*arrays, **constants) returns (y, vjp, *extras): vjp(g) returns the gradients of all inputs at
     once, extras are plain arrays handed through to the caller. Its gradient cannot be differentiated
     again; `composed` names the function made of primitives that can.
     """
 
     fused = True
 
-    def __init__(self, name, forward, composed):
-        super().__init__(name, forward)
+    def __init__(self, name, forward, composed, doc=None):
+        super().__init__(name, forward, doc=doc)
         self.composed = composed
 
-    def gradients(self, g, t, differentiable):
-        """[(x, its gradient)] for the inputs x of t that need one, from g, the gradient of t."""
+    def gradients(self, node, g, differentiable=False):
+        """[(input, its gradient)] for the inputs of node that need one, from g, the gradient of its result."""
         if differentiable:
             raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
                                f"Use {self.composed}, which gives the same values from primitives")
-        return [(x, gx) for x, gx in zip(t.inputs, t.saved(g)) if isinstance(x, Tensor) and x.requires_grad]
+        return [(x, gx) for x, gx in zip(node.inputs, node.saved(g))
+                if isinstance(x, Node) or isinstance(x, Tensor) and x.requires_grad]
+
+    def check_unchanged(self, node):
+        """As that of an Op. Its function keeps what it likes, so every change counts."""
+        for x in node.inputs:
+            _check_unchanged(node, x)
 
 
-def _gradients(root, seed, wanted=(), differentiable=False, free=False):
-    """[(x, a gradient of root)] for all leaves x it depends on, and for the results whose id is in wanted.
+def _parameters(function, inputs):
+    """{name: default} of a function's parameters; x, or a and b, for those of NumPy, which name theirs otherwise."""
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return dict.fromkeys("x" if inputs < 2 else "ab")
+    names = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
+    defaults = function.__defaults__ or ()
+    start = code.co_argcount - len(defaults)
+    return dict.fromkeys(names) | dict(zip(names[start:], defaults)) | (function.__kwdefaults__ or {})
+
+
+def _reader(op, vjp, inputs, constants):
+    """(places, pick): pick(values) is what a VJP reads of [output, *inputs, *constants].
+
+    places: where each stands in values; None for the shape or dtype of an input.
+    """
+    names = ["y", *inputs, *constants]
+    table = {name: (i, None) for i, name in enumerate(names)}
+    for i, name in enumerate(inputs, 1):
+        table |= {f"{name}_shape": (i, "shape"), f"{name}_dtype": (i, "dtype")}
+    reads = list(_parameters(vjp, 1))[1:]
+    if unknown_names := [name for name in reads if name not in table]:
+        raise TypeError(f"a VJP of {op} reads {', '.join(unknown_names)}, but there are only g, {', '.join(table)}")
+    found = [table[name] for name in reads]
+    places = [None if attribute else place for place, attribute in found]
+    if not found:
+        return places, lambda values: ()
+    if None in places:
+        return places, lambda values: [getattr(values[i], what) if what else values[i] for i, what in found]
+    if len(found) == 1:
+        return places, lambda values, i=places[0]: (values[i],)
+    return places, itemgetter(*places)
+
+
+def _linked(node, place, value):
+    """What a VJP reads, as a Tensor that knows its place in the graph, so that its gradient can be taken in turn."""
+    if place is None or place > len(node.inputs):
+        return value  # a shape, a dtype, a constant
+    source = node if place == 0 else node.inputs[place - 1]
+    if isinstance(source, Node):
+        t = Tensor(value)
+        t.requires_grad = True
+        t.node = source
+        return t
+    if isinstance(source, Tensor):
+        if source._data is not value:
+            _check_unchanged(node, source, was_replaced=True)
+        return source
+    return Tensor(value) if isinstance(value, np.ndarray) else value  # array.dot(Tensor) would be NumPy's
+
+
+def _check_unchanged(node, x, was_replaced=False):
+    if isinstance(x, Tensor) and (was_replaced or x.changed > node.number):
+        raise RuntimeError(
+            f"the gradient of {node.op.name} needs the values that its input of shape {x.shape} had in the "
+            "forward pass, but they were changed since, by an optimizer's step() for example. Call backward() "
+            "of every loss before the first step(), or compute this loss anew after it")
+
+
+def walk(root, gradient, wanted=(), everything=False, differentiable=False, free=False):
+    """[(leaf or Node, a gradient of root)] for all leaves it depends on, and for the Nodes in wanted, or all of them.
 
     A leaf used several times is listed as often: its gradient is the sum. This is the backward walk. Of
     the results whose gradient has begun to arrive, the one made last is next: nothing made from it can still
     be waiting. So no recursion is needed, and a graph may be of any depth. free: forget the graph on the way.
     """
-    if root.op is None:
-        return [(root, seed)]
-    gradients, ahead, found = {id(root): seed}, [(-root.number, id(root), root)], []
+    if root.node is None:
+        return [(root, gradient)]
+    gradients, ahead, found = {root.node: gradient}, [(-root.node.number, root.node)], []
     while ahead:
-        _, key, t = heappop(ahead)
-        if t.inputs is _FREED:
+        _, node = heappop(ahead)
+        if node.inputs is FREED:
             raise RuntimeError("this graph was freed by an earlier backward(). Compute the loss again before the "
                                "second backward(), or use grad(), which keeps the graph")
-        g = gradients.pop(key)
-        if key in wanted:
-            found.append((t, g))
-        for x, gx in t.op.gradients(g, t, differentiable):
-            if gx.shape != x.data.shape or gx.dtype != x.data.dtype:
-                gx = _fitted(gx, x.data)
-            key = id(x)
-            if x.op is None:
-                found.append((x, gx))
-            elif key in gradients:
-                gradients[key] = gradients[key] + gx  # never in place: two inputs may share one array
+        g = gradients.pop(node)
+        if everything or node in wanted:
+            found.append((node, g))
+        for x, gx in node.op.gradients(node, g, differentiable):
+            if isinstance(x, Node):
+                if gx.shape != x.shape or gx.dtype != x.dtype:
+                    gx = _fitted(gx, x, node.op)
+                if x in gradients:
+                    gradients[x] = gradients[x] + gx  # never in place: two inputs may share one array
+                else:
+                    gradients[x] = gx
+                    heappush(ahead, (-x.number, x))
             else:
-                gradients[key] = gx
-                heappush(ahead, (-x.number, key, x))
+                if x.changed > node.number:
+                    node.op.check_unchanged(node)
+                if gx.shape != x._data.shape or gx.dtype != x._data.dtype:
+                    gx = _fitted(gx, x, node.op)
+                if x.requires_grad:
+                    found.append((x, gx))
         if free:
-            t.inputs, t.saved = _FREED, None
+            node.inputs, node.saved = FREED, None
     return found
 
 
-def _seed(y, gradient):
-    """The gradient the walk starts with: 1 for a scalar, else what the caller gives."""
+def starting_gradient(y, gradient=None):
+    """The gradient the walk starts with: 1 for a scalar, else what the caller gives, which must have y's shape."""
     if not isinstance(y, Tensor) or not y.requires_grad:
         raise RuntimeError("nothing to differentiate: no input requires a gradient, or it was computed in no_grad()")
     if gradient is None:
-        if y.data.size != 1:
+        if y._data.size != 1:
             raise RuntimeError(f"backward from a Tensor of shape {y.shape} needs an explicit gradient of that shape; "
                                "a loss is usually reduced with .sum() or .mean() first")
         return np.ones(y.shape, y.dtype) if y.ndim else y.dtype.type(1)
@@ -297,114 +605,186 @@ def _seed(y, gradient):
     return gradient
 
 
-def _fitted(g, x):
+def _fitted(g, x, op):
     """g in the dtype of x, summed over the axes that broadcasting added to x or stretched."""
-    extra = g.ndim - x.ndim
+    extra = len(g.shape) - len(x.shape)
+    if extra < 0 or any(n not in (1, m) for n, m in zip(x.shape, g.shape[extra:])):
+        raise ValueError(f"a VJP of {op.name} returned a gradient of shape {g.shape} for an input of shape {x.shape}; "
+                         "it must have that shape, or one that broadcasting made of it")
     stretched = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and g.shape[i + extra] != 1)
-    return g.sum(axis=tuple(range(extra)) + stretched).reshape(x.shape).astype(x.dtype)
+    if extra or stretched:
+        g = reshape(sum(g, (*range(extra), *stretched)), x.shape)
+    return g if g.dtype == x.dtype else astype(g, dtype=x.dtype)
 
 
 def grad(y, xs, gradient=None, create_graph=False):
-    """dy/dx for one Tensor x (gives one gradient) or a list of them (gives a list). `.grad` is left alone.
+    """dy/dx for one Tensor x (returns one gradient) or a list of them (returns a list). `.grad` is left alone.
 
     The gradients are arrays; with create_graph they are Tensors that can be differentiated again. An x
     that y does not depend on gets zeros. gradient: as in `Tensor.backward`. The graph is kept.
+    Raises RuntimeError for an x that does not require a gradient, or did not when y was computed.
     """
     wanted = [xs] if isinstance(xs, Tensor) else list(xs)
-    seed = _seed(y, _array(gradient) if not create_graph else gradient)
-    if create_graph and not isinstance(seed, Tensor):
-        seed = Tensor(seed)
+    for i, x in enumerate(wanted):
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            what = f"a Tensor of shape {x.shape} that" if isinstance(x, Tensor) else f"a {type(x).__name__}, which"
+            raise RuntimeError(
+                f"grad was asked for the gradient by {what} requires none (number {i}): make it with "
+                "Tensor(data, requires_grad=True) before y is computed from it, outside no_grad()")
+    start = starting_gradient(y, plain(gradient) if not create_graph else gradient)
+    if create_graph and not isinstance(start, Tensor):
+        start = Tensor(start)
     found = {}
-    for x, g in _gradients(y, seed, {id(x) for x in wanted}, differentiable=create_graph):
-        found[id(x)] = found[id(x)] + g if id(x) in found else g
-    gradients = [found.get(id(x), np.zeros_like(x.data)) for x in wanted]
-    as_asked = Tensor if create_graph else np.asarray
-    gradients = [g if isinstance(g, Tensor) else as_asked(g) for g in gradients]
+    for x, g in walk(y, start, {x.node for x in wanted if x.node is not None}, differentiable=create_graph):
+        found[x] = found[x] + g if x in found else g
+    gradients = []
+    for x in wanted:
+        g = found.get(x.node or x)
+        if g is None:
+            _check_untracked(y, x)
+            g = np.zeros_like(x._data)
+        gradients.append(Tensor(g) if create_graph and not isinstance(g, Tensor) else g if create_graph else np.asarray(g))
     return gradients[0] if isinstance(xs, Tensor) else gradients
+
+
+def _check_untracked(y, x):
+    """RuntimeError if y was computed from the leaf x before x required a gradient: it would not be 0."""
+    ahead, seen = [y.node], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for source in node.inputs:
+            if source is x:
+                raise RuntimeError(f"y was computed from this Tensor of shape {x.shape} before it required a gradient: "
+                                   "set requires_grad first, then compute y")
+            if isinstance(source, Node):
+                ahead.append(source)
 
 
 # --- Elementwise arithmetic ---------------------------------------------------------------------------
 
 add = Op("add", lambda a, b: a + b,
-         lambda g, y, a, b: g,
-         lambda g, y, a, b: g)
+         lambda g: g,
+         lambda g: g,
+         doc="a + b, elementwise, with NumPy's broadcasting.")
 
 sub = Op("sub", lambda a, b: a - b,
-         lambda g, y, a, b: g,
-         lambda g, y, a, b: -g)
+         lambda g: g,
+         lambda g: -g,
+         doc="a - b, elementwise, with NumPy's broadcasting.")
 
 mul = Op("mul", lambda a, b: a * b,
-         lambda g, y, a, b: g * b,
-         lambda g, y, a, b: g * a)
+         lambda g, b: g * b,
+         lambda g, a: g * a,
+         doc="a * b, elementwise, with NumPy's broadcasting.")
 
 div = Op("div", lambda a, b: a / b,
-         lambda g, y, a, b: g / b,
-         lambda g, y, a, b: -g * y / b)
+         lambda g, b: g / b,
+         lambda g, y, b: -g * y / b,
+         doc="a / b, elementwise, with NumPy's broadcasting.")
 
 neg = Op("neg", lambda x: -x,
-         lambda g, y, x: -g)
+         lambda g: -g,
+         doc="-x.")
 
 # Where b is 0 the exponent b - 1 is raised to 0: the factor b already makes the product 0, not 0 * inf.
-# Where a is 0 the log is taken of 1: a ** b is 0 there and does not change with b.
+# Where a is 0 and b is not negative the log is taken of 1: a ** b does not change with b there.
 power = Op("power", lambda a, b: a ** b,
-           lambda g, y, a, b: g * b * a ** (b - 1 + (b == 0)),
-           lambda g, y, a, b: g * y * log(where(a == 0, 1.0, a)))
+           lambda g, a, b: g * b * a ** (b - 1 + (b == 0)),
+           lambda g, y, a, b: g * y * log(where((a == 0) & (b >= 0), 1.0, a)),
+           doc="a to the power of b, elementwise, with NumPy's broadcasting.")
 
-exp = Op("exp", lambda x: np.exp(x),
-         lambda g, y, x: g * y)
+exp = Op("exp", lambda x: np.exp(floats(x)),
+         lambda g, y: g * y,
+         doc="e to the power of x, elementwise.")
 
-log = Op("log", lambda x: np.log(x),
-         lambda g, y, x: g / x)
+log = Op("log", lambda x: np.log(floats(x)),
+         lambda g, x: g / x,
+         doc="The natural logarithm, elementwise.")
 
-sqrt = Op("sqrt", lambda x: np.sqrt(x),
-          lambda g, y, x: 0.5 * g / y)
+sqrt = Op("sqrt", lambda x: np.sqrt(floats(x)),
+          lambda g, y: 0.5 * g / y,
+          doc="The square root, elementwise.")
 
 abs = Op("abs", lambda x: np.abs(x),
-         lambda g, y, x: g * (x > 0) - g * (x < 0))
+         lambda g, x: g * (x > 0) - g * (x < 0),
+         doc="The absolute value, elementwise; its gradient at 0 is 0.")
 
 # Where a equals b, each of the two gets half.
 maximum = Op("maximum", lambda a, b: np.maximum(a, b),
-             lambda g, y, a, b: 0.5 * (g * (a > b) + g * (a >= b)),
-             lambda g, y, a, b: 0.5 * (g * (b > a) + g * (b >= a)))
+             lambda g, a, b: 0.5 * (g * (a > b) + g * (a >= b)),
+             lambda g, a, b: 0.5 * (g * (b > a) + g * (b >= a)),
+             doc="The larger of a and b, elementwise; equal ones share the gradient.")
 
 minimum = Op("minimum", lambda a, b: np.minimum(a, b),
-             lambda g, y, a, b: 0.5 * (g * (a < b) + g * (a <= b)),
-             lambda g, y, a, b: 0.5 * (g * (b < a) + g * (b <= a)))
+             lambda g, a, b: 0.5 * (g * (a < b) + g * (a <= b)),
+             lambda g, a, b: 0.5 * (g * (b < a) + g * (b <= a)),
+             doc="The smaller of a and b, elementwise; equal ones share the gradient.")
 
 _clip = Op("clip", lambda x, low, high: np.clip(x, low, high),
-           lambda g, y, x, low, high: g * (x == y))
+           lambda g, y, x: g * (x == y))
 
 _where = Op("where", lambda a, b, condition: np.where(condition, a, b),
-            lambda g, y, a, b, condition: g * condition,
-            lambda g, y, a, b, condition: g * ~condition)
+            lambda g, condition: g * condition,
+            lambda g, condition: g * ~condition)
 
 astype = Op("astype", lambda x, dtype: np.asarray(x).astype(dtype),
-            lambda g, y, x, dtype: astype(g, dtype=x.dtype))
+            lambda g, x_dtype: astype(g, dtype=x_dtype),
+            doc="The same values as another dtype; the gradient comes back in the old one.")
 
 
-def clip(x, low, high):
+def clip(x, low, high) -> Tensor:
     """x with values below low or above high replaced by them (they pass no gradient); None is no bound."""
-    return _clip(x, low=low, high=high)
+    return _clip(x, low=constant(low, "low"), high=constant(high, "high"))
 
 
-def where(condition, a, b):
+def where(condition, a, b) -> Tensor:
     """a where the condition (bool array) holds, b elsewhere."""
-    return _where(a, b, condition=np.asarray(_array(condition), bool))
+    return _where(a, b, condition=np.asarray(plain(condition), bool))
 
+
+def constant(value, name):
+    """The plain value of an argument that no gradient reaches; TypeError for a Tensor that requires one."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name} is a constant: no gradient would reach it. Give a number or {name}.data, or write the "
+                        "formula with F.where, F.maximum or F.minimum, which pass gradients to both of their values")
+    return plain(value)
+
+
+# What Python calls, by way of NumPy, when an array stands on the left of an operator and a Tensor on the right.
+OPERATORS = {
+    np.add: add,
+    np.subtract: sub,
+    np.multiply: mul,
+    np.true_divide: div,
+    np.power: power,
+    np.matmul: lambda a, b: matmul(a, b),
+}
+COMPARISONS = {np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal}
 
 # --- Products -----------------------------------------------------------------------------------------
 
 _matmul = Op("matmul", lambda a, b: a @ b,
-             lambda g, y, a, b: g @ _swap(b),
-             lambda g, y, a, b: _swap(a) @ g)
+             lambda g, b: g @ _swap(b),
+             lambda g, a: _swap(a) @ g)
 
 
 def _swap(x):
     return transpose(x, *range(x.ndim - 2), -1, -2)
 
 
-def matmul(a, b):
-    """The matrix product a @ b, with NumPy's rules: stacks of matrices broadcast, vectors are allowed."""
+def matmul(a, b) -> Tensor:
+    """The matrix product a @ b, with NumPy's rules: stacks of matrices broadcast, vectors are allowed.
+
+    Raises ValueError for single numbers, and for shapes that do not fit.
+    """
+    a, b = (x if isinstance(x, Tensor) else _numeric(x) for x in (a, b))
+    if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ValueError(
+            f"a @ b needs as many columns in a as rows in b, got shapes {a.shape} and {b.shape}; "
+            "a number is multiplied by *")
     if a.ndim == 1:
         return (a.reshape(1, -1) @ b)[..., 0, :] if b.ndim > 1 else sum(a * b)
     if b.ndim == 1:
@@ -414,20 +794,33 @@ def matmul(a, b):
 
 # --- Shapes -------------------------------------------------------------------------------------------
 
-_reshape = Op("reshape", lambda x, shape: np.reshape(x, shape),
-              lambda g, y, x, shape: g.reshape(x.shape))
+_reshape = View("reshape", lambda x, shape: np.reshape(x, shape),
+                lambda g, x_shape: g.reshape(x_shape))
 
-_transpose = Op("transpose", lambda x, axes: np.transpose(x, axes),
-                lambda g, y, x, axes: g.transpose(*np.argsort([i % x.ndim for i in axes])))
+_transpose = View("transpose", lambda x, axes: np.transpose(x, axes),
+                  lambda g, axes: g.transpose(*np.argsort([i % len(axes) for i in axes])))
 
-broadcast_to = Op("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
-                  lambda g, y, x, shape: g)
+broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
+                    lambda g: g,
+                    doc="x repeated along axes that it lacks, or where its length is 1, up to shape.")
 
-getitem = Op("getitem", lambda x, index: x[index],
-             lambda g, y, x, index: _scatter(g, index=index, shape=x.shape))
+_getitem = View("getitem", lambda x, index: x[index],
+                lambda g, index, x_shape: _scatter(g, index=index, shape=x_shape))
 
 _scatter = Op("scatter", lambda x, index, shape: _add_at(np.zeros(shape, x.dtype), index, x),
-              lambda g, y, x, index, shape: g[index])
+              lambda g, index: g[index])
+
+
+def getitem(x, index) -> Tensor:
+    """x[index], with NumPy's rules; Tensors in the index count as their arrays."""
+    return _getitem(x, index=_plain_index(index))
+
+
+def _plain_index(index):
+    """An index without Tensors: they may stand for it, or within a tuple or list."""
+    if isinstance(index, (tuple, list)):
+        return type(index)(map(_plain_index, index))
+    return plain(index)
 
 
 def _add_at(out, index, values):
@@ -439,12 +832,12 @@ def _add_at(out, index, values):
     return out
 
 
-def reshape(x, *shape):
+def reshape(x, *shape) -> Tensor:
     """x with another shape; one length may be -1. reshape(x, 2, 3) or reshape(x, (2, 3))."""
     return _reshape(x, shape=_unpack(shape))
 
 
-def transpose(x, *axes):
+def transpose(x, *axes) -> Tensor:
     """x with its axes in another order; reversed when none is given."""
     return _transpose(x, axes=_unpack(axes) or tuple(range(x.ndim))[::-1])
 
@@ -453,7 +846,7 @@ def _unpack(numbers):
     return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)) else numbers
 
 
-def concatenate(xs, axis=0):
+def concatenate(xs, axis=0) -> Tensor:
     """Join along an axis that exists."""
     ends = np.cumsum([x.shape[axis] for x in xs])
     ndim = xs[0].ndim
@@ -462,12 +855,12 @@ def concatenate(xs, axis=0):
         index = [slice(None)] * ndim
         index[axis] = slice(int(ends[i]) - xs[i].shape[axis], int(ends[i]))
         index = tuple(index)
-        return lambda g, y, *inputs: g[index]
+        return lambda g: g[index]
 
     return Op("concatenate", lambda *arrays: np.concatenate(arrays, axis), *map(part, range(len(xs))))(*xs)
 
 
-def stack(xs, axis=0):
+def stack(xs, axis=0) -> Tensor:
     """Join along a new axis."""
     axis = axis % (xs[0].ndim + 1)
     return concatenate([reshape(x, *x.shape[:axis], 1, *x.shape[axis:]) for x in xs], axis)
@@ -475,27 +868,39 @@ def stack(xs, axis=0):
 
 # --- Reductions: axis None (all), a number or a tuple -------------------------------------------------
 
-_sum = Op("sum", lambda x, axis, keepdims: np.add.reduce(x, axis=axis, keepdims=keepdims),
-          lambda g, y, x, axis, keepdims: broadcast_to(_restore(g, x, axis, keepdims), shape=x.shape))
+def _sum_forward(x, axis, keepdims):
+    """The sum, added up in a wider dtype where x's own would overflow or lose digits."""
+    x = np.asarray(x)
+    wider = None
+    if x.dtype is HALF:
+        wider = np.float32
+    elif x.size > MANY and x.dtype == np.float32 and _count(x, axis) > MANY:
+        wider = np.float64
+    y = np.add.reduce(x, axis=axis, keepdims=keepdims, dtype=wider)
+    return y if wider is None else y.astype(x.dtype)
+
+
+_sum = Op("sum", _sum_forward,
+          lambda g, x_shape, axis, keepdims: broadcast_to(_restore(g, x_shape, axis, keepdims), shape=x_shape))
 
 _max = Op("max", lambda x, axis, keepdims: np.max(x, axis=axis, keepdims=keepdims),
-          lambda g, y, x, axis, keepdims: _restore(g, x, axis, keepdims) * _ties(x, y, axis, keepdims))
+          lambda g, y, x, axis, keepdims: _restore(g, x.shape, axis, keepdims) * _ties(x, y, axis, keepdims))
 
 _min = Op("min", lambda x, axis, keepdims: np.min(x, axis=axis, keepdims=keepdims),
-          lambda g, y, x, axis, keepdims: _restore(g, x, axis, keepdims) * _ties(x, y, axis, keepdims))
+          lambda g, y, x, axis, keepdims: _restore(g, x.shape, axis, keepdims) * _ties(x, y, axis, keepdims))
 
 
-def _restore(g, x, axis, keepdims):
-    """g with the reduced axes back, of length 1, so that it broadcasts against x."""
+def _restore(g, shape, axis, keepdims):
+    """g with the reduced axes back, of length 1, so that it broadcasts against the shape before."""
     if keepdims:
         return g
-    axes = range(x.ndim) if axis is None else [i % x.ndim for i in np.atleast_1d(axis)]
-    return g.reshape([1 if i in axes else n for i, n in enumerate(x.shape)])
+    axes = range(len(shape)) if axis is None else [i % len(shape) for i in np.atleast_1d(axis)]
+    return g.reshape([1 if i in axes else n for i, n in enumerate(shape)])
 
 
 def _ties(x, y, axis, keepdims):
     """Shares of the extreme values y: 1 at the place where x equals y, 1/k each at k equal places."""
-    equal = _array(x == _restore(y, x, axis, keepdims))
+    equal = plain(x == _restore(y, x.shape, axis, keepdims))
     return (equal / equal.sum(axis=axis, keepdims=True)).astype(x.dtype)
 
 
@@ -504,27 +909,42 @@ def _count(x, axis):
     return x.size if axis is None else int(np.prod([x.shape[i] for i in np.atleast_1d(axis)]))
 
 
-def sum(x, axis=None, keepdims=False):
+def in_float32(function, *arguments, **options):
+    """function of float16 arguments, computed in float32, where sums do not overflow; results are float16 again."""
+    wide = [astype(x, dtype=np.float32) if getattr(x, "dtype", None) == HALF else x for x in arguments]
+    results = function(*wide, **options)
+    if isinstance(results, tuple):
+        return tuple(astype(y, dtype=HALF) for y in results)
+    return astype(results, dtype=HALF)
+
+
+def sum(x, axis=None, keepdims=False) -> Tensor:
     """The sum over axis."""
     return _sum(x, axis=axis, keepdims=keepdims)
 
 
-def mean(x, axis=None, keepdims=False):
+def mean(x, axis=None, keepdims=False) -> Tensor:
     """The mean over axis."""
+    x = x if isinstance(x, Tensor) else np.asarray(x)
+    if x.dtype is HALF:
+        return in_float32(mean, x, axis, keepdims)
     return sum(x, axis, keepdims) / _count(x, axis)
 
 
-def var(x, axis=None, keepdims=False):
+def var(x, axis=None, keepdims=False) -> Tensor:
     """The biased variance over axis (divided by n), in two passes: the mean, then the mean square about it."""
+    x = x if isinstance(x, Tensor) else np.asarray(x)
+    if x.dtype is HALF:
+        return in_float32(var, x, axis, keepdims)
     centred = x - mean(x, axis, keepdims=True)
     return mean(centred * centred, axis, keepdims)
 
 
-def max(x, axis=None, keepdims=False):
+def max(x, axis=None, keepdims=False) -> Tensor:
     """The largest value over axis; equal ones share the gradient."""
     return _max(x, axis=axis, keepdims=keepdims)
 
 
-def min(x, axis=None, keepdims=False):
+def min(x, axis=None, keepdims=False) -> Tensor:
     """The smallest value over axis; equal ones share the gradient."""
     return _min(x, axis=axis, keepdims=keepdims)

@@ -79,7 +79,8 @@ for name, op in OPERATORS.items():
     case(f"Tensor.__{name}__ array", lambda x, op=op: op(x, WEIGHTS), positive(3, 4))
     case(f"Tensor.__{name}__ with itself", lambda x, op=op: op(x, x), positive(3))
     case(f"Tensor.__r{name}__ number", lambda x, op=op: op(2.5, x), positive(3, 4))
-    case(f"Tensor.__r{name}__ array", lambda x, op=op: op(WEIGHTS, x), positive(3, 4))
+    case(f"Tensor.__r{name}__ list", lambda x, op=op: op(WEIGHTS.tolist(), x), positive(3, 4))
+    case(f"Tensor.__array_ufunc__ {name}", lambda x, op=op: op(WEIGHTS, x), positive(3, 4))
 
 for name in "add", "sub", "mul", "div":
     case(name, lambda a, b, name=name: getattr(T, name)(a, b), positive(3, 4), positive(4))
@@ -116,7 +117,8 @@ for a_shape, b_shape in [((3, 4), (4, 2)), ((4,), (4, 2)), ((3, 4), (4,)), ((4,)
     case(f"matmul {a_shape} {b_shape}", lambda a, b: F.matmul(a, b), normal(*a_shape), normal(*b_shape))
     case(f"Tensor.__matmul__ {a_shape} {b_shape}", operator.matmul, normal(*a_shape), normal(*b_shape))
 case("Tensor.dot", lambda a, b: a.dot(b), normal(3, 4), normal(4, 2))
-case("Tensor.__rmatmul__", lambda x: np.eye(3, dtype=np.float32) @ x, normal(3, 4))
+case("Tensor.__rmatmul__", lambda x: np.eye(3).tolist() @ x, normal(3, 4))
+case("Tensor.__array_ufunc__ matmul", lambda x: np.eye(3, dtype=np.float32) @ x, normal(3, 4))
 case("linear", lambda x, kernel, bias: F.linear(x, kernel, bias), normal(5, 3), normal(3, 4), normal(4))
 case("linear with a third axis", lambda x, kernel, bias: F.linear(x, kernel, bias), normal(3, 3, 3), normal(3, 3), normal(3))
 case("linear without bias", lambda x, kernel: F.linear(x, kernel), normal(5, 3), normal(3, 4))
@@ -131,6 +133,7 @@ for label, index in INDICES.items():
     case(f"getitem {label}", lambda x, index=index: F.getitem(x, index=index), normal(3, 4))
     case(f"Tensor.__getitem__ {label}", lambda x, index=index: x[index], normal(3, 4))
 case("Tensor.__getitem__ Tensor", lambda x: x[Tensor(np.array([2, 2, 0]))], normal(3, 4))
+case("Tensor.__iter__", lambda x: F.stack(list(x), axis=1), normal(3, 4))
 case("scatter", lambda x: T._scatter(x, index=[0, 2, 0], shape=(3, 4)), normal(3, 4))
 
 case("reshape", lambda x: F.reshape(x, 2, -1), normal(3, 4))
@@ -197,8 +200,10 @@ for shape in (5, 4), (2, 3, 4):
 # --- The table is complete ---------------------------------------------------------------------------
 
 NOT_DIFFERENTIABLE = {f"Tensor.{name}" for name in (
-    "shape ndim size dtype numpy item detach backward __init__ __repr__ __len__ __float__ __bool__ __hash__ "
-    "__array__ __setitem__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__").split()} | {"grad", "no_grad"}
+    "data shape ndim size dtype op logits numpy item tolist detach backward __init__ __repr__ __len__ __float__ "
+    "__int__ __index__ __bool__ __contains__ __format__ __getattr__ __hash__ __array_function__ "
+    "__array__ __setitem__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__").split()} | {
+    "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums"}
 
 
 def public_names():
@@ -223,15 +228,16 @@ def ops_in(case):
     """The ops in the graph of a case, and of its gradient if that is checked too."""
     xs = [Tensor(x, requires_grad=True) for x in case.inputs]
     y = case.function(*xs)
-    stack, seen = [y], {}
+    results, seen = [y], set()
     if case.order == 2:
-        stack += grad(F.sum(y * np.ones(y.shape)), xs, create_graph=True)
+        results += grad(F.sum(y * np.ones(y.shape)), xs, create_graph=True)
+    stack = [t.node for t in results]
     while stack:
-        t = stack.pop()
-        if isinstance(t, Tensor) and id(t) not in seen:
-            seen[id(t)] = t
-            stack += t.inputs or ()
-    return {t.op for t in seen.values()} - {None}
+        node = stack.pop()
+        if isinstance(node, T.Node) and node not in seen:
+            seen.add(node)
+            stack += node.inputs
+    return {node.op for node in seen}
 
 
 @functools.cache
@@ -254,7 +260,7 @@ def test_every_op_has_a_case():
 
 
 @pytest.mark.parametrize("module, name, value", [
-    (F, "swish", T.Op("swish", lambda x: x, lambda g, y, x: g)), (F, "_hidden", T.Op("hidden", lambda x: x)),
+    (F, "swish", T.Op("swish", lambda x: x, lambda g: g)), (F, "_hidden", T.Op("hidden", lambda x: x)),
     (F, "quick", T.Fused("quick", lambda x: x, composed="slow")), (T, "_hidden", T.Op("hidden", lambda x: x)),
     (F, "norm", lambda x: x), (Tensor, "cube", lambda x: x * x * x), (Tensor, "__mod__", lambda a, b: a - b)])
 def test_a_new_op_without_a_case_is_noticed(monkeypatch, module, name, value):
@@ -297,7 +303,7 @@ def noticed(op):
 
 
 def times(factor, vjp):
-    return lambda *arguments, **constants: vjp(*arguments, **constants) * factor
+    return functools.wraps(vjp)(lambda *arguments: vjp(*arguments) * factor)
 
 
 def break_fused(monkeypatch, op, i, factor):
@@ -347,7 +353,7 @@ def test_mutation_a_wrong_part_of_concatenate_is_noticed(monkeypatch, i, factor)
         gradcheck(CASES["concatenate"].function, CASES["concatenate"].inputs)
 
 
-CURVED = ("mul div power exp log sqrt _matmul tanh sigmoid _softplus _softmax _logsumexp _log_softmax _linear").split()
+CURVED = ("mul div power exp log sqrt _matmul tanh _sigmoid _softplus _softmax _logsumexp _log_softmax _linear").split()
 
 
 @pytest.mark.parametrize("name", CURVED)
@@ -358,7 +364,7 @@ def test_mutation_a_vjp_that_takes_an_operand_for_a_constant_is_noticed(monkeypa
 
     op = all_ops()[name]
     cases_by_op()
-    cut = [lambda g, *operands, vjp=vjp, **constants: vjp(g, *map(constant, operands), **constants) for vjp in op.vjps]
+    cut = [lambda g, *read, vjp=vjp: vjp(g, *map(constant, read)) for vjp in op.vjps]
     monkeypatch.setattr(op, "vjps", tuple(cut))
     first = cases_by_op()[op][0]
     assert gradcheck(CASES[first].function, CASES[first].inputs, order=1)
@@ -408,7 +414,10 @@ def test_arrays_in_array_out(name):
     function, inputs, _ = CASES[name]
     y, expected = function(*inputs), function(*map(Tensor, inputs))
     assert isinstance(y, (np.ndarray, np.float64)) and not expected.requires_grad
-    assert np.array_equal(y, expected.data)
+    if " after " in name:  # an array does not know the logits that it was computed from
+        assert np.allclose(y, expected.data, rtol=1e-12)
+    else:
+        assert np.array_equal(y, expected.data)
 
 
 @pytest.mark.parametrize("name", CASES)

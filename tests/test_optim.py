@@ -263,7 +263,7 @@ def test_state_belongs_to_the_place_in_the_list(name):
 @every_optimizer
 @pytest.mark.parametrize("lr", [0, -0.1, math.nan, 0.0])
 def test_the_learning_rate_is_positive(name, lr):
-    with pytest.raises(ValueError, match="learning rate must be positive"):
+    with pytest.raises(ValueError, match="learning rate must be a number above 0"):
         ALL[name](lr=lr)
 
 
@@ -556,7 +556,7 @@ def test_a_rate_of_zero_is_only_a_pause():
     (lambda: StepDecay(0.1, 0), "steps"), (lambda: ExponentialDecay(-0.1, 3), "lr"), (lambda: StepDecay(0.1, 3, 0), "factor"),
     (lambda: CosineDecay(math.nan, 3), "lr"), (lambda: WarmUp(0, 3), "lr"), (lambda: OneCycle(0.1, -5), "steps")])
 def test_schedules_check_their_numbers(make, name):
-    with pytest.raises(ValueError, match=f"(Decay|WarmUp|OneCycle) needs a positive {name}, got"):
+    with pytest.raises(ValueError, match=f"(Decay|WarmUp|OneCycle) needs a positive, finite number as {name}, got"):
         make()
 
 

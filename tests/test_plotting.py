@@ -6,7 +6,7 @@ import pytest
 
 from minidl import Activation, BatchNorm, Dense, Parameter, Sequential, Tensor, experiments, plotting
 from minidl import functional as F
-from minidl.tensor import _gradients
+from minidl.tensor import walk
 
 matplotlib.use("agg")
 
@@ -150,15 +150,15 @@ def test_the_numbers_are_the_order_of_the_backward_walk(make):
     texts = [t for t in ax.texts if t.get_text()]
     numbered = {int(t.get_text()[:-1]): label.get_text().split("\n")[0]
                 for label, t in zip(texts, texts[1:]) if t.get_text().endswith(".")}
-    found = _gradients(tensor, np.ones(tensor.shape, tensor.dtype), wanted=range(2 ** 64))
+    found = walk(tensor, np.ones(tensor.shape, tensor.dtype), everything=True)
     assert [numbered[i + 1] for i in range(len(numbered))] == [t.op.name for t, _ in found if t.op]
 
 
 def test_a_graph_that_cannot_be_drawn_says_why():
     loss, _ = line()
     loss.backward()
-    for tensor in (loss, Tensor(1.0)):
-        with pytest.raises(ValueError, match="before backward"):
+    for tensor, reason in (loss, "before backward"), (Tensor(1.0), "not the recorded result"):
+        with pytest.raises(ValueError, match=reason):
             plotting.graph(tensor)
     y = Tensor(1.0, requires_grad=True)
     for _ in range(5000):

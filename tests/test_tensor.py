@@ -120,8 +120,8 @@ def test_a_numpy_scalar_first_gives_a_tensor_too(number):
     assert type(number * leaf(1, 2)) is Tensor and type(number - leaf(1, 2)) is Tensor
 
 
-@pytest.mark.parametrize("call", [np.asarray, np.array, np.exp, np.sum, lambda x: np.add(np.ones(2), x),
-                                  lambda x: np.stack([x, x])])
+@pytest.mark.parametrize("call", [np.asarray, np.array, np.exp, np.sum, lambda x: np.stack([x, x]),
+                                  lambda x: np.add(np.ones(2), x, out=np.ones(2))])
 def test_numpy_never_swallows_a_tensor(call):
     """Silently turning into an array would cut the graph; an array of objects would be slow and wrong."""
     with pytest.raises(TypeError):
@@ -242,10 +242,10 @@ def test_vjps_of_constants_are_never_called():
     """The large product with the input pixels is not made."""
     from minidl.tensor import Op
 
-    def never(g, y, a, b):
+    def never(g, b):
         raise AssertionError("asked for the gradient of a constant")
 
-    op = Op("op", lambda a, b: a * b, never, lambda g, y, a, b: g * a)
+    op = Op("op", lambda a, b: a * b, never, lambda g, a: g * a)
     w = leaf(1, 2)
     op(np.ones(2), w).sum().backward()
     op(Tensor(np.ones(2)), w).sum().backward()
