@@ -181,8 +181,8 @@ def graph(tensor, names=None, numbers=False, ax=None):
     """
     import matplotlib.pyplot as plt
     nodes, inputs = _nodes(tensor)
-    names = {t.node or t: name for name, t in (names or {}).items()}
-    labels = {key: _label(node, names.get(key)) for key, node in nodes.items()}
+    names = {id(getattr(t, "node", None) or t): name for name, t in (names or {}).items()}
+    labels = {key: _label(node, names.get(id(node))) for key, node in nodes.items()}
     walk = sorted(inputs, key=lambda key: -nodes[key].number)
     depth, row, edges = _places(walk, inputs)
     half = 0.15 + 0.06 * max(len(line) for label in labels.values() for line in label.splitlines())  # inches, at 14 points
