@@ -181,6 +181,12 @@ def _ones(n, dtype):
     return ones
 
 
+@functools.lru_cache(maxsize=16)
+def _rows(n):
+    """The numbers of n rows, made once."""
+    return np.arange(n)
+
+
 def column_sums(x):
     """The sum over the batch, for each feature. x: an array (n, features)."""
     if len(x) > MANY or x.dtype is HALF:
@@ -189,9 +195,9 @@ def column_sums(x):
 
 
 def _linear_forward(x, kernel, bias):
-    if bias.shape != kernel.shape[1:]:
-        raise ValueError(_linear_shapes(x, kernel, bias))
     y = x.dot(kernel)  # the product x @ kernel, with less ado for small arrays
+    if bias.ndim != 1 or y.ndim != 2 or y.shape[1] != bias.size:
+        raise ValueError(_linear_shapes(x, kernel, bias))
     y += bias
     return y
 
@@ -207,7 +213,7 @@ def linear(x, kernel, bias=None) -> Tensor:
 
     Raises ValueError for other shapes.
     """
-    if x.ndim == 2 and bias is not None and kernel.ndim == 2:
+    if bias is not None and x.ndim == 2:
         return _linear(x, kernel, bias)
     if kernel.ndim != 2 or bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(_linear_shapes(x, kernel, bias))
@@ -247,7 +253,7 @@ def _checked_labels(labels, logits):
     if labels.dtype.kind not in "iu":
         raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
     try:
-        return np.ravel_multi_index((np.arange(n), labels), (n, classes))
+        return np.ravel_multi_index((_rows(n), labels), (n, classes))
     except ValueError:
         raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
                          f"got labels from {labels.min()} to {labels.max()}") from None
@@ -255,7 +261,7 @@ def _checked_labels(labels, logits):
 
 def _cross_entropy_forward(logits, labels):
     n, classes = logits.shape
-    x = logits - logits[np.arange(n), logits.argmax(axis=1), None]  # twice as fast as max(axis=1) in rows of 10
+    x = logits - logits[_rows(n), logits.argmax(axis=1), None]  # twice as fast as max(axis=1) in rows of 10
     p = np.exp(x)
     total = p.dot(_ones(classes, p.dtype))
     if labels.ndim == 1:

@@ -60,8 +60,8 @@ class Dense(Module):
         if not self.built or len(shape) != 2 or shape[1] != self.inputs:
             raise ValueError(f"{self.label} expects inputs of shape (n, {self.inputs or 'inputs'}), got {shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
-        if x.dtype != self.kernel.data.dtype:
-            x = _converted(x, self.kernel.data.dtype, self)
+        if x.dtype != self.kernel.dtype:
+            x = _converted(x, self.kernel.dtype, self)
         y = F.linear(x, self.kernel, self.bias)
         return y if self.activation is None else self.activation(y)
 

@@ -5,13 +5,13 @@ State is kept in the order of the parameters, never by their identity.
 """
 
 import math
-from itertools import combinations
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 
 from .habits import unknown
-from .tensor import HALF, Tensor, clock
+from .tensor import HALF, Tensor, mark_changed
 
 HABITS = {
     "param_groups": "set optimizer.lr for all parameters; give the parts optimizers of their own for different rates",
@@ -83,24 +83,17 @@ class Optimizer:
     def attach(self, parameters):
         """Take over the parameters to train, and start afresh; the same one twice counts once. Returns self."""
         self.parameters = _listed(parameters)
-        self.steps, self.updates = 0, [0] * len(self.parameters)
+        self.steps = 0
+        self.updates = [0] * len(self.parameters)
         self.state = {name: [np.zeros(p.shape, _state_dtype(p)) for p in self.parameters] for name in self.kept}
-        self._groups = [(start, stop, *self._join(start, stop)) for start, stop in _runs(self.parameters)] if self.kept else []
+        self._blocks = [self._block(start, stop) for start, stop in _runs(self.parameters)] if self.kept else []
         places = range(len(self.parameters))
-        self._alone = [i for i in places if not any(start <= i < stop for start, stop, *_ in self._groups)]
+        self._alone = [i for i in places if not any(i in block.places for block in self._blocks)]
+        self._arrays = [p.data for p in self.parameters]  # what `state` fits, see `_refitted`
+        self._shapes = [None] * len(self.parameters)
+        self._last = mark_changed(self.parameters)
         self._state_of = [[arrays[i] for arrays in self.state.values()] for i in places]
         return self
-
-    def _join(self, start, stop):
-        """Make the data of parameters start to stop views of one vector, and their state too; gives the vectors."""
-        data, views = _joined([p.data for p in self.parameters[start:stop]])
-        for p, view in zip(self.parameters[start:stop], views):
-            p.data = view
-        vectors = []
-        for arrays in self.state.values():
-            vector, arrays[start:stop] = _joined(arrays[start:stop])
-            vectors.append(vector)
-        return data, vectors
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
@@ -112,48 +105,72 @@ class Optimizer:
 
         Raises ValueError for a gradient of another shape than its parameter's; then nothing is updated.
         """
-        parameters, updates, alone, lr = self._bound(), self.updates, self._alone, self.current_lr
-        gradients = [self._gradient(i, p) if p.grad is not None and p.requires_grad else None
-                     for i, p in enumerate(parameters)]
-        now = next(clock)
-        for start, stop, data, state in self._groups:
-            together = [g.reshape(-1) for p, g in zip(parameters[start:stop], gradients[start:stop])
-                        if g is not None and p.data.base is data]
-            if len(together) == stop - start == updates[start:stop].count(updates[start]):
-                updates[start:stop] = [updates[start] + 1] * (stop - start)
-                self.update(data, np.concatenate(together), state, updates[start], lr)
-                for p in parameters[start:stop]:
-                    p.changed = now
-            else:
-                alone = [*alone, *range(start, stop)]
-        for i in alone:
-            p, g = parameters[i], gradients[i]
-            if g is not None:
-                updates[i] += 1
-                self.update(p.data, g, self._fitting_state(i, p), updates[i], lr)
-                p.changed = now
+        lr, gradients = self.current_lr, self._gradients()
+        self._last = mark_changed(self.parameters)
+        for block in self._blocks:
+            self._update_together(block, gradients, lr)
+        self._update_alone(self._alone, gradients, lr)
         self.steps += 1
 
-    def _gradient(self, i, p):
-        """The gradient of parameter i, checked, and in float32 if it is float16, whose squares overflow above 255."""
-        g = p.grad
-        if not isinstance(g, np.ndarray):
-            g = np.asarray(g.data if isinstance(g, Tensor) else g, p.dtype)
-        if g.shape != p.data.shape:
-            raise ValueError(f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: nothing was "
-                             "updated. backward() sets gradients of the right shape; check who assigned p.grad or p.data")
-        return g.astype(np.float32) if g.dtype is HALF else g
+    def _gradients(self):
+        """The gradient of each parameter, None where there is none, or where the parameter is frozen."""
+        parameters, gradients, last = self._bound(), [], self._last
+        for p, shape in zip(parameters, self._shapes):
+            g = p.grad if p.requires_grad else None
+            if g is not None and (g.shape != shape or p.changed != last):
+                g = self._refitted(len(gradients), p, g)
+            gradients.append(g)
+        return gradients
 
-    def _fitting_state(self, i, p):
-        """What is kept of parameter i, in the parameter's present dtype. ValueError if it has another shape by now."""
-        state = self._state_of[i]
-        for place, (name, array) in enumerate(zip(self.kept, state)):
-            if array.shape != p.data.shape:
-                raise ValueError(f"parameter {i} had shape {array.shape} when this {type(self).__name__} took it over, now "
-                                 f"it has {p.shape}: attach the parameters anew, optimizer.attach(model.parameters())")
-            if array.dtype != _state_dtype(p):  # after model.astype
-                state[place] = self.state[name][i] = array.astype(_state_dtype(p))
-        return state
+    def _refitted(self, i, p, g):
+        """The gradient g of parameter i, checked, when its array may be a new one or is float16."""
+        for name, arrays in self.state.items():
+            if arrays[i].shape != p.shape:
+                raise ValueError(
+                    f"parameter {i} had shape {arrays[i].shape} when this {type(self).__name__} took it over, now it has "
+                    f"{p.shape}: attach the parameters anew, optimizer.attach(model.parameters())")
+            if arrays[i].dtype != _state_dtype(p):  # after model.astype
+                arrays[i] = arrays[i].astype(_state_dtype(p))
+        self._arrays[i] = p.data
+        self._state_of[i] = [arrays[i] for arrays in self.state.values()]
+        if g.shape != p.shape:
+            raise ValueError(
+                f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: nothing was updated. "
+                "backward() sets gradients of the right shape; check who assigned p.grad or p.data")
+        if p.dtype is HALF:  # its squares overflow above 255
+            return g.astype(np.float32)
+        self._shapes[i] = p.shape
+        return g
+
+    def _update_alone(self, places, gradients, lr):
+        for i in places:
+            if gradients[i] is not None:
+                self.updates[i] += 1
+                self.update(self._arrays[i], gradients[i], self._state_of[i], self.updates[i], lr)
+
+    # --- Small parameters side by side: one update of one vector instead of many ---
+
+    def _block(self, start, stop):
+        """Make the data of parameters start to stop views of one vector, and their state too."""
+        data, views = _joined([p.data for p in self.parameters[start:stop]])
+        for p, view in zip(self.parameters[start:stop], views):
+            p.data = view
+        vectors = []
+        for arrays in self.state.values():
+            vector, arrays[start:stop] = _joined(arrays[start:stop])
+            vectors.append(vector)
+        return _Block(range(start, stop), data, vectors)
+
+    def _update_together(self, block, gradients, lr):
+        """One update for the parameters of a block if all are to be updated as often, each alone if not."""
+        places, updates = block.places, self.updates
+        together = [gradients[i].reshape(-1) for i in places
+                    if gradients[i] is not None and self._arrays[i].base is block.data and updates[i] == updates[places[0]]]
+        if len(together) < len(places):
+            return self._update_alone(places, gradients, lr)
+        for i in places:
+            updates[i] += 1
+        self.update(block.data, np.concatenate(together), block.state, updates[places[0]], lr)
 
     @property
     def current_lr(self):
@@ -359,9 +376,18 @@ def _state_dtype(p):
     return np.dtype(np.float32) if p.dtype is HALF else p.dtype
 
 
+class _Block(NamedTuple):
+    """Small parameters side by side: their places, the vector of their numbers, the vectors of their state."""
+
+    places: range
+    data: np.ndarray
+    state: list
+
+
 def _runs(parameters):
     """[(start, stop)] of neighbours of one dtype that are small, taken together; none if any two share memory."""
-    if any(np.may_share_memory(one.data, other.data) for one, other in combinations(parameters, 2)):
+    spans = sorted(_span(p.data) for p in parameters)
+    if any(start < end for (_, end), (start, _) in zip(spans, spans[1:])):
         return []
     runs, size = [[0, 0]], 0
     for i, p in enumerate(parameters):
@@ -371,6 +397,13 @@ def _runs(parameters):
             size = p.size
         runs[-1][1] = i + 1
     return [(start, stop) for start, stop in runs if stop - start > 1]
+
+
+def _span(array):
+    """Where in memory an array begins and ends, in bytes."""
+    ways = [(n - 1) * step for n, step in zip(array.shape, array.strides)]
+    first = array.__array_interface__["data"][0]
+    return first + sum(way for way in ways if way < 0), first + sum(way for way in ways if way > 0) + array.itemsize
 
 
 def _joined(arrays):

@@ -25,7 +25,9 @@ from .habits import unknown
 recording = ContextVar("recording", default=True)
 watchers = ContextVar("watchers", default=())  # who looks on at every backward(): see `inside.record`
 clock = count(1)  # numbers results, and changes of arrays in place, in the order of their making
+latest_change = 0  # by the clock: while no leaf changes, the walk need not look for changes
 FREED = ("freed",)
+new = object.__new__  # quicker than a constructor, for the two objects that every op makes
 HALF = np.dtype(np.float16)
 MANY = 4096  # numbers; added one after the other in float32, more of them lose digits that show
 
@@ -124,7 +126,11 @@ class Tensor:
     @property
     def data(self):
         """The values as an array. `p.data -= ...` updates a leaf; a result cannot be given other values."""
-        return self._data
+        if self.node is None:
+            return self._data
+        values = self._data.view()
+        values.flags.writeable = False  # the backward pass may need them
+        return values
 
     @data.setter
     def data(self, values):
@@ -133,9 +139,8 @@ class Tensor:
                 f"this Tensor is the result of {self.node.op.name}: its gradient would not know of other "
                 "values. Compute a new Tensor from it, with F.where(mask, values, x) for instance, or use "
                 "x.detach()")
-        if values is self._data:  # of `p.data -= ...`, which has changed the array in place
-            self.changed = next(clock)
         self._data = _numeric(values)
+        mark_changed([self])
 
     shape = property(attrgetter("_data.shape"), doc="The lengths of the axes.")
     ndim = property(attrgetter("_data.ndim"), doc="The number of axes.")
@@ -159,7 +164,7 @@ class Tensor:
 
     def numpy(self):
         """The values as an array (shared, not copied)."""
-        return self._data
+        return self.data
 
     def item(self):
         """The only value, as a Python number."""
@@ -187,11 +192,14 @@ class Tensor:
         the gradient needs was changed since the forward pass.
         """
         looking_on = watchers.get()
-        watched = {y.node: y for watcher in looking_on for y in watcher.outputs.values()}
+        watched = {y.node: y for watcher in looking_on for y in watcher.outputs.values()} if looking_on else ()
         found = walk(self, starting_gradient(self, gradient), watched, free=True)
-        found = [(watched.get(x, x), g) for x, g in found]
+        if watched:
+            found = [(watched.get(x, x), g) for x, g in found]
         for x, g in found:
-            x.grad = np.asarray(g if x.grad is None else x.grad + g)
+            if x.grad is not None:
+                g = x.grad + g
+            x.grad = g if isinstance(g, np.ndarray) else np.asarray(g)
         for watcher in looking_on:
             watcher.after_backward(found)
 
@@ -292,6 +300,15 @@ class Tensor:
     def abs(self) -> "Tensor": return abs(self)
 
 
+def mark_changed(leaves):
+    """Note that the arrays of these Tensors change now: a graph that needs the old values is of no use. Returns the time."""
+    global latest_change
+    latest_change = next(clock)
+    for x in leaves:
+        x.changed = latest_change
+    return latest_change
+
+
 def _numeric(data):
     """An array of real numbers: arrays as they are, Python numbers and lists as float32."""
     if isinstance(data, Tensor):
@@ -334,16 +351,19 @@ def floats(x):
 class Node:
     """The place of a result in its graph.
 
-    number: by the clock. op: what made it. inputs: for each input the Node of a result, the Tensor of a leaf, the
-    number itself or the shape of a plain array. saved: for each input what its VJP reads, None where no gradient is
-    needed; of a Fused op the function that computes all gradients. shape, dtype: those of the result. value: the
-    result itself if it is a single number, for those who look at the graph, else None.
+    number: by the clock. op: what made it. inputs: for each input the Node of a result, the Tensor of a
+    leaf, the number itself or the shape of a plain array. plan: the VJPs that are needed, see Plan.
+    saved: what they read; of a Fused op the function that computes all gradients. shape, dtype: those
+    of the result. value: the result itself if it is a single number, for those who look on, else None.
     """
 
-    __slots__ = ("number", "op", "inputs", "saved", "shape", "dtype", "value")
+    __slots__ = ("number", "op", "inputs", "plan", "saved", "shape", "dtype", "value")
 
     def gradients(self, g, differentiable=False):
-        """[(input, its gradient)] for the inputs that need one, from g, the gradient of this result."""
+        """[(input, its gradient)] for the inputs that need one, from g, the gradient of this result.
+
+        differentiable: g and the gradients are Tensors, which remember in their turn how they were made.
+        """
         return self.op.gradients(self, g, differentiable)
 
 
@@ -366,9 +386,8 @@ class Op:
         parameters = _parameters(forward, len(vjps))
         inputs = list(parameters)[:len(vjps)]
         self.constants = {key: default for key, default in parameters.items() if key not in inputs}
-        self.readers = []  # for each VJP: (places, pick), see _reader
-        for vjp in vjps:
-            self.readers.append(_reader(name, vjp, inputs, self.constants))
+        self.reads = [_reads(name, vjp, inputs, self.constants) for vjp in vjps]
+        self.plans = {}  # {which inputs need a gradient, a bit for each: Plan}
 
     def __reduce__(self):
         return self.name  # copies and pickles of a model share the op, as they share functions
@@ -381,78 +400,94 @@ class Op:
         return inspect.signature(self.forward)
 
     def __call__(self, *inputs, **constants) -> Tensor:
-        arrays, requires_grad = [], None  # None where there is no Tensor at all: then the result is an array
+        arrays, sources, tensors, tracked, bit = [], [], False, 0, 1
         for x in inputs:
             if isinstance(x, Tensor):
-                requires_grad = requires_grad or x.requires_grad
+                tensors = True
+                if x.requires_grad:
+                    tracked += bit
+                sources.append(x.node or x)
                 x = x._data
-            elif isinstance(x, (list, tuple)):
-                x = _numeric(x)
+            else:
+                if isinstance(x, (list, tuple)):
+                    x = _numeric(x)
+                sources.append(x.shape if isinstance(x, np.ndarray) else x)
             arrays.append(x)
-        y, vjp, extras = self.forward(*arrays, **constants), None, ()
+            bit += bit
+        y, extras = self.forward(*arrays, **constants), ()
         if self.fused:
             y, vjp, *extras = y
-        if requires_grad is not None:
-            t = Tensor.__new__(Tensor)
-            t._data = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction returns a NumPy scalar
+        if tensors:
+            t = new(Tensor)
+            t._data = y = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction returns a NumPy scalar
             t.grad = t.node = t.softmax_of = t.sigmoid_of = None
             t.changed = 0
-            t.requires_grad = False
-            if requires_grad and recording.get():
-                t.requires_grad = True
-                self.record(t, inputs, arrays, constants, vjp)
+            t.requires_grad = tracked > 0 and recording.get()
+            if t.requires_grad:
+                t.node = node = new(Node)
+                node.number = next(clock)
+                node.op = self
+                node.inputs = sources
+                node.shape = y.shape
+                node.dtype = y.dtype
+                node.value = None if node.shape else y
+                try:
+                    node.plan = plan = self.plans[tracked]
+                except KeyError:
+                    node.plan = plan = self.plan(tracked)
+                if self.fused:
+                    node.saved = vjp
+                else:
+                    arrays.append(y)
+                    if self.constants:
+                        arrays += [constants.get(name, default) for name, default in self.constants.items()]
+                    node.saved = plan.keep(arrays)
             y = t
         return (y, *extras) if extras else y
 
-    def record(self, t, inputs, arrays, constants, vjp):
-        """Give the result t its Node, which keeps what the VJPs read and no more."""
-        y = t._data
-        sources = []
-        for x, array in zip(inputs, arrays):
-            if isinstance(x, Tensor):
-                sources.append(x.node or x)
-                if array is y:  # an op that returns its input: that array stays writable
-                    t._data = y = y.view()
-            else:
-                sources.append(x.shape if isinstance(x, np.ndarray) else x)
-        y.flags.writeable = False  # a VJP may read it
-        if vjp is None:
-            values = [y, *arrays]
-            if self.constants:
-                values += [constants.get(name, default) for name, default in self.constants.items()]
-            vjp = []
-            for x, (_, pick) in zip(inputs, self.readers):
-                vjp.append(pick(values) if isinstance(x, Tensor) and x.requires_grad else None)
-        t.node = node = Node.__new__(Node)
-        node.number = next(clock)
-        node.op = self
-        node.inputs = sources
-        node.saved = vjp
-        node.shape = y.shape
-        node.dtype = y.dtype
-        node.value = y if y.size == 1 else None
+    def plan(self, tracked):
+        """The Plan for a pattern of inputs that need a gradient: bit i stands for input i."""
+        places = _set_bits(tracked)
+        self.plans[tracked] = Plan(places, [self.reads[i] for i in places])
+        return self.plans[tracked]
 
     def gradients(self, node, g, differentiable=False):
-        """[(input, its gradient)] for the inputs of node that need one, from g, the gradient of its result.
-
-        differentiable: g and the gradients are Tensors, which remember in their turn how they were made.
-        """
+        """As Node.gradients, which calls it."""
+        saved = node.saved
+        if differentiable:
+            saved = [_linked(node, read, value) for read, value in zip(node.plan.kept, saved)]
         pairs = []
-        for x, vjp, read, (places, _) in zip(node.inputs, self.vjps, node.saved, self.readers):
-            if read is not None:
-                if differentiable:
-                    read = [_linked(node, place, value) for place, value in zip(places, read)]
-                pairs.append((x, vjp(g, *read)))
-            elif isinstance(x, Tensor) and x.changed > node.number:
-                self.check_unchanged(node)
+        for i, pick in node.plan.picks:
+            pairs.append((node.inputs[i], self.vjps[i](g, *pick(saved))))
         return pairs
 
     def check_unchanged(self, node):
-        """RuntimeError if a VJP of this node reads the array of a leaf that was changed since the forward pass."""
-        for read, (places, _) in zip(node.saved, self.readers):
-            for place in places if read is not None else ():
-                if place is not None and 0 < place <= len(node.inputs):
-                    _check_unchanged(node, node.inputs[place - 1])
+        """RuntimeError if a VJP reads the array of a leaf that was changed since the forward pass."""
+        for place, attribute in node.plan.kept:
+            if attribute is None and place < len(node.inputs):
+                _check_unchanged(node, node.inputs[place])
+
+
+class Plan:
+    """What the gradients need when these inputs of an op are tracked.
+
+    kept: what the VJPs read, see `_reads`. keep: picks that from (*inputs, output, *constants).
+    picks: for each tracked input its place, and what picks its VJP's share of what is kept.
+    """
+
+    def __init__(self, places, reads):
+        self.kept = list(dict.fromkeys(read for one in reads for read in one))
+        self.keep = _picker([place for place, _ in self.kept])
+        if any(attribute for _, attribute in self.kept):
+            self.keep = self.keep_attributes
+        self.picks = []
+        for place, one in zip(places, reads):
+            self.picks.append((place, _picker([self.kept.index(read) for read in one])))
+
+    def keep_attributes(self, values):
+        """As `keep`, where of some values only the shape or the dtype is read."""
+        return [getattr(values[i], attribute) if attribute else values[i]
+                for i, attribute in self.kept]
 
 
 class View(Op):
@@ -477,18 +512,27 @@ class Fused(Op):
         super().__init__(name, forward, doc=doc)
         self.composed = composed
 
+    def plan(self, tracked):
+        """The places of the inputs that need a gradient."""
+        self.plans[tracked] = _set_bits(tracked)
+        return self.plans[tracked]
+
     def gradients(self, node, g, differentiable=False):
-        """[(input, its gradient)] for the inputs of node that need one, from g, the gradient of its result."""
+        """As Node.gradients, which calls it."""
         if differentiable:
             raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
-                               f"Use {self.composed}, which gives the same values from primitives")
-        return [(x, gx) for x, gx in zip(node.inputs, node.saved(g))
-                if isinstance(x, Node) or isinstance(x, Tensor) and x.requires_grad]
+                               f"Use {self.composed}, which returns the same values from primitives")
+        gradients = node.saved(g)
+        return [(node.inputs[i], gradients[i]) for i in node.plan]
 
     def check_unchanged(self, node):
         """As that of an Op. Its function keeps what it likes, so every change counts."""
         for x in node.inputs:
             _check_unchanged(node, x)
+
+
+def _set_bits(number):
+    return [i for i in range(number.bit_length()) if number >> i & 1]
 
 
 def _parameters(function, inputs):
@@ -503,48 +547,45 @@ def _parameters(function, inputs):
     return dict.fromkeys(names) | dict(zip(names[start:], defaults)) | (function.__kwdefaults__ or {})
 
 
-def _reader(op, vjp, inputs, constants):
-    """(places, pick): pick(values) is what a VJP reads of [output, *inputs, *constants].
+def _reads(op, vjp, inputs, constants):
+    """What the parameters of a VJP after g stand for: (place in (*inputs, output, *constants), attribute).
 
-    places: where each stands in values; None for the shape or dtype of an input.
+    attribute: "shape" or "dtype" where that is all it reads of the value, else None.
     """
-    names = ["y", *inputs, *constants]
-    table = {name: (i, None) for i, name in enumerate(names)}
-    for i, name in enumerate(inputs, 1):
+    table = {name: (i, None) for i, name in enumerate([*inputs, "y", *constants])}
+    for i, name in enumerate(inputs):
         table |= {f"{name}_shape": (i, "shape"), f"{name}_dtype": (i, "dtype")}
     reads = list(_parameters(vjp, 1))[1:]
     if unknown_names := [name for name in reads if name not in table]:
         raise TypeError(f"a VJP of {op} reads {', '.join(unknown_names)}, but there are only g, {', '.join(table)}")
-    found = [table[name] for name in reads]
-    places = [None if attribute else place for place, attribute in found]
-    if not found:
-        return places, lambda values: ()
-    if None in places:
-        return places, lambda values: [getattr(values[i], what) if what else values[i] for i, what in found]
-    if len(found) == 1:
-        return places, lambda values, i=places[0]: (values[i],)
-    return places, itemgetter(*places)
+    return [table[name] for name in reads]
 
 
-def _linked(node, place, value):
+def _picker(places):
+    """A function that picks the values at these places, as a tuple or list."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return itemgetter(slice(places[0], places[0] + 1) if places else slice(0))
+
+
+def _linked(node, read, value):
     """What a VJP reads, as a Tensor that knows its place in the graph, so that its gradient can be taken in turn."""
-    if place is None or place > len(node.inputs):
+    place, attribute = read
+    if attribute or place > len(node.inputs):
         return value  # a shape, a dtype, a constant
-    source = node if place == 0 else node.inputs[place - 1]
+    source = (*node.inputs, node)[place]
     if isinstance(source, Node):
         t = Tensor(value)
         t.requires_grad = True
         t.node = source
         return t
     if isinstance(source, Tensor):
-        if source._data is not value:
-            _check_unchanged(node, source, was_replaced=True)
         return source
     return Tensor(value) if isinstance(value, np.ndarray) else value  # array.dot(Tensor) would be NumPy's
 
 
-def _check_unchanged(node, x, was_replaced=False):
-    if isinstance(x, Tensor) and (was_replaced or x.changed > node.number):
+def _check_unchanged(node, x):
+    if isinstance(x, Tensor) and x.changed > node.number:
         raise RuntimeError(
             f"the gradient of {node.op.name} needs the values that its input of shape {x.shape} had in the "
             "forward pass, but they were changed since, by an optimizer's step() for example. Call backward() "
@@ -566,12 +607,14 @@ def walk(root, gradient, wanted=(), everything=False, differentiable=False, free
         if node.inputs is FREED:
             raise RuntimeError("this graph was freed by an earlier backward(). Compute the loss again before the "
                                "second backward(), or use grad(), which keeps the graph")
+        if latest_change > node.number:
+            node.op.check_unchanged(node)
         g = gradients.pop(node)
         if everything or node in wanted:
             found.append((node, g))
         for x, gx in node.op.gradients(node, g, differentiable):
             if isinstance(x, Node):
-                if gx.shape != x.shape or gx.dtype != x.dtype:
+                if gx.shape != x.shape or gx.dtype is not x.dtype:
                     gx = _fitted(gx, x, node.op)
                 if x in gradients:
                     gradients[x] = gradients[x] + gx  # never in place: two inputs may share one array
@@ -579,12 +622,9 @@ def walk(root, gradient, wanted=(), everything=False, differentiable=False, free
                     gradients[x] = gx
                     heappush(ahead, (-x.number, x))
             else:
-                if x.changed > node.number:
-                    node.op.check_unchanged(node)
-                if gx.shape != x._data.shape or gx.dtype != x._data.dtype:
+                if gx.shape != x._data.shape or gx.dtype is not x._data.dtype:
                     gx = _fitted(gx, x, node.op)
-                if x.requires_grad:
-                    found.append((x, gx))
+                found.append((x, gx))
         if free:
             node.inputs, node.saved = FREED, None
     return found

@@ -203,7 +203,7 @@ NOT_DIFFERENTIABLE = {f"Tensor.{name}" for name in (
     "data shape ndim size dtype op logits numpy item tolist detach backward __init__ __repr__ __len__ __float__ "
     "__int__ __index__ __bool__ __contains__ __format__ __getattr__ __hash__ __array_function__ "
     "__array__ __setitem__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__").split()} | {
-    "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums"}
+    "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums", "mark_changed"}
 
 
 def public_names():
