@@ -8,14 +8,77 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import functional as F
+from . import habits
 from .initializers import INITIALIZERS, zeros
-from .module import Module, Parameter, as_shape, evaluation, lookup
+from .module import Module, Parameter, as_flag, as_number, as_rng, as_shape, as_whole, evaluation, is_whole, lookup
 from .tensor import Tensor, no_grad
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "sigmoid": F.sigmoid, "tanh": F.tanh,
                "softplus": F.softplus, "gelu": F.gelu, "softmax": F.softmax, "log_softmax": F.log_softmax,
                "linear": F.linear_activation}
 
+
+# --- Settings: what each may be, at construction and whenever it is set anew ------------------------------
+
+def _units(value):
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"Dense needs a whole number of units, at least 1, got {value!r}")
+    return int(value)
+
+
+def _dense_activation(value):
+    if is_whole(value):
+        raise ValueError(f"unknown activation {value!r}: Dense takes the number of its outputs alone, the inputs it finds out. "
+                         f"PyTorch's Linear(784, {value}) is Dense({value}, input_shape=784) here")
+    return lookup(value, ACTIVATIONS, "activation")
+
+
+def _function(value):
+    if value is None:
+        raise ValueError("Activation needs a function or its name, Activation('relu') for example, got None")
+    return lookup(value, ACTIVATIONS, "activation")
+
+
+def _initializer(value):
+    if value is None:
+        raise ValueError(f"unknown initializer None; known are {', '.join(sorted(INITIALIZERS))}")
+    return lookup(value, INITIALIZERS, "initializer")
+
+
+def _flat(shape):
+    shape = as_shape(shape)
+    if shape is not None and len(shape) > 1:
+        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; put "
+                         f"Flatten(input_shape={shape}) before it")
+    return shape
+
+
+def _features(shape):
+    shape = as_shape(shape)
+    if shape is not None and len(shape) not in (1, 3):
+        raise ValueError("BatchNorm expects inputs of shape (n, features) or (n, channels, height, width), but "
+                         f"input_shape is {shape}")
+    return shape
+
+
+def _or_none(check):
+    return lambda value: None if value is None else check(value)
+
+
+_eps = as_number("eps is added to the variance and cannot be negative or infinite, got {!r}", lambda x: 0 <= x < np.inf)
+_momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, got {!r}; the number of features is found out "
+                      "from the input", lambda x: 0 <= x <= 1)
+_rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got {!r}", lambda x: 0 <= x < 1)
+ALWAYS = {F.softmax: "1", F.log_softmax: "0"}  # what they make of a single number
+
+
+def _check_single(label, function, columns):
+    if columns == 1 and function in ALWAYS:
+        raise ValueError(f"{label}: {_name(function)} of a single output is always {ALWAYS[function]}, so nothing could be "
+                         "learned: use 'sigmoid' with the loss 'binary_crossentropy', or one output for each class")
+
+
+# --- Layers ----------------------------------------------------------------------------------------------
 
 class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
@@ -27,29 +90,43 @@ class Dense(Module):
     Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
     """
 
+    built = False
+    inputs = kernel = bias = None
+    learned = "kernel", "bias"
+    settings = {"units": _units, "activation": _dense_activation, "use_bias": as_flag("use_bias"), "rng": as_rng,
+                "kernel_initializer": _initializer, "input_shape": _flat}
+    fixed = "units", "use_bias", "kernel_initializer"
+    words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
+
     def __init__(self, units, activation=None, *, use_bias=True, kernel_initializer="glorot_uniform",
                  input_shape=None, rng=None):
-        if not isinstance(units, (int, np.integer)) or units < 1:
-            raise ValueError(f"Dense needs a whole number of units, at least 1, got {units!r}")
-        self.units, self.use_bias, self.rng = int(units), use_bias, rng
-        self.activation = lookup(activation, ACTIVATIONS, "activation")
-        self.kernel_initializer = lookup(kernel_initializer, INITIALIZERS, "initializer")
-        self.input_shape = as_shape(input_shape)
-        self.inputs = self.kernel = self.bias = None
-        self.built = False
+        self.units, self.use_bias, self.rng = units, use_bias, rng
+        self.activation, self.kernel_initializer, self.input_shape = activation, kernel_initializer, input_shape
+        _check_single(self.label, self.activation, self.units)
 
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
         if self.input_shape is None:
             super().create_parameters()
         shape = (self.input_shape[-1], self.units)
-        rng = np.random.default_rng(self.rng)  # a Generator stays what it is
-        kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
+        kernel = self._initial(shape, np.random.default_rng() if self.rng is None else self.rng)
+        train = self.trainable
+        self.inputs, self.kernel = shape[0], Parameter(kernel, train)
+        self.bias = Parameter(zeros(self.units), train) if self.use_bias else None
+        self.built = True
+
+    def _initial(self, shape, rng):
+        """What the initializer returns, as a float32 array of the kernel's shape; ValueError if it is something else."""
+        try:
+            kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that returns an array, such as "
+                             f"initializers.normal(0.05), but {_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
-        self.inputs, self.kernel = shape[0], Parameter(kernel)
-        self.bias = Parameter(zeros(self.units)) if self.use_bias else None
-        self.built = True
+        if not np.isfinite(kernel).all():
+            raise ValueError(f"{self.label}: the initializer made NaN or infinite weights")
+        return kernel
 
     def forward(self, x):
         """x: (n, inputs) to (n, units)."""
@@ -74,11 +151,16 @@ class Dense(Module):
 class Activation(Module):
     """An elementwise function as a layer: Activation("relu"), or any function of a Tensor."""
 
+    settings = {"function": _function}
+    words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
+
     def __init__(self, function):
-        self.function = lookup(function, ACTIVATIONS, "activation")
+        self.function = function
 
     def forward(self, x):
-        """Any shape to the same shape."""
+        """Any shape to the same shape. Raises ValueError for softmax of a single column, which is always 1."""
+        if x.shape[-1:] == (1,):
+            _check_single(self.label, self.function, 1)
         return self.function(x)
 
     def __repr__(self):
@@ -121,18 +203,20 @@ class BatchNorm(Module):
     Raises ValueError for one sample per channel in training mode: it has no variance.
     """
 
+    built = estimated = False
+    learned = "gamma", "beta"
+    settings = {"momentum": _or_none(_momentum), "eps": _eps, "affine": as_flag("affine"), "fused": as_flag("fused"),
+                "ghost_batch_size": _or_none(as_whole("ghost_batch_size", 2)), "input_shape": _features,
+                "frozen_statistics": as_flag("frozen_statistics")}
+    fixed = ("affine",)
+    words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
+
     def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None, input_shape=None):
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}; "
-                             "the number of features is found out from the input")
-        if ghost_batch_size is not None and not (isinstance(ghost_batch_size, (int, np.integer)) and ghost_batch_size > 1):
-            raise ValueError(f"ghost_batch_size is a whole number of samples, at least 2, or None; got {ghost_batch_size!r}")
-        self.momentum = None if momentum is None else float(momentum)  # not NumPy's float64, see _checked_eps
-        self.eps, self.affine, self.fused, self.ghost_batch_size = _checked_eps(eps), affine, fused, ghost_batch_size
-        self.input_shape = as_shape(input_shape)
+        self.momentum, self.eps, self.affine, self.fused = momentum, eps, affine, fused
+        self.ghost_batch_size, self.input_shape = ghost_batch_size, input_shape
         self.gamma = self.beta = self.running_mean = self.running_var = self.latest = None
         self.updates = np.zeros((), np.int64)  # an array, so that it is a buffer
-        self.frozen_statistics = self.estimated = self.built = False
+        self.frozen_statistics = False
 
     def create_parameters(self):
         """gamma and the running variance start at 1, beta and the running mean at 0."""
@@ -140,8 +224,9 @@ class BatchNorm(Module):
             super().create_parameters()
         features = self.input_shape[0]
         if self.affine:
-            self.gamma = Parameter(np.ones(features, np.float32))
-            self.beta = Parameter(np.zeros(features, np.float32))
+            train = self.trainable
+            self.gamma = Parameter(np.ones(features, np.float32), train)
+            self.beta = Parameter(np.zeros(features, np.float32), train)
         self.running_mean = np.zeros(features, np.float32)
         self.running_var = np.ones(features, np.float32)
         self.built = True
@@ -179,16 +264,17 @@ class BatchNorm(Module):
                              "sample has no variance: use a larger batch, or model.eval() for single samples")
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
-        self.latest = BatchStatistics(mean, var, n)
         self._update(mean, var, n)
         return y
 
     def _update(self, mean, var, n):
         """Move the running statistics towards those of one batch of n numbers per feature, its variance made unbiased."""
-        self.updates = np.asarray(self.updates + 1)
-        m = 1 / int(self.updates) if self.momentum is None else self.momentum
-        self.running_mean = (1 - m) * self.running_mean + m * mean
-        self.running_var = (1 - m) * self.running_var + m * n / (n - 1) * var
+        updates = np.asarray(self.updates + 1)
+        m = 1 / int(updates) if self.momentum is None else self.momentum
+        vars(self).update(  # quicker than four assignments, each with its checks
+            latest=BatchStatistics(mean, var, n), updates=updates,
+            running_mean=(1 - m) * self.running_mean + m * mean,
+            running_var=(1 - m) * self.running_var + m * n / (n - 1) * var)
 
     def fold(self, dense):
         """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine in evaluation mode.
@@ -224,17 +310,24 @@ class LayerNorm(Module):
     before it to normalise whole images. Raises ValueError for another number of features.
     """
 
+    built = False
+    gamma = beta = None
+    learned = "gamma", "beta"
+    settings = {"eps": _eps, "affine": as_flag("affine"), "input_shape": as_shape}
+    fixed = ("affine",)
+    words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
+
     def __init__(self, eps=1e-5, affine=True, *, input_shape=None):
-        self.eps, self.affine, self.input_shape = _checked_eps(eps), affine, as_shape(input_shape)
-        self.gamma, self.beta, self.built = None, None, False
+        self.eps, self.affine, self.input_shape = eps, affine, input_shape
 
     def create_parameters(self):
         """gamma starts at 1, beta at 0."""
         if self.input_shape is None:
             super().create_parameters()
         if self.affine:
-            self.gamma = Parameter(np.ones(self.input_shape[-1], np.float32))
-            self.beta = Parameter(np.zeros(self.input_shape[-1], np.float32))
+            train = self.trainable
+            self.gamma = Parameter(np.ones(self.input_shape[-1], np.float32), train)
+            self.beta = Parameter(np.zeros(self.input_shape[-1], np.float32), train)
         self.built = True
 
     def forward(self, x):
@@ -260,16 +353,18 @@ class Dropout(Module):
     rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own. Srivastava et al. 2014.
     """
 
+    settings = {"rate": _rate, "rng": as_rng}
+    words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
+
     def __init__(self, rate, rng=None):
-        if not 0 <= rate < 1:
-            raise ValueError(f"Dropout needs a rate from 0 up to but not 1, got {rate!r}")
-        self.rate, self.rng = float(rate), rng
+        self.rate, self.rng = rate, rng
 
     def forward(self, x):
         """Any shape to the same shape; x itself in evaluation mode."""
         if not self.training or self.rate == 0:
             return x
-        self.rng = np.random.default_rng(self.rng)  # a Generator stays what it is
+        if self.rng is None:
+            self.rng = np.random.default_rng()
         kept = self.rng.random(x.shape, np.float32) >= self.rate
         return x * (kept.astype(x.dtype) / (1 - self.rate))
 
@@ -280,8 +375,10 @@ class Dropout(Module):
 class Flatten(Module):
     """(n, ...) to (n, product of the rest). input_shape: the shape of one input, if it shall be known at once."""
 
+    settings = {"input_shape": as_shape}
+
     def __init__(self, input_shape=None):
-        self.input_shape = as_shape(input_shape)
+        self.input_shape = input_shape
 
     def forward(self, x):
         """(n, a, b, ...) to (n, a * b * ...)."""
@@ -315,18 +412,16 @@ def estimate_population_statistics(model, x, batch_size=256):
 
 
 def _converted(x, dtype, layer):
-    """An array in the dtype of the layer's weights; a Tensor of another dtype is an error."""
+    """An array in the dtype of the layer's weights; a Tensor of another dtype is an error, and so is what holds no numbers."""
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"{layer.label} takes numbers, got an array of dtype {x.dtype}")
     if isinstance(x, Tensor):
-        raise TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: "
-                        f"use x.astype(np.{dtype}), or model.astype(np.{x.dtype})")
+        remedy = f", or model.astype(np.{x.dtype})" if x.dtype.kind == "f" else ""
+        error = TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: use x.astype(np.{dtype}){remedy}")
+        error.dtype = x.dtype  # Module.__call__ looks for the part that made it
+        raise error
     return x.astype(dtype)
 
 
 def _name(function):
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
-
-
-def _checked_eps(eps):
-    if not eps >= 0:
-        raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
-    return float(eps)  # a NumPy float64 would turn float32 into float64

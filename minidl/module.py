@@ -4,13 +4,21 @@ The rule is by type, in the order of assignment: a Parameter is trained, a NumPy
 (remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
 """
 
+import re
+from collections import deque
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
+from inspect import signature
+from reprlib import recursive_repr
 
 import numpy as np
 
-from . import files
+from . import files, habits
 from .tensor import Tensor, no_grad
+
+
+OPENED = (list, tuple, dict, deque)  # containers whose contents count as attributes
 
 
 class Parameter(Tensor):
@@ -28,22 +36,151 @@ class Module:
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
     forward_hooks = ()  # see register_forward_hook
-    name = ""  # given by the Sequential it is in; errors use it
+    name = ""  # given by the Sequential it is in, or else the path of attributes to it; errors use it
+    named = False  # whether its parts have been given their names
+    settings = {}  # {name: function that returns the value to keep, or raises ValueError}, for every assignment
+    fixed = ()  # the settings that cannot change once the weights are made
+    learned = ()  # the attributes that hold this layer's own Parameters
+    apart = ()  # attributes that are no parts of this module, whatever they hold
+    words = habits.MODULE  # attributes that other libraries have: what to write here
+    argument_words = habits.ARGUMENTS  # the same for arguments of the constructor
+
+    def __new__(cls, *arguments, **named):
+        for word in named:
+            if word in cls.argument_words and word not in signature(cls.__init__).parameters:
+                raise TypeError(f"{cls.__name__} has no argument {word!r}: {cls.argument_words[word]}")
+        return super().__new__(cls)
+
+    def __setattr__(self, name, value):
+        """Check settings here, so that one rule holds in the constructor and for every later assignment."""
+        own = vars(self)
+        if name in self.settings:
+            value = self.settings[name](value)
+            if name in self.fixed and self.built and value != own[name]:
+                raise ValueError(f"{self.label}: {name} cannot change once the weights are made; make a new layer and "
+                                 "put it in the place of this one")
+        elif name == "training":
+            self.train(value)
+            return
+        elif name in own:
+            if isinstance(own[name], Parameter) and not (value is None or isinstance(value, Tensor)):
+                raise TypeError(f"{self.label}: {name} is a Parameter, and a {type(value).__name__} in its place would "
+                                f"never be trained: write layer.{name}.data[...] = values to give it new values, or "
+                                f"layer.{name} = Parameter(values) and compile again")
+        elif not hasattr(type(self), name):
+            self._check_new(name, value)
+        if isinstance(value, (Module, list, tuple, dict)):
+            own.pop("named", None)  # the new parts get their names at the next call
+        super().__setattr__(name, value)
+
+    def _check_new(self, name, value):
+        """Refuse an attribute that would look as if it did something; a layer of one's own may have any but one."""
+        if name == "requires_grad" or name in self.words and type(self).__module__.startswith("minidl."):
+            raise habits.unknown(type(self).__name__, name, self.words)
+        if type(self).__module__.startswith("minidl.") and isinstance(value, (bool, int, float, str, Parameter)):
+            known = {"name", "training", "trainable", *self.settings, *vars(self)}
+            for close in get_close_matches(name, sorted(known), 1, 0.8):
+                raise AttributeError(f"{self.label} has no attribute {name!r}, so setting it would change nothing: did "
+                                     f"you mean {close!r}?")
+
+    def __getattr__(self, name):
+        raise habits.unknown(type(self).__name__, name, type(self).words)
 
     def forward(self, *inputs):
         """Compute the output. Every subclass writes its own."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x)")
+        hint = ": what Keras calls `call` is `forward` here" if hasattr(type(self), "call") else ""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x){hint}")
 
     def __call__(self, *inputs, **constants):
-        y = self.forward(*inputs, **constants)
-        if y is None:
-            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+        if not self.named:
+            self._name_parts()
+        try:
+            y = self.forward(*inputs, **constants)
+        except (AttributeError, TypeError) as error:
+            self._explain(error, inputs)
+            raise
+        if not isinstance(y, Tensor):
+            self._check_output(y, inputs)
         for hook in self.forward_hooks:
-            hook(self, inputs, y)
+            result = hook(self, inputs, y)
+            if result is not None:
+                y = self._hooked(result)
         return y
 
+    def _name_parts(self):
+        """Give each part that has no name its path of attributes, and remember that it is done."""
+        for path, part in self.named_modules(self.name):
+            if not part.name and part is not self:
+                part.name = path
+            vars(part)["named"] = True
+
+    def _explain(self, error, inputs):
+        """Raise a better error for an input that is none, or one that says where another dtype came from."""
+        if type(self).__module__.startswith("minidl."):
+            if len(inputs) != 1:
+                raise TypeError(f"{self.label} takes one input, got {len(inputs)}: join them first, "
+                                "F.concatenate([a, b], axis=1) for example") from error
+            if not isinstance(inputs[0], (np.ndarray, Tensor)):
+                kind = type(inputs[0]).__name__
+                raise TypeError(f"{self.label} takes an array or a Tensor, got a {kind}: use "
+                                "np.asarray(x, np.float32)") from error
+        if getattr(error, "dtype", None) and not any(getattr(x, "dtype", None) == error.dtype for x in inputs):
+            found = [name for name, value in self._weights_and_arrays() if value.dtype == error.dtype]
+            where = f"{', '.join(found[:3])} in {type(self).__name__} is {error.dtype}" if found else self._first_with(
+                error.dtype, inputs)
+            dtype = error.dtype
+            error.dtype = None  # said once, by the innermost part that holds both the culprit and the one who complains
+            error.args = (f"{error.args[0].partition(':')[0]}: {where}. Make it float32, as Parameter(np.ones(1, "
+                          f"np.float32)) or with a plain Python number (math.sqrt(2), not np.sqrt(2)); or take all of the "
+                          f"model to {dtype} by model.astype(np.{dtype})",)
+
+    def _weights_and_arrays(self):
+        for path, module in self.named_modules():
+            for key, value in module._attributes():
+                if isinstance(value, (Parameter, np.ndarray)):
+                    yield f"{path}.{key}".strip("."), value
+
+    def _first_with(self, dtype, inputs):
+        """Which part is the first to turn other inputs into this dtype; found by running once more, in evaluation mode."""
+        found = []
+
+        def look(part, inputs, y):
+            if getattr(y, "dtype", None) == dtype and not any(getattr(x, "dtype", None) == dtype for x in inputs):
+                found.append(part.label)
+
+        handles = [part.register_forward_hook(look) for part in self.modules() if part is not self]
+        try:
+            with evaluation(self), no_grad():
+                self.forward(*inputs)
+        except TypeError:  # the one that is being explained
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return f"{found[0] if found else type(self).__name__ + '.forward'} turns its input into {dtype}"
+
+    def _check_output(self, y, inputs):
+        """What forward returned and is no Tensor: an array is fine where nothing is to be differentiated."""
+        if y is None:
+            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+        if isinstance(y, np.ndarray) and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so no gradient would pass "
+                            "it and the layers before it would never be trained: compute with minidl.functional and "
+                            "Tensor methods, not with .data, .numpy() or np; or return x.detach() where that is meant")
+
+    def _hooked(self, result):
+        if not isinstance(result, (Tensor, np.ndarray)):
+            raise TypeError(f"{self.label}: what a forward hook returns replaces the output and must be a Tensor, got a "
+                            f"{type(result).__name__}; return None to leave the output as it is")
+        return result
+
     def register_forward_hook(self, function):
-        """Call function(module, inputs, output) after every forward until .remove() of what this returns; inputs is a tuple."""
+        """Call function(module, inputs, output) after every forward until .remove() of what this returns.
+
+        inputs is a tuple. What the function returns replaces the output, unless it is None (as in PyTorch).
+        """
+        if not callable(function):
+            raise TypeError(f"a forward hook is a function of (module, inputs, output), got {function!r}")
         hook = partial(function)  # an object of its own, should the same function be registered twice
         self.forward_hooks = (*self.forward_hooks, hook)
         return _HookHandle(self, hook)
@@ -54,11 +191,15 @@ class Module:
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
-        for path, part in self.named_modules():
-            part.name = part.name or path
-        with evaluation(self), no_grad():
-            self(np.zeros((1, *as_shape(input_shape)), np.float32))
+        shape = as_shape(input_shape)
+        if shape is None:
+            raise ValueError("build needs the shape of one input, 784 or (28, 28) for example, without the batch axis")
+        with evaluation(self), no_grad(), instead_of_one("n"):
+            self(np.zeros((1, *shape), np.float32))
         return self
+
+    def prepare(self):
+        """What a module does before its parameters are listed; a Sequential gives random streams to new layers."""
 
     def create_parameters(self):
         """Make the weights of this layer alone, if it can be known how many; else RuntimeError."""
@@ -88,13 +229,19 @@ class Module:
 
     def _attributes(self):
         """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
-        stack = list(reversed(vars(self).items()))
+        stack = [pair for pair in reversed(vars(self).items()) if pair[0] not in self.apart]
+        opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
         while stack:
             key, value = stack.pop()
-            if isinstance(value, (list, tuple)):
-                value = dict(enumerate(value))
-            if isinstance(value, dict):
-                stack += [(f"{key}.{inner}", part) for inner, part in reversed(value.items())]
+            if isinstance(value, OPENED) or isinstance(value, np.ndarray) and value.dtype == object:
+                if id(value) not in opened:
+                    opened[id(value)] = value
+                    pairs = value.items() if isinstance(value, dict) else enumerate(np.ravel(value) if isinstance(
+                        value, np.ndarray) else value)
+                    stack += [(f"{key}.{inner}", part) for inner, part in reversed(list(pairs))]
+            elif isinstance(value, (set, frozenset)) and any(isinstance(part, (Module, Tensor)) for part in value):
+                raise ValueError(f"{type(self).__name__}.{key} is a set of parts, and a set has no order in which to train "
+                                 "and to save them: use a list")
             else:
                 yield key, value
 
@@ -112,13 +259,20 @@ class Module:
 
     def _named(self, kind):
         seen = set()
+        self.prepare()
         for path, module in self.named_modules():
+            module.prepare()
             if not module.built:
                 module.create_parameters()
             for key, value in module._attributes():
+                name = f"{path}.{key}".strip(".")
+                if isinstance(value, Tensor) and not isinstance(value, Parameter):
+                    if value.requires_grad and value.op is None or key in module.learned:
+                        raise ValueError(f"{name} of {type(self).__name__} is a Tensor and would never be trained: make "
+                                         f"it a Parameter, {key} = Parameter(values)")
                 if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
-                    yield f"{path}.{key}".strip("."), value
+                    yield name, value
 
     def parameters(self):
         """All Parameters, in order of assignment."""
@@ -130,8 +284,11 @@ class Module:
 
     def train(self, mode=True):
         """Switch this module and all its parts to training mode (or, with False, to evaluation). Returns self."""
+        if mode not in (True, False):
+            raise TypeError(f"train() switches to training mode, train(False) to evaluation, got {type(mode).__name__}; "
+                            "what trains is model.fit(x, y)")
         for module in self.modules():
-            module.training = mode
+            vars(module)["training"] = bool(mode)
         return self
 
     def eval(self):
@@ -148,6 +305,27 @@ class Module:
         for parameter in self.parameters():
             parameter.requires_grad = flag
         return self
+
+    @property
+    def trainable(self):
+        """Whether fit trains any parameter of this module. Keras' word: set it to False to freeze the module and its parts.
+
+        It may be set before the weights are made and takes effect at once. False also freezes the running statistics of
+        BatchNorm (its `frozen_statistics`); `requires_grad_(False)` freezes the parameters alone.
+        """
+        weights = [value for part in self.modules() for _, value in part._attributes() if isinstance(value, Parameter)]
+        return any(p.requires_grad for p in weights) if weights else vars(self).get("to_train", True)
+
+    @trainable.setter
+    def trainable(self, flag):
+        flag = as_flag("trainable")(flag)
+        for part in self.modules():
+            vars(part)["to_train"] = flag  # read by create_parameters
+            if "frozen_statistics" in vars(part):
+                part.frozen_statistics = not flag
+            for _, value in part._attributes():
+                if isinstance(value, Parameter):
+                    value.requires_grad = flag
 
     def state_dict(self):
         """{dotted name: array} of all parameters and buffers, as copies; what is shared is there once."""
@@ -192,12 +370,15 @@ class Module:
 
     def astype(self, dtype):
         """Turn all parameters and floating buffers into another floating dtype, in place. Returns self."""
+        if np.dtype(dtype).kind != "f":
+            raise TypeError(f"weights are floating-point numbers, astype(np.float32) or np.float64, got {np.dtype(dtype)}")
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
         for module in self.modules():
             _cast(vars(module), dtype)
         return self
 
+    @recursive_repr()
     def __repr__(self):
         parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
         return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
@@ -230,7 +411,16 @@ def evaluation(module):
         yield
     finally:
         for part, mode in modes:
-            part.training = mode
+            vars(part)["training"] = mode
+
+
+@contextmanager
+def instead_of_one(n):
+    """Let a ValueError from trying the model on one sample speak of n samples, which is what the caller gave."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"\(1,", f"({n},", str(error))) from error
 
 
 def as_shape(shape):
@@ -238,13 +428,61 @@ def as_shape(shape):
     if shape is None:
         return None
     result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not all(isinstance(n, (int, np.integer)) and n > 0 for n in result):
-        raise ValueError(f"a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got {shape!r}")
-    return result
+    if not result or not all(is_whole(n) and n > 0 for n in result):
+        got = f"an array of shape {shape.shape}" if isinstance(shape, (np.ndarray, Tensor)) else repr(shape)
+        raise ValueError("a shape is whole numbers from 1 up, 784 or (28, 28) for example, without the batch axis; got "
+                         f"{got}")
+    return tuple(map(int, result))
+
+
+def as_flag(name):
+    """A check for a setting that is True or False: a string such as "False" would count as true."""
+    def checked(value):
+        if not isinstance(value, (bool, np.bool_)) and not (is_whole(value) and value in (0, 1)):
+            raise ValueError(f"{name} is True or False, got {value!r}")
+        return bool(value)
+    return checked
+
+
+def as_rng(rng):
+    """A Generator from one or from a seed; None stays None. ValueError for what is neither."""
+    try:
+        return None if rng is None else np.random.default_rng(rng)
+    except (TypeError, ValueError):
+        raise ValueError(f"rng is where random numbers come from, np.random.default_rng(0) or a seed such as 0, got "
+                         f"{rng!r}") from None
+
+
+def is_whole(n):
+    """Whether n is an integer, of Python or NumPy; True and False are not."""
+    return isinstance(n, (int, np.integer)) and not isinstance(n, (bool, np.bool_))
+
+
+def as_whole(name, least):
+    """A check for a setting that is a whole number, at least least."""
+    def checked(value):
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{name} is a whole number, at least {least}, got {value!r}")
+        return int(value)
+    return checked
+
+
+def as_number(text, fits):
+    """A check for a setting that is a number for which fits(number) holds; text says which, with {!r} for what came."""
+    def checked(value):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)) or not fits(value):
+            raise ValueError(text.format(value))
+        return float(value)  # a NumPy float64 would turn float32 into float64
+    return checked
 
 
 def lookup(name, table, what):
-    """table[name] for a string, name itself for a function or None; ValueError with the valid names."""
+    """table[name] for a string, name itself for a function or None; ValueError with the valid names.
+
+    A class is none of these: it has to be called to make the function.
+    """
+    if isinstance(name, type):
+        raise TypeError(f"{what} is a name or a function, got the class {name.__name__}")
     if name is None or callable(name):
         return name
     if not isinstance(name, str) or name not in table:
