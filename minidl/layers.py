@@ -10,7 +10,8 @@ import numpy as np
 from . import functional as F
 from . import habits
 from .initializers import INITIALIZERS, zeros
-from .module import Module, Parameter, as_flag, as_number, as_rng, as_shape, as_whole, evaluation, is_whole, lookup
+from .module import Module, Parameter, evaluation
+from .settings import as_flag, as_number, as_rng, as_shape, as_whole, is_whole, lookup
 from .tensor import Tensor, no_grad
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "sigmoid": F.sigmoid, "tanh": F.tanh,
@@ -106,8 +107,7 @@ class Dense(Module):
 
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
-        if self.input_shape is None:
-            super().create_parameters()
+        self._need_shape()
         shape = (self.input_shape[-1], self.units)
         kernel = self._initial(shape, np.random.default_rng() if self.rng is None else self.rng)
         train = self.trainable
@@ -220,8 +220,7 @@ class BatchNorm(Module):
 
     def create_parameters(self):
         """gamma and the running variance start at 1, beta and the running mean at 0."""
-        if self.input_shape is None:
-            super().create_parameters()
+        self._need_shape()
         features = self.input_shape[0]
         if self.affine:
             train = self.trainable
@@ -322,8 +321,7 @@ class LayerNorm(Module):
 
     def create_parameters(self):
         """gamma starts at 1, beta at 0."""
-        if self.input_shape is None:
-            super().create_parameters()
+        self._need_shape()
         if self.affine:
             train = self.trainable
             self.gamma = Parameter(np.ones(self.input_shape[-1], np.float32), train)

@@ -15,6 +15,7 @@ from reprlib import recursive_repr
 import numpy as np
 
 from . import files, habits
+from .settings import as_flag, as_shape, lookup  # noqa: F401
 from .tensor import Tensor, no_grad
 
 
@@ -37,6 +38,7 @@ class Module:
     built = True  # False while a layer waits for its first input to tell how many weights it needs
     forward_hooks = ()  # see register_forward_hook
     name = ""  # given by the Sequential it is in, or else the path of attributes to it; errors use it
+    trained_by = None  # the optimizer of the latest fit
     named = False  # whether its parts have been given their names
     settings = {}  # {name: function that returns the value to keep, or raises ValueError}, for every assignment
     fixed = ()  # the settings that cannot change once the weights are made
@@ -136,7 +138,7 @@ class Module:
 
     def _weights_and_arrays(self):
         for path, module in self.named_modules():
-            for key, value in module._attributes():
+            for key, value in module.attributes():
                 if isinstance(value, (Parameter, np.ndarray)):
                     yield f"{path}.{key}".strip("."), value
 
@@ -203,8 +205,17 @@ class Module:
 
     def create_parameters(self):
         """Make the weights of this layer alone, if it can be known how many; else RuntimeError."""
-        raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: give input_shape, "
-                           "call model.build(input_shape), or send one batch through first")
+        self._need_shape()
+
+    def _need_shape(self):
+        """Complain where weights cannot be made yet, or where some would be lost."""
+        if getattr(self, "input_shape", None) is None:
+            raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: give input_shape, "
+                               "call model.build(input_shape), or send one batch through first")
+        for name in self.learned:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{self.label}: {name} was set before the weights were made, which would replace it: give "
+                                 f"input_shape, call parameters(), and then set {name}")
 
     @property
     def label(self):
@@ -225,9 +236,9 @@ class Module:
 
     def children(self):
         """Yield (name, module) for the modules right inside this one."""
-        return ((key, value) for key, value in self._attributes() if isinstance(value, Module))
+        return ((key, value) for key, value in self.attributes() if isinstance(value, Module))
 
-    def _attributes(self):
+    def attributes(self):
         """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
         stack = [pair for pair in reversed(vars(self).items()) if pair[0] not in self.apart]
         opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
@@ -264,7 +275,7 @@ class Module:
             module.prepare()
             if not module.built:
                 module.create_parameters()
-            for key, value in module._attributes():
+            for key, value in module.attributes():
                 name = f"{path}.{key}".strip(".")
                 if isinstance(value, Tensor) and not isinstance(value, Parameter):
                     if value.requires_grad and value.op is None or key in module.learned:
@@ -313,17 +324,18 @@ class Module:
         It may be set before the weights are made and takes effect at once. False also freezes the running statistics of
         BatchNorm (its `frozen_statistics`); `requires_grad_(False)` freezes the parameters alone.
         """
-        weights = [value for part in self.modules() for _, value in part._attributes() if isinstance(value, Parameter)]
+        weights = [value for part in self.modules() for _, value in part.attributes() if isinstance(value, Parameter)]
         return any(p.requires_grad for p in weights) if weights else vars(self).get("to_train", True)
 
     @trainable.setter
     def trainable(self, flag):
+        """Freeze or free this module and its parts."""
         flag = as_flag("trainable")(flag)
         for part in self.modules():
             vars(part)["to_train"] = flag  # read by create_parameters
             if "frozen_statistics" in vars(part):
                 part.frozen_statistics = not flag
-            for _, value in part._attributes():
+            for _, value in part.attributes():
                 if isinstance(value, Parameter):
                     value.requires_grad = flag
 
@@ -421,70 +433,3 @@ def instead_of_one(n):
         yield
     except ValueError as error:
         raise ValueError(re.sub(r"\(1,", f"({n},", str(error))) from error
-
-
-def as_shape(shape):
-    """A tuple from a tuple or a single number; None stays None: not known yet. ValueError for what is no shape."""
-    if shape is None:
-        return None
-    result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not result or not all(is_whole(n) and n > 0 for n in result):
-        got = f"an array of shape {shape.shape}" if isinstance(shape, (np.ndarray, Tensor)) else repr(shape)
-        raise ValueError("a shape is whole numbers from 1 up, 784 or (28, 28) for example, without the batch axis; got "
-                         f"{got}")
-    return tuple(map(int, result))
-
-
-def as_flag(name):
-    """A check for a setting that is True or False: a string such as "False" would count as true."""
-    def checked(value):
-        if not isinstance(value, (bool, np.bool_)) and not (is_whole(value) and value in (0, 1)):
-            raise ValueError(f"{name} is True or False, got {value!r}")
-        return bool(value)
-    return checked
-
-
-def as_rng(rng):
-    """A Generator from one or from a seed; None stays None. ValueError for what is neither."""
-    try:
-        return None if rng is None else np.random.default_rng(rng)
-    except (TypeError, ValueError):
-        raise ValueError(f"rng is where random numbers come from, np.random.default_rng(0) or a seed such as 0, got "
-                         f"{rng!r}") from None
-
-
-def is_whole(n):
-    """Whether n is an integer, of Python or NumPy; True and False are not."""
-    return isinstance(n, (int, np.integer)) and not isinstance(n, (bool, np.bool_))
-
-
-def as_whole(name, least):
-    """A check for a setting that is a whole number, at least least."""
-    def checked(value):
-        if not is_whole(value) or value < least:
-            raise ValueError(f"{name} is a whole number, at least {least}, got {value!r}")
-        return int(value)
-    return checked
-
-
-def as_number(text, fits):
-    """A check for a setting that is a number for which fits(number) holds; text says which, with {!r} for what came."""
-    def checked(value):
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)) or not fits(value):
-            raise ValueError(text.format(value))
-        return float(value)  # a NumPy float64 would turn float32 into float64
-    return checked
-
-
-def lookup(name, table, what):
-    """table[name] for a string, name itself for a function or None; ValueError with the valid names.
-
-    A class is none of these: it has to be called to make the function.
-    """
-    if isinstance(name, type):
-        raise TypeError(f"{what} is a name or a function, got the class {name.__name__}")
-    if name is None or callable(name):
-        return name
-    if not isinstance(name, str) or name not in table:
-        raise ValueError(f"unknown {what} {name!r}; known are {', '.join(sorted(table))}")
-    return table[name]

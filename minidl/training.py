@@ -17,9 +17,10 @@ from time import perf_counter
 import numpy as np
 
 from . import functional as F
+from .binding import bind
 from .callbacks import Callback, History
 from .data import batches
-from .module import evaluation, lookup
+from .module import evaluation, instead_of_one, lookup
 from .progress import Progress
 from .tensor import Tensor, no_grad
 
@@ -83,7 +84,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     x, y = checked(model, x, y, loss)
     if validation_data is not None:
         validation_data = _checked_validation_data(model, validation_data, loss)
-    _bind(optimizer, model)
+    bind(optimizer, model)
     model.history = history = History()
     model.stop_training = False
     model.train()
@@ -184,7 +185,8 @@ def checked(model, x, y, loss):
         raise ValueError(f"x has {len(x)} samples, y has shape {y.shape}: there must be one label for each sample")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ValueError("y contains NaN or infinite values")
-    one_output = predict(model, x[:1])
+    with instead_of_one(len(x)):
+        one_output = predict(model, x[:1])
     # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
     trial = loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / (1 + one_output[0].size), one_output.dtype)), y)
     if not isinstance(trial, Tensor) or trial.size != 1:
@@ -236,15 +238,6 @@ def _check_whole(name, value, least):
 def _check_callbacks(callbacks):
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"callbacks is a list of Callback objects, [EarlyStopping(patience=3)] for example, got {callbacks!r}")
-
-
-def _bind(optimizer, model):
-    """Give the model's parameters to an optimizer that has none; one that trains another model is an error."""
-    parameters = model.parameters()
-    if optimizer.parameters is None:
-        optimizer.attach(parameters)
-    elif not {id(p) for p in optimizer.parameters} & {id(p) for p in parameters}:
-        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
 
 
 def _divergence(model, x, optimizer, history):

@@ -100,7 +100,8 @@ ERRORS = {
         f"unknown activation 'rleu'; known are {known(ACTIVATIONS)}"),
     "PyTorch's Linear(784, 64)": (
         lambda: Dense(784, 64), ValueError,
-        f"unknown activation 64; known are {known(ACTIVATIONS)}"),
+        "unknown activation 64: Dense takes the number of its outputs alone, the inputs it finds out. PyTorch's Linear(784, 64) "
+        "is Dense(64, input_shape=784) here"),
     "PyTorch's BatchNorm1d(64)": (
         lambda: BatchNorm(64), ValueError,
         "momentum is the weight of the newest batch, from 0 to 1, got 64; the number of features is found out from the input"),

@@ -13,11 +13,12 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "course"],
+    ["tensor", "plotting", "progress", "files", "schedules", "course", "habits", "settings"],
     ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
-    ["training", "inside"],
+    ["binding", "inside", "saving"],
+    ["training"],
     ["sequential", "experiments"],
     ["lessonkit", "interop"],
     ["__init__", "cli"],

@@ -484,6 +484,7 @@ def test_batch_norm_is_easy_to_subclass():
     assert noise.dtype == np.float32 and noisy.updates == 10
     assert noise.mean(axis=1).std() > 0.2 and (noise.std(axis=1) > 0.95).all() and noise.std(axis=1).std() > 0.05
     assert np.array_equal(noisy.eval()(x).data, plain.eval()(x).data)
+    noisy.train()
     samples = normal(64, 3, dtype=np.float32)
     history = model.compile(optim.SGD(lr=0.1)).fit(samples, (samples[:, 0] > 0).astype(int), epochs=8, batch_size=16, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]

@@ -1,0 +1,103 @@
+"""What fit makes sure of before it trains: that the optimizer holds every parameter of the model that shall be trained."""
+
+from inspect import getclosurevars, isfunction
+
+import numpy as np
+
+from .layers import Activation, Dense, Flatten, LayerNorm
+from .module import Module, Parameter
+from .tensor import Tensor
+
+
+def bind(optimizer, model):
+    """Give the model's parameters to an optimizer that has none; ValueError where something would be left untrained.
+
+    Frozen parameters may be missing: who trains a part on purpose freezes the rest.
+    """
+    parameters = dict(model.named_parameters())
+    if not any(p.requires_grad for p in parameters.values()):
+        raise ValueError(_nothing_to_train(model, list(parameters)))
+    _check_modes(model)
+    if hidden := _overlooked(model):
+        raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and Parameters among its own "
+                         "attributes, in lists and dicts of them, and in Modules. Make the class that holds them a Module; "
+                         "or freeze what shall stay as it is, by its trainable = False")
+    if optimizer.parameters is None:
+        optimizer.attach(parameters.values())
+    else:
+        missing, lost, reshaped = _differences(optimizer, parameters)
+        if optimizer is not model.trained_by and len(lost) == len(optimizer.parameters):
+            raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of "
+                             "its own")
+        faults = [f"it does not train {', '.join(missing)}"] * bool(missing) + [
+            f"the model no longer has {len(lost)} of its Parameters, of shape {', '.join(str(p.shape) for p in lost)}"
+        ] * bool(lost) + [f"it was given {', '.join(reshaped)} in another shape"] * bool(reshaped)
+        if faults:
+            raise ValueError(f"the optimizer does not fit the model: {'; '.join(faults)}. If the model has changed, compile it "
+                             "again or give a new optimizer; if a part shall not be trained, freeze it first: "
+                             "layer.trainable = False, or requires_grad_(False)")
+    model.trained_by = optimizer
+
+
+def trains(optimizer, model):
+    """Whether an optimizer with parameters holds those of the model, all that train and no others; not if some are not made."""
+    if optimizer.parameters is None or not all(part.built for part in model.modules()):
+        return False
+    return not any(_differences(optimizer, dict(model.named_parameters())))
+
+
+def _differences(optimizer, parameters):
+    """(names that it does not hold, Parameters that the model has not, names in another shape); frozen ones may differ."""
+    own, held = {id(p) for p in parameters.values()}, {id(p) for p in optimizer.parameters}
+    states = zip(optimizer.parameters, *optimizer.state.values())
+    grown = {id(p) for p, *arrays in states if any(a.shape != p.shape for a in arrays)}
+    return ([name for name, p in parameters.items() if p.requires_grad and id(p) not in held],
+            [p for p in optimizer.parameters if p.requires_grad and id(p) not in own],
+            [name for name, p in parameters.items() if id(p) in grown])
+
+
+def _nothing_to_train(model, parameters):
+    if parameters:
+        return (f"there is nothing to train, all parameters are frozen: {', '.join(parameters[:4])}"
+                f"{' ...' if len(parameters) > 4 else ''}. Set trainable = True on the layers that shall learn, or call "
+                "requires_grad_()")
+    arrays = [name for name, _ in model.named_buffers()]
+    hint = (f"its arrays {', '.join(arrays)} are kept, but only a Parameter is trained: Parameter(array)" if arrays else
+            "layers and Parameters are found among the attributes, so make them in __init__ and not in forward")
+    return f"there is nothing to train, this {type(model).__name__} has no Parameters; {hint}"
+
+
+def _check_modes(model):
+    """fit trains in training mode: ValueError if a part was put into evaluation mode alone, as that would be undone."""
+    if model.training:
+        for part in model.modules():
+            if not part.training and not any(part.children()) and not isinstance(part, (Dense, Activation, Flatten, LayerNorm)):
+                raise ValueError(f"{part.label} is in evaluation mode and the model is not; fit switches all of it to training "
+                                 "mode. To keep running statistics as they are, set frozen_statistics = True (or trainable = "
+                                 "False, which freezes gamma and beta too) on the BatchNorm; else call model.train() first")
+
+
+def _overlooked(model):
+    """Dotted names of Parameters, and of Modules that train, in plain objects and functions, where no model looks for them."""
+    found = {id(part) for part in model.modules()}
+    found |= {id(value) for part in model.modules() for _, value in part.attributes()}
+    names = []
+    for path, module in model.named_modules():
+        for key, value in module.attributes():
+            for name, part in _inside(value):
+                trains = isinstance(part, Parameter) and part.requires_grad or (
+                    isinstance(part, Module) and part.training and part.trainable)
+                if trains and id(part) not in found:
+                    names.append(f"{path}.{key}.{name}".strip("."))
+    return names
+
+
+def _inside(value):
+    """(name, part) of what a plain object or a function holds, one level deep."""
+    if isfunction(value):
+        variables = getclosurevars(value)
+        return [pair for pair in {**variables.globals, **variables.nonlocals}.items() if isinstance(pair[1], Parameter)]
+    if isinstance(value, (Module, Tensor, np.ndarray, type)) or type(value).__module__.startswith("minidl."):
+        return []
+    inner = getattr(value, "__dict__", {}).items()
+    return [(name, each) for name, part in inner for each in (part if isinstance(part, (list, tuple)) else [part])]
