@@ -17,7 +17,6 @@ def bind(optimizer, model):
     parameters = dict(model.named_parameters())
     if not any(p.requires_grad for p in parameters.values()):
         raise ValueError(_nothing_to_train(model, list(parameters)))
-    _check_modes(model)
     if hidden := _overlooked(model):
         raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and Parameters among its own "
                          "attributes, in lists and dicts of them, and in Modules. Make the class that holds them a Module; "
@@ -67,7 +66,7 @@ def _nothing_to_train(model, parameters):
     return f"there is nothing to train, this {type(model).__name__} has no Parameters; {hint}"
 
 
-def _check_modes(model):
+def check_modes(model):
     """fit trains in training mode: ValueError if a part was put into evaluation mode alone, as that would be undone."""
     if model.training:
         for part in model.modules():

@@ -66,12 +66,12 @@ class Module:
             return
         elif name in own:
             if isinstance(own[name], Parameter) and not (value is None or isinstance(value, Tensor)):
-                raise TypeError(f"{self.label}: {name} is a Parameter, and a {type(value).__name__} in its place would "
-                                f"never be trained: write layer.{name}.data[...] = values to give it new values, or "
+                raise TypeError(f"{self.label}: {name} is a Parameter; what came, {type(value).__name__}, would never be "
+                                f"trained in its place: write layer.{name}.data[...] = values to give it new values, or "
                                 f"layer.{name} = Parameter(values) and compile again")
         elif not hasattr(type(self), name):
             self._check_new(name, value)
-        if isinstance(value, (Module, list, tuple, dict)):
+        if isinstance(value, Module) or type(value) is list and any(isinstance(part, Module) for part in value):
             own.pop("named", None)  # the new parts get their names at the next call
         super().__setattr__(name, value)
 
@@ -86,7 +86,9 @@ class Module:
                                      f"you mean {close!r}?")
 
     def __getattr__(self, name):
-        raise habits.unknown(type(self).__name__, name, type(self).words)
+        error = habits.unknown(type(self).__name__, name, type(self).words)
+        error.obj = self  # Python then adds "Did you mean ...?"
+        raise error
 
     def forward(self, *inputs):
         """Compute the output. Every subclass writes its own."""
@@ -112,6 +114,7 @@ class Module:
     def _name_parts(self):
         """Give each part that has no name its path of attributes, and remember that it is done."""
         for path, part in self.named_modules(self.name):
+            part.prepare()
             if not part.name and part is not self:
                 part.name = path
             vars(part)["named"] = True
@@ -124,7 +127,7 @@ class Module:
                                 "F.concatenate([a, b], axis=1) for example") from error
             if not isinstance(inputs[0], (np.ndarray, Tensor)):
                 kind = type(inputs[0]).__name__
-                raise TypeError(f"{self.label} takes an array or a Tensor, got a {kind}: use "
+                raise TypeError(f"{self.label} takes an array or a Tensor, got {kind}: use "
                                 "np.asarray(x, np.float32)") from error
         if getattr(error, "dtype", None) and not any(getattr(x, "dtype", None) == error.dtype for x in inputs):
             found = [name for name, value in self._weights_and_arrays() if value.dtype == error.dtype]
@@ -172,7 +175,7 @@ class Module:
 
     def _hooked(self, result):
         if not isinstance(result, (Tensor, np.ndarray)):
-            raise TypeError(f"{self.label}: what a forward hook returns replaces the output and must be a Tensor, got a "
+            raise TypeError(f"{self.label}: what a forward hook returns replaces the output and must be a Tensor, got "
                             f"{type(result).__name__}; return None to leave the output as it is")
         return result
 
@@ -220,7 +223,8 @@ class Module:
     @property
     def label(self):
         """How errors call this module: its name in the model and what it is."""
-        return f"{self.name} {self!r}".strip()
+        text = repr(self)
+        return f"{self.name} {type(self).__name__ if chr(10) in text else text}".strip()  # one line
 
     def named_modules(self, prefix=""):
         """Yield (dotted name, module) for this module and all parts, each once, in order of assignment."""
@@ -295,9 +299,9 @@ class Module:
 
     def train(self, mode=True):
         """Switch this module and all its parts to training mode (or, with False, to evaluation). Returns self."""
-        if mode not in (True, False):
-            raise TypeError(f"train() switches to training mode, train(False) to evaluation, got {type(mode).__name__}; "
-                            "what trains is model.fit(x, y)")
+        if not isinstance(mode, (bool, np.bool_, int)) or mode not in (0, 1):
+            raise TypeError("train() only switches to training mode, and train(False) to evaluation; what trains a model is "
+                            f"fit. Got {type(mode).__name__}")
         for module in self.modules():
             vars(module)["training"] = bool(mode)
         return self

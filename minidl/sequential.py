@@ -38,6 +38,15 @@ def _metrics(value):
     return [value] if isinstance(value, str) or callable(value) else list(value)
 
 
+class _OfTheClass(classmethod):
+    """A classmethod that a model does not have: model.load(path) would look as if it changed the model."""
+
+    def __get__(self, instance, owner=None):
+        if instance is not None:
+            raise habits.unknown(owner.__name__, "load", owner.words)
+        return super().__get__(instance, owner)
+
+
 class Sequential(Module):
     """A model whose layers feed one another.
 
@@ -69,7 +78,8 @@ class Sequential(Module):
         self.optimizer = self.loss = None
         self.metrics = []
         for layer in self.layers:
-            self._take_in(layer)
+            self._check(layer)
+            self._name(layer)
         if self.input_shape is not None:
             self.build(self.input_shape)
 
@@ -84,7 +94,8 @@ class Sequential(Module):
         Raises ValueError for one that does not fit, where shapes are known; the model is then as before.
         """
         shape = self.output_shape if self.known == self.layers else None
-        self._take_in(layer)
+        self._check(layer)
+        self._name(layer)
         self.layers.append(layer)
         try:
             if shape is not None:  # only what is new has to be built
@@ -102,14 +113,16 @@ class Sequential(Module):
             self.optimizer.parameters = None  # when it is compiled again, it takes over the new layer's, too
         self.optimizer = self.loss = None
 
-    def _take_in(self, layer):
-        """Check that it can be a layer here, and name it: dense, dense_1, dense_2 ... as in Keras."""
+    def _check(self, layer):
         if not isinstance(layer, Module):
             remedy = (f"; write {layer.__name__}(...)" if isinstance(layer, type) else
                       "; write Activation(function)" if callable(layer) else "")
             raise TypeError(f"a layer is an object like Dense(64) or Activation('relu'), got {layer!r}{remedy}")
         if any(part is self for part in layer.modules()):
             raise ValueError("a model cannot be a layer of itself, nor of one of its layers")
+
+    def _name(self, layer):
+        """dense, dense_1, dense_2 ... as in Keras, unless it has a name."""
         kind = type(layer).__name__.lower()
         number, self.kinds[kind] = self.kinds[kind], self.kinds[kind] + 1
         layer.name = layer.name or (f"{kind}_{number}" if number else kind)
@@ -122,10 +135,11 @@ class Sequential(Module):
         if self.known == self.layers:
             return
         for layer in self.layers:
-            if not layer.name if isinstance(layer, Module) else True:
-                self._take_in(layer)
+            self._check(layer)
+            if not layer.name:
+                self._name(layer)
         self._hand_out_streams(self.layers)
-        self.known, self.output_shape = list(self.layers), None
+        vars(self).update(known=list(self.layers), output_shape=None)
 
     def _hand_out_streams(self, layers):
         """Give each part without a random stream this model's."""
@@ -141,7 +155,7 @@ class Sequential(Module):
         first = x
         x = self._through(self.layers, 0, x)
         if self.output_shape is None and isinstance(x, (np.ndarray, Tensor)):
-            self.seen_shape, self.output_shape = first.shape[1:], x.shape[1:]
+            vars(self).update(seen_shape=first.shape[1:], output_shape=x.shape[1:])
         return x
 
     def _through(self, layers, start, x):
@@ -202,7 +216,7 @@ class Sequential(Module):
         """Write layers and weights into one .npz or .safetensors file, for Sequential.load: see `saving.py`."""
         saving.save(path, self)
 
-    @classmethod
+    @_OfTheClass
     def load(cls, path):
         """The model that save wrote, as a new one: compile it before it is trained or evaluated. ValueError if damaged."""
         return saving.load(path, cls)
