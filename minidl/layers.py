@@ -73,8 +73,8 @@ _rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 perce
 ALWAYS = {F.softmax: "1", F.log_softmax: "0"}  # what they make of a single number
 
 
-def _check_single(label, function, columns):
-    if columns == 1 and function in ALWAYS:
+def _check_single(label, function, shape):
+    if shape == (1,) and function in ALWAYS:
         raise ValueError(f"{label}: {_name(function)} of a single output is always {ALWAYS[function]}, so nothing could be "
                          "learned: use 'sigmoid' with the loss 'binary_crossentropy', or one output for each class")
 
@@ -103,7 +103,7 @@ class Dense(Module):
                  input_shape=None, rng=None):
         self.units, self.use_bias, self.rng = units, use_bias, rng
         self.activation, self.kernel_initializer, self.input_shape = activation, kernel_initializer, input_shape
-        _check_single(self.label, self.activation, self.units)
+        _check_single(self.label, self.activation, (self.units,))
 
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
@@ -152,6 +152,7 @@ class Activation(Module):
     """An elementwise function as a layer: Activation("relu"), or any function of a Tensor."""
 
     settings = {"function": _function}
+    tried = False  # whether an input has come
     words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
 
     def __init__(self, function):
@@ -159,8 +160,9 @@ class Activation(Module):
 
     def forward(self, x):
         """Any shape to the same shape. Raises ValueError for softmax of a single column, which is always 1."""
-        if x.shape[-1:] == (1,):
-            _check_single(self.label, self.function, 1)
+        if not self.tried:
+            _check_single(self.label, self.function, getattr(x, "shape", (0,))[-1:])
+            self.tried = True
         return self.function(x)
 
     def __repr__(self):
@@ -270,10 +272,10 @@ class BatchNorm(Module):
         """Move the running statistics towards those of one batch of n numbers per feature, its variance made unbiased."""
         updates = np.asarray(self.updates + 1)
         m = 1 / int(updates) if self.momentum is None else self.momentum
-        vars(self).update(  # quicker than four assignments, each with its checks
-            latest=BatchStatistics(mean, var, n), updates=updates,
-            running_mean=(1 - m) * self.running_mean + m * mean,
-            running_var=(1 - m) * self.running_var + m * n / (n - 1) * var)
+        own = vars(self)  # quicker than to assign attributes, which are checked
+        own["latest"], own["updates"] = BatchStatistics(mean, var, n), updates
+        own["running_mean"] = (1 - m) * self.running_mean + m * mean
+        own["running_var"] = (1 - m) * self.running_var + m * n / (n - 1) * var
 
     def fold(self, dense):
         """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine in evaluation mode.

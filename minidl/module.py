@@ -103,7 +103,7 @@ class Module:
         except (AttributeError, TypeError) as error:
             self._explain(error, inputs)
             raise
-        if not isinstance(y, Tensor):
+        if type(y) is not Tensor:
             self._check_output(y, inputs)
         for hook in self.forward_hooks:
             result = hook(self, inputs, y)

@@ -101,7 +101,11 @@ class Sequential(Module):
             if shape is not None:  # only what is new has to be built
                 self._hand_out_streams([layer])
                 with evaluation(layer), no_grad(), instead_of_one("n"):
-                    y = self._through([layer], len(self) - 1, np.zeros((1, *shape), np.float32))
+                    x = np.zeros((1, *shape), np.float32)
+                    try:
+                        y = layer(x)
+                    except ValueError as error:
+                        raise self._complaint(len(self) - 1, error, x) from error
                 self.known.append(layer)
                 self.output_shape = y.shape[1:]
             elif self.input_shape is not None:
@@ -153,19 +157,13 @@ class Sequential(Module):
         if self.known != self.layers:
             self.prepare()
         first = x
-        x = self._through(self.layers, 0, x)
-        if self.output_shape is None and isinstance(x, (np.ndarray, Tensor)):
-            vars(self).update(seen_shape=first.shape[1:], output_shape=x.shape[1:])
-        return x
-
-    def _through(self, layers, start, x):
-        """Send x through these layers, of which the first is number start here."""
-        first = x
-        for i, layer in enumerate(layers, start):
+        for i, layer in enumerate(self.layers):
             try:
                 x = layer(x)
             except ValueError as error:
                 raise self._complaint(i, error, first) from error
+        if self.output_shape is None and isinstance(x, (np.ndarray, Tensor)):
+            vars(self).update(seen_shape=first.shape[1:], output_shape=x.shape[1:])
         return x
 
     def _complaint(self, i, error, first):
