@@ -5,44 +5,71 @@ from inspect import getclosurevars, isfunction
 import numpy as np
 
 from .layers import Activation, Dense, Flatten, LayerNorm
-from .module import Module, Parameter
+from .module import Module, Parameter, attributes
 from .tensor import Tensor
 
+MODELESS = (Dense, Activation, Flatten, LayerNorm)  # the same in training and evaluation
 
-def bind(optimizer, model):
-    """Give the model's parameters to an optimizer that has none; ValueError where something would be left untrained.
 
-    Frozen parameters may be missing: who trains a part on purpose freezes the rest.
+def check(model):
+    """ValueError for what fit would undo or leave untrained without a word, whatever the optimizer.
+
+    A part in evaluation mode in a model that is not, since fit switches all of it to training mode; and Parameters and
+    layers in plain objects and functions, where no model looks for its parts.
     """
-    parameters = dict(model.named_parameters())
-    if not any(p.requires_grad for p in parameters.values()):
-        raise ValueError(_nothing_to_train(model, list(parameters)))
+    if model.training:
+        for part in model.modules():
+            if not part.training and not any(part.children()) and not isinstance(part, MODELESS):
+                raise ValueError(f"{part.label} is in evaluation mode and the model is not; fit switches all of it to training "
+                                 "mode. To keep running statistics as they are, set frozen_statistics = True (or trainable = "
+                                 "False, which freezes gamma and beta too) on the BatchNorm; else call model.train() first")
     if hidden := _overlooked(model):
         raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and Parameters among its own "
                          "attributes, in lists and dicts of them, and in Modules. Make the class that holds them a Module; "
                          "or freeze what shall stay as it is, by its trainable = False")
+
+
+def bind(optimizer, model, loss):
+    """Give the parameters of model and loss to an optimizer that has none; ValueError if one that has some leaves any untrained.
+
+    Frozen parameters may be missing: who trains a part on purpose freezes the rest.
+    """
+    parameters = _to_train(model, loss)
+    if not any(p.requires_grad for p in parameters.values()):
+        raise ValueError(_nothing_to_train(model, list(parameters)))
     if optimizer.parameters is None:
         optimizer.attach(parameters.values())
-    else:
-        missing, lost, reshaped = _differences(optimizer, parameters)
-        if optimizer is not model.trained_by and len(lost) == len(optimizer.parameters):
-            raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of "
-                             "its own")
-        faults = [f"it does not train {', '.join(missing)}"] * bool(missing) + [
-            f"the model no longer has {len(lost)} of its Parameters, of shape {', '.join(str(p.shape) for p in lost)}"
-        ] * bool(lost) + [f"it was given {', '.join(reshaped)} in another shape"] * bool(reshaped)
-        if faults:
-            raise ValueError(f"the optimizer does not fit the model: {'; '.join(faults)}. If the model has changed, compile it "
-                             "again or give a new optimizer; if a part shall not be trained, freeze it first: "
-                             "layer.trainable = False, or requires_grad_(False)")
+    missing, lost, reshaped = _differences(optimizer, parameters)
+    if optimizer is not model.trained_by and len(lost) == len(optimizer.parameters):
+        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
+    faults = []
+    if missing:
+        faults.append(f"it does not train {', '.join(missing)}")
+    if lost:
+        shapes = ", ".join(str(p.shape) for p in lost)
+        faults.append(f"the model no longer has {len(lost)} of its Parameters, of shape {shapes}")
+    if reshaped:
+        faults.append(f"it was given {', '.join(reshaped)} in another shape")
+    if faults:
+        raise ValueError(f"the optimizer does not fit the model: {'; '.join(faults)}. If the model has changed, compile it "
+                         "again or give a new optimizer; if a part shall not be trained, freeze it first: layer.trainable = "
+                         "False, or requires_grad_(False)")
     model.trained_by = optimizer
 
 
-def trains(optimizer, model):
+def trains(optimizer, model, loss):
     """Whether an optimizer with parameters holds those of the model, all that train and no others; not if some are not made."""
     if optimizer.parameters is None or not all(part.built for part in model.modules()):
         return False
-    return not any(_differences(optimizer, dict(model.named_parameters())))
+    return not any(_differences(optimizer, _to_train(model, loss)))
+
+
+def _to_train(model, loss):
+    """{name: Parameter} of the model, and of a loss that has some of its own."""
+    of_loss = loss.named_parameters() if isinstance(loss, Module) else _inside(loss)
+    parameters = dict(model.named_parameters())
+    own = {id(p) for p in parameters.values()}
+    return parameters | {f"loss.{name}": p for name, p in of_loss if isinstance(p, Parameter) and id(p) not in own}
 
 
 def _differences(optimizer, parameters):
@@ -66,23 +93,13 @@ def _nothing_to_train(model, parameters):
     return f"there is nothing to train, this {type(model).__name__} has no Parameters; {hint}"
 
 
-def check_modes(model):
-    """fit trains in training mode: ValueError if a part was put into evaluation mode alone, as that would be undone."""
-    if model.training:
-        for part in model.modules():
-            if not part.training and not any(part.children()) and not isinstance(part, (Dense, Activation, Flatten, LayerNorm)):
-                raise ValueError(f"{part.label} is in evaluation mode and the model is not; fit switches all of it to training "
-                                 "mode. To keep running statistics as they are, set frozen_statistics = True (or trainable = "
-                                 "False, which freezes gamma and beta too) on the BatchNorm; else call model.train() first")
-
-
 def _overlooked(model):
     """Dotted names of Parameters, and of Modules that train, in plain objects and functions, where no model looks for them."""
     found = {id(part) for part in model.modules()}
-    found |= {id(value) for part in model.modules() for _, value in part.attributes()}
+    found |= {id(value) for part in model.modules() for _, value in attributes(part)}
     names = []
     for path, module in model.named_modules():
-        for key, value in module.attributes():
+        for key, value in attributes(module):
             for name, part in _inside(value):
                 trains = isinstance(part, Parameter) and part.requires_grad or (
                     isinstance(part, Module) and part.training and part.trainable)

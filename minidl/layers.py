@@ -62,6 +62,12 @@ def _features(shape):
     return shape
 
 
+def _array(value):
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        raise ValueError(f"running statistics are an array of floating-point numbers, got {type(value).__name__}")
+    return value
+
+
 def _or_none(check):
     return lambda value: None if value is None else check(value)
 
@@ -93,11 +99,11 @@ class Dense(Module):
 
     built = False
     inputs = kernel = bias = None
-    learned = "kernel", "bias"
-    settings = {"units": _units, "activation": _dense_activation, "use_bias": as_flag("use_bias"), "rng": as_rng,
+    parameter_names = "kernel", "bias"
+    setting_checks = {"units": _units, "activation": _dense_activation, "use_bias": as_flag("use_bias"), "rng": as_rng,
                 "kernel_initializer": _initializer, "input_shape": _flat}
-    fixed = "units", "use_bias", "kernel_initializer"
-    words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
+    fixed_settings = "units", "use_bias", "kernel_initializer"
+    habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
 
     def __init__(self, units, activation=None, *, use_bias=True, kernel_initializer="glorot_uniform",
                  input_shape=None, rng=None):
@@ -151,9 +157,9 @@ class Dense(Module):
 class Activation(Module):
     """An elementwise function as a layer: Activation("relu"), or any function of a Tensor."""
 
-    settings = {"function": _function}
+    setting_checks = {"function": _function}
     tried = False  # whether an input has come
-    words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
+    habit_words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
 
     def __init__(self, function):
         self.function = function
@@ -206,12 +212,13 @@ class BatchNorm(Module):
     """
 
     built = estimated = False
-    learned = "gamma", "beta"
-    settings = {"momentum": _or_none(_momentum), "eps": _eps, "affine": as_flag("affine"), "fused": as_flag("fused"),
+    parameter_names = "gamma", "beta"
+    setting_checks = {"momentum": _or_none(_momentum), "eps": _eps, "affine": as_flag("affine"), "fused": as_flag("fused"),
                 "ghost_batch_size": _or_none(as_whole("ghost_batch_size", 2)), "input_shape": _features,
-                "frozen_statistics": as_flag("frozen_statistics")}
-    fixed = ("affine",)
-    words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
+                "frozen_statistics": as_flag("frozen_statistics"), "running_mean": _or_none(_array),
+                "running_var": _or_none(_array)}
+    fixed_settings = ("affine",)
+    habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
 
     def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None, input_shape=None):
         self.momentum, self.eps, self.affine, self.fused = momentum, eps, affine, fused
@@ -313,10 +320,10 @@ class LayerNorm(Module):
 
     built = False
     gamma = beta = None
-    learned = "gamma", "beta"
-    settings = {"eps": _eps, "affine": as_flag("affine"), "input_shape": as_shape}
-    fixed = ("affine",)
-    words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
+    parameter_names = "gamma", "beta"
+    setting_checks = {"eps": _eps, "affine": as_flag("affine"), "input_shape": as_shape}
+    fixed_settings = ("affine",)
+    habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
 
     def __init__(self, eps=1e-5, affine=True, *, input_shape=None):
         self.eps, self.affine, self.input_shape = eps, affine, input_shape
@@ -353,8 +360,8 @@ class Dropout(Module):
     rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own. Srivastava et al. 2014.
     """
 
-    settings = {"rate": _rate, "rng": as_rng}
-    words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
+    setting_checks = {"rate": _rate, "rng": as_rng}
+    habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
 
     def __init__(self, rate, rng=None):
         self.rate, self.rng = rate, rng
@@ -375,7 +382,8 @@ class Dropout(Module):
 class Flatten(Module):
     """(n, ...) to (n, product of the rest). input_shape: the shape of one input, if it shall be known at once."""
 
-    settings = {"input_shape": as_shape}
+    setting_checks = {"input_shape": as_shape}
+    argument_words = habits.FLATTEN_ARGUMENTS
 
     def __init__(self, input_shape=None):
         self.input_shape = input_shape

@@ -39,26 +39,28 @@ class Module:
     forward_hooks = ()  # see register_forward_hook
     name = ""  # given by the Sequential it is in, or else the path of attributes to it; errors use it
     trained_by = None  # the optimizer of the latest fit
-    named = False  # whether its parts have been given their names
-    settings = {}  # {name: function that returns the value to keep, or raises ValueError}, for every assignment
-    fixed = ()  # the settings that cannot change once the weights are made
-    learned = ()  # the attributes that hold this layer's own Parameters
-    apart = ()  # attributes that are no parts of this module, whatever they hold
-    words = habits.MODULE  # attributes that other libraries have: what to write here
-    argument_words = habits.ARGUMENTS  # the same for arguments of the constructor
+    parts_named = False  # whether its parts have been given their names
+    setting_checks = {}  # {name: function that returns the value to keep, or raises ValueError}, for every assignment
+    fixed_settings = ()  # the settings that cannot change once the weights are made
+    parameter_names = ()  # the attributes that hold this layer's own Parameters
+    not_parts = ()  # attributes that are no parts of this module, whatever they hold
+    habit_words = habits.MODULE  # attributes that other libraries have: what to write here
+    argument_words = {}  # the same for arguments of the constructor
 
     def __new__(cls, *arguments, **named):
         for word in named:
-            if word in cls.argument_words and word not in signature(cls.__init__).parameters:
-                raise TypeError(f"{cls.__name__} has no argument {word!r}: {cls.argument_words[word]}")
+            if word in cls.argument_words:
+                parameters = signature(cls.__init__).parameters
+                if word not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                    raise TypeError(f"{cls.__name__} has no argument {word!r}: {cls.argument_words[word]}")
         return super().__new__(cls)
 
     def __setattr__(self, name, value):
         """Check settings here, so that one rule holds in the constructor and for every later assignment."""
         own = vars(self)
-        if name in self.settings:
-            value = self.settings[name](value)
-            if name in self.fixed and self.built and value != own[name]:
+        if name in type(self).setting_checks:
+            value = type(self).setting_checks[name](value)
+            if name in type(self).fixed_settings and self.built and value != own[name]:
                 raise ValueError(f"{self.label}: {name} cannot change once the weights are made; make a new layer and "
                                  "put it in the place of this one")
         elif name == "training":
@@ -72,21 +74,21 @@ class Module:
         elif not hasattr(type(self), name):
             self._check_new(name, value)
         if isinstance(value, Module) or type(value) is list and any(isinstance(part, Module) for part in value):
-            own.pop("named", None)  # the new parts get their names at the next call
+            own.pop("parts_named", None)  # the new parts get their names at the next call
         super().__setattr__(name, value)
 
     def _check_new(self, name, value):
         """Refuse an attribute that would look as if it did something; a layer of one's own may have any but one."""
-        if name == "requires_grad" or name in self.words and type(self).__module__.startswith("minidl."):
-            raise habits.unknown(type(self).__name__, name, self.words)
+        if name == "requires_grad" or name in type(self).habit_words and type(self).__module__.startswith("minidl."):
+            raise habits.unknown(type(self).__name__, name, type(self).habit_words)
         if type(self).__module__.startswith("minidl.") and isinstance(value, (bool, int, float, str, Parameter)):
-            known = {"name", "training", "trainable", *self.settings, *vars(self)}
+            known = {"name", "training", "trainable", *type(self).setting_checks, *vars(self)}
             for close in get_close_matches(name, sorted(known), 1, 0.8):
                 raise AttributeError(f"{self.label} has no attribute {name!r}, so setting it would change nothing: did "
                                      f"you mean {close!r}?")
 
     def __getattr__(self, name):
-        error = habits.unknown(type(self).__name__, name, type(self).words)
+        error = habits.unknown(type(self).__name__, name, type(self).habit_words)
         error.obj = self  # Python then adds "Did you mean ...?"
         raise error
 
@@ -96,7 +98,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, x){hint}")
 
     def __call__(self, *inputs, **constants):
-        if not self.named:
+        if not self.parts_named:
             self._name_parts()
         try:
             y = self.forward(*inputs, **constants)
@@ -114,10 +116,10 @@ class Module:
     def _name_parts(self):
         """Give each part that has no name its path of attributes, and remember that it is done."""
         for path, part in self.named_modules(self.name):
-            part.prepare()
+            part.settle_new_layers()
             if not part.name and part is not self:
                 part.name = path
-            vars(part)["named"] = True
+            vars(part)["parts_named"] = True
 
     def _explain(self, error, inputs):
         """Raise a better error for an input that is none, or one that says where another dtype came from."""
@@ -141,7 +143,7 @@ class Module:
 
     def _weights_and_arrays(self):
         for path, module in self.named_modules():
-            for key, value in module.attributes():
+            for key, value in attributes(module):
                 if isinstance(value, (Parameter, np.ndarray)):
                     yield f"{path}.{key}".strip("."), value
 
@@ -203,7 +205,7 @@ class Module:
             self(np.zeros((1, *shape), np.float32))
         return self
 
-    def prepare(self):
+    def settle_new_layers(self):
         """What a module does before its parameters are listed; a Sequential gives random streams to new layers."""
 
     def create_parameters(self):
@@ -215,7 +217,7 @@ class Module:
         if getattr(self, "input_shape", None) is None:
             raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: give input_shape, "
                                "call model.build(input_shape), or send one batch through first")
-        for name in self.learned:
+        for name in type(self).parameter_names:
             if getattr(self, name) is not None:
                 raise ValueError(f"{self.label}: {name} was set before the weights were made, which would replace it: give "
                                  f"input_shape, call parameters(), and then set {name}")
@@ -240,25 +242,7 @@ class Module:
 
     def children(self):
         """Yield (name, module) for the modules right inside this one."""
-        return ((key, value) for key, value in self.attributes() if isinstance(value, Module))
-
-    def attributes(self):
-        """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
-        stack = [pair for pair in reversed(vars(self).items()) if pair[0] not in self.apart]
-        opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
-        while stack:
-            key, value = stack.pop()
-            if isinstance(value, OPENED) or isinstance(value, np.ndarray) and value.dtype == object:
-                if id(value) not in opened:
-                    opened[id(value)] = value
-                    pairs = value.items() if isinstance(value, dict) else enumerate(np.ravel(value) if isinstance(
-                        value, np.ndarray) else value)
-                    stack += [(f"{key}.{inner}", part) for inner, part in reversed(list(pairs))]
-            elif isinstance(value, (set, frozenset)) and any(isinstance(part, (Module, Tensor)) for part in value):
-                raise ValueError(f"{type(self).__name__}.{key} is a set of parts, and a set has no order in which to train "
-                                 "and to save them: use a list")
-            else:
-                yield key, value
+        return ((key, value) for key, value in attributes(self) if isinstance(value, Module))
 
     def modules(self):
         """This module and all its parts, each once."""
@@ -274,15 +258,15 @@ class Module:
 
     def _named(self, kind):
         seen = set()
-        self.prepare()
+        self.settle_new_layers()
         for path, module in self.named_modules():
-            module.prepare()
+            module.settle_new_layers()
             if not module.built:
                 module.create_parameters()
-            for key, value in module.attributes():
+            for key, value in attributes(module):
                 name = f"{path}.{key}".strip(".")
                 if isinstance(value, Tensor) and not isinstance(value, Parameter):
-                    if value.requires_grad and value.op is None or key in module.learned:
+                    if value.requires_grad and value.op is None or key in type(module).parameter_names:
                         raise ValueError(f"{name} of {type(self).__name__} is a Tensor and would never be trained: make "
                                          f"it a Parameter, {key} = Parameter(values)")
                 if isinstance(value, kind) and id(value) not in seen:
@@ -328,7 +312,7 @@ class Module:
         It may be set before the weights are made and takes effect at once. False also freezes the running statistics of
         BatchNorm (its `frozen_statistics`); `requires_grad_(False)` freezes the parameters alone.
         """
-        weights = [value for part in self.modules() for _, value in part.attributes() if isinstance(value, Parameter)]
+        weights = [value for part in self.modules() for _, value in attributes(part) if isinstance(value, Parameter)]
         return any(p.requires_grad for p in weights) if weights else vars(self).get("to_train", True)
 
     @trainable.setter
@@ -339,7 +323,7 @@ class Module:
             vars(part)["to_train"] = flag  # read by create_parameters
             if "frozen_statistics" in vars(part):
                 part.frozen_statistics = not flag
-            for _, value in part.attributes():
+            for _, value in attributes(part):
                 if isinstance(value, Parameter):
                     value.requires_grad = flag
 
@@ -416,6 +400,25 @@ class _HookHandle:
 
     def remove(self):
         self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.hook)
+
+
+def attributes(module):
+    """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
+    stack = [pair for pair in reversed(vars(module).items()) if pair[0] not in type(module).not_parts]
+    opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, OPENED) or isinstance(value, np.ndarray) and value.dtype == object:
+            if id(value) not in opened:
+                opened[id(value)] = value
+                pairs = value.items() if isinstance(value, dict) else enumerate(np.ravel(value) if isinstance(
+                    value, np.ndarray) else value)
+                stack += [(f"{key}.{inner}", part) for inner, part in reversed(list(pairs))]
+        elif isinstance(value, (set, frozenset)) and any(isinstance(part, (Module, Tensor)) for part in value):
+            raise ValueError(f"{type(module).__name__}.{key} is a set of parts, and a set has no order in which to train "
+                             "and to save them: use a list")
+        else:
+            yield key, value
 
 
 @contextmanager

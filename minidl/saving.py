@@ -104,11 +104,13 @@ def _planned(entries, cls, path="layers"):
         if "layers" in entry:
             plan += _planned(entry["layers"], cls, f"{path}.{i}.layers")
             continue
+        if entry["kind"] not in TABLE:
+            raise ValueError(f"there is no layer {entry['kind']!r}, only {', '.join(TABLE)}")
         kind = TABLE[entry["kind"]]
         if set(entry["settings"]) != set(KINDS[kind]):
             raise ValueError(f"{entry['kind']} has the settings {', '.join(KINDS[kind])}, found {', '.join(entry['settings'])}")
         layer = kind(**entry["settings"])
-        if "input_shape" in layer.settings:
+        if "input_shape" in layer.setting_checks:
             layer.input_shape = entry["input_shape"]
         for name in FLAGS if kind is BatchNorm else ():
             setattr(layer, name, bool(entry["flags"][name]))

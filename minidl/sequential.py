@@ -43,7 +43,7 @@ class _OfTheClass(classmethod):
 
     def __get__(self, instance, owner=None):
         if instance is not None:
-            raise habits.unknown(owner.__name__, "load", owner.words)
+            raise habits.unknown(owner.__name__, "load", owner.habit_words)
         return super().__get__(instance, owner)
 
 
@@ -60,11 +60,11 @@ class Sequential(Module):
     Compile again afterwards. model[0] is the first layer, model[:-1] a Sequential of all but the last, the same layers.
     """
 
-    settings = {"layers": _layers, "optimizer": _optimizer, "loss": _loss, "metrics": _metrics}
-    known = ()  # the layers as they were at the last use: these have their names and random streams
+    setting_checks = {"layers": _layers, "optimizer": _optimizer, "loss": _loss, "metrics": _metrics}
+    known_layers = ()  # the layers as they were at the last use: these have their names and random streams
     seen_shape = output_shape = None  # of one sample, once one came through
-    apart = ("known",)
-    words, argument_words = habits.SEQUENTIAL, habits.SEQUENTIAL_ARGUMENTS
+    not_parts = "known_layers", "loss", "metrics"
+    habit_words, argument_words = habits.SEQUENTIAL, habits.SEQUENTIAL_ARGUMENTS
 
     def __init__(self, layers=(), seed=0):
         self.layers = layers
@@ -74,7 +74,7 @@ class Sequential(Module):
             raise ValueError("seed is a whole number from 0 up, or None for other weights each time, got "
                              f"{seed!r}") from None
         self.weights_rng, self.shuffle_rng, self.dropout_rng = map(np.random.default_rng, streams)
-        self.kinds = Counter()  # how many layers of each kind have got a name here
+        self.kind_counts = Counter()  # how many layers of each kind have got a name here
         self.optimizer = self.loss = None
         self.metrics = []
         for layer in self.layers:
@@ -93,7 +93,7 @@ class Sequential(Module):
 
         Raises ValueError for one that does not fit, where shapes are known; the model is then as before.
         """
-        shape = self.output_shape if self.known == self.layers else None
+        shape = self.output_shape if self.known_layers == self.layers else None
         self._check(layer)
         self._name(layer)
         self.layers.append(layer)
@@ -105,8 +105,8 @@ class Sequential(Module):
                     try:
                         y = layer(x)
                     except ValueError as error:
-                        raise self._complaint(len(self) - 1, error, x) from error
-                self.known.append(layer)
+                        raise self._complaint(len(self) - 1, error) from error
+                self.known_layers.append(layer)
                 self.output_shape = y.shape[1:]
             elif self.input_shape is not None:
                 self.build(self.input_shape)
@@ -128,22 +128,22 @@ class Sequential(Module):
     def _name(self, layer):
         """dense, dense_1, dense_2 ... as in Keras, unless it has a name."""
         kind = type(layer).__name__.lower()
-        number, self.kinds[kind] = self.kinds[kind], self.kinds[kind] + 1
+        number, self.kind_counts[kind] = self.kind_counts[kind], self.kind_counts[kind] + 1
         layer.name = layer.name or (f"{kind}_{number}" if number else kind)
 
-    def prepare(self):
+    def settle_new_layers(self):
         """Take in the layers that are new in the list, and give them this model's random streams.
 
         Called at every forward, and before the parameters are listed: so that the outermost model is the first to do it.
         """
-        if self.known == self.layers:
+        if self.known_layers == self.layers:
             return
         for layer in self.layers:
             self._check(layer)
             if not layer.name:
                 self._name(layer)
         self._hand_out_streams(self.layers)
-        vars(self).update(known=list(self.layers), output_shape=None)
+        vars(self).update(known_layers=list(self.layers), output_shape=None)
 
     def _hand_out_streams(self, layers):
         """Give each part without a random stream this model's."""
@@ -154,8 +154,8 @@ class Sequential(Module):
 
     def forward(self, x):
         """Send x through all layers. A layer's complaint is passed on with where its input came from."""
-        if self.known != self.layers:
-            self.prepare()
+        if self.known_layers != self.layers:
+            self.settle_new_layers()
         first = x
         for i, layer in enumerate(self.layers):
             try:
@@ -166,16 +166,18 @@ class Sequential(Module):
             vars(self).update(seen_shape=first.shape[1:], output_shape=x.shape[1:])
         return x
 
-    def _complaint(self, i, error, first):
-        """The error of layer i, with where its input came from; first: the input of the model."""
+    def _complaint(self, i, error, first=None):
+        """The error of layer i, with where its input came from; first: the input of the model, if it was given one."""
         text, shape = f"layer {i}, {error}", self.input_shape
         if text.endswith(DATA) or "; its input comes" not in text:  # of a Sequential in here, at its first layer; or of a layer
             text = text.removesuffix(DATA)
             text += f"; its input comes from layer {i - 1}, {self.layers[i - 1].label}" if i else DATA
-        if shape is not None and first.shape == shape:
+        if shape is None or first is None:
+            return ValueError(text)
+        if first.shape == shape:
             text += f". The data look like one sample of shape {shape}: write x[None], a batch of one"
-        elif shape is not None and first.shape[1:] != shape and i:
-            text += f". The model takes data of shape {('n', *shape)}, got {first.shape}".replace("'", "")
+        elif i and first.shape[1:] != shape:
+            text += f". The model takes data of shape (n, {', '.join(map(str, shape))}), got {first.shape}"
         return ValueError(text)
 
     def __len__(self):
@@ -230,7 +232,7 @@ class Sequential(Module):
                 raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got None")
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
         training.named_metrics(metrics, loss)  # complains about unknown names
-        if optimizer is self.trained_by and not trains(optimizer, self):
+        if optimizer is self.trained_by and not trains(optimizer, self, loss):
             optimizer.parameters = None  # the next fit gives it those that the model has now
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
@@ -297,7 +299,7 @@ class Sequential(Module):
             raise RuntimeError("summary() needs the shape of the input: give the first layer input_shape, call "
                                "model.build(input_shape), or send one batch through first")
         rows = [("Layer (type)", "Output Shape", "Param #")]
-        self.prepare()
+        self.settle_new_layers()
         x = np.zeros((1, *self.input_shape), np.float32)
         with evaluation(self), no_grad():
             for layer in self.layers:

@@ -16,8 +16,8 @@ from time import perf_counter
 
 import numpy as np
 
+from . import binding
 from . import functional as F
-from .binding import bind, check_modes
 from .callbacks import Callback, History
 from .data import batches
 from .module import evaluation, instead_of_one, lookup
@@ -84,8 +84,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     x, y = checked(model, x, y, loss)
     if validation_data is not None:
         validation_data = _checked_validation_data(model, validation_data, loss)
-    check_modes(model)
-    bind(optimizer, model)
+    binding.check(model)
+    binding.bind(optimizer, model, loss)
     model.history = history = History()
     model.stop_training = False
     model.train()
@@ -102,7 +102,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
         for epoch in range(initial_epoch, epochs):
             tell("on_epoch_begin", epoch, {})
             if callbacks:
-                bind(optimizer, model)  # they may have changed the model
+                binding.bind(optimizer, model, loss)  # they may have changed the model
             progress.start(epoch)
             steps, sizes = [], []
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
