@@ -5,7 +5,8 @@ from inspect import getclosurevars, isfunction
 import numpy as np
 
 from .layers import Activation, Dense, Flatten, LayerNorm
-from .module import Module, Parameter, attributes
+from .module import Module, Parameter
+from .parts import attributes
 from .tensor import Tensor
 
 MODELESS = (Dense, Activation, Flatten, LayerNorm)  # the same in training and evaluation
@@ -85,7 +86,7 @@ def _differences(optimizer, parameters):
 def _nothing_to_train(model, parameters):
     if parameters:
         return (f"there is nothing to train, all parameters are frozen: {', '.join(parameters[:4])}"
-                f"{' ...' if len(parameters) > 4 else ''}. Set trainable = True on the layers that shall learn, or call "
+                f"{' ...' if len(parameters) > 4 else '.'} Set trainable = True on the layers that shall learn, or call "
                 "requires_grad_()")
     arrays = [name for name, _ in model.named_buffers()]
     hint = (f"its arrays {', '.join(arrays)} are kept, but only a Parameter is trained: Parameter(array)" if arrays else

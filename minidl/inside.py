@@ -7,7 +7,8 @@ import numpy as np
 
 from . import functional as F
 from .layers import BatchNorm
-from .module import Parameter, attributes
+from .module import Parameter
+from .parts import attributes
 from .progress import table
 from .tensor import Tensor, _gradients, _seed, _watchers
 

@@ -10,7 +10,8 @@ import numpy as np
 from . import functional as F
 from . import habits
 from .initializers import INITIALIZERS, zeros
-from .module import Module, Parameter, evaluation
+from .module import Module, Parameter
+from .parts import evaluation
 from .settings import as_flag, as_number, as_rng, as_shape, as_whole, is_whole, lookup
 from .tensor import Tensor, no_grad
 

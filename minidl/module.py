@@ -4,9 +4,6 @@ The rule is by type, in the order of assignment: a Parameter is trained, a NumPy
 (remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
 """
 
-import re
-from collections import deque
-from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -15,11 +12,9 @@ from reprlib import recursive_repr
 import numpy as np
 
 from . import files, habits
+from .parts import attributes, evaluation, explain_error, instead_of_one
 from .settings import as_flag, as_shape, lookup  # noqa: F401
 from .tensor import Tensor, no_grad
-
-
-OPENED = (list, tuple, dict, deque)  # containers whose contents count as attributes
 
 
 class Parameter(Tensor):
@@ -103,7 +98,7 @@ class Module:
         try:
             y = self.forward(*inputs, **constants)
         except (AttributeError, TypeError) as error:
-            self._explain(error, inputs)
+            explain_error(self, error, inputs)
             raise
         if type(y) is not Tensor:
             self._check_output(y, inputs)
@@ -120,51 +115,6 @@ class Module:
             if not part.name and part is not self:
                 part.name = path
             vars(part)["parts_named"] = True
-
-    def _explain(self, error, inputs):
-        """Raise a better error for an input that is none, or one that says where another dtype came from."""
-        if type(self).__module__.startswith("minidl."):
-            if len(inputs) != 1:
-                raise TypeError(f"{self.label} takes one input, got {len(inputs)}: join them first, "
-                                "F.concatenate([a, b], axis=1) for example") from error
-            if not isinstance(inputs[0], (np.ndarray, Tensor)):
-                kind = type(inputs[0]).__name__
-                raise TypeError(f"{self.label} takes an array or a Tensor, got {kind}: use "
-                                "np.asarray(x, np.float32)") from error
-        if getattr(error, "dtype", None) and not any(getattr(x, "dtype", None) == error.dtype for x in inputs):
-            found = [name for name, value in self._weights_and_arrays() if value.dtype == error.dtype]
-            where = f"{', '.join(found[:3])} in {type(self).__name__} is {error.dtype}" if found else self._first_with(
-                error.dtype, inputs)
-            dtype = error.dtype
-            error.dtype = None  # said once, by the innermost part that holds both the culprit and the one who complains
-            error.args = (f"{error.args[0].partition(':')[0]}: {where}. Make it float32, as Parameter(np.ones(1, "
-                          f"np.float32)) or with a plain Python number (math.sqrt(2), not np.sqrt(2)); or take all of the "
-                          f"model to {dtype} by model.astype(np.{dtype})",)
-
-    def _weights_and_arrays(self):
-        for path, module in self.named_modules():
-            for key, value in attributes(module):
-                if isinstance(value, (Parameter, np.ndarray)):
-                    yield f"{path}.{key}".strip("."), value
-
-    def _first_with(self, dtype, inputs):
-        """Which part is the first to turn other inputs into this dtype; found by running once more, in evaluation mode."""
-        found = []
-
-        def look(part, inputs, y):
-            if getattr(y, "dtype", None) == dtype and not any(getattr(x, "dtype", None) == dtype for x in inputs):
-                found.append(part.label)
-
-        handles = [part.register_forward_hook(look) for part in self.modules() if part is not self]
-        try:
-            with evaluation(self), no_grad():
-                self.forward(*inputs)
-        except TypeError:  # the one that is being explained
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return f"{found[0] if found else type(self).__name__ + '.forward'} turns its input into {dtype}"
 
     def _check_output(self, y, inputs):
         """What forward returned and is no Tensor: an array is fine where nothing is to be differentiated."""
@@ -400,43 +350,3 @@ class _HookHandle:
 
     def remove(self):
         self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.hook)
-
-
-def attributes(module):
-    """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
-    stack = [pair for pair in reversed(vars(module).items()) if pair[0] not in type(module).not_parts]
-    opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
-    while stack:
-        key, value = stack.pop()
-        if isinstance(value, OPENED) or isinstance(value, np.ndarray) and value.dtype == object:
-            if id(value) not in opened:
-                opened[id(value)] = value
-                pairs = value.items() if isinstance(value, dict) else enumerate(np.ravel(value) if isinstance(
-                    value, np.ndarray) else value)
-                stack += [(f"{key}.{inner}", part) for inner, part in reversed(list(pairs))]
-        elif isinstance(value, (set, frozenset)) and any(isinstance(part, (Module, Tensor)) for part in value):
-            raise ValueError(f"{type(module).__name__}.{key} is a set of parts, and a set has no order in which to train "
-                             "and to save them: use a list")
-        else:
-            yield key, value
-
-
-@contextmanager
-def evaluation(module):
-    """Evaluation mode inside the block; afterwards every part is back in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            vars(part)["training"] = mode
-
-
-@contextmanager
-def instead_of_one(n):
-    """Let a ValueError from trying the model on one sample speak of n samples, which is what the caller gave."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(re.sub(r"\(1,", f"({n},", str(error))) from error

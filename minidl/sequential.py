@@ -8,9 +8,11 @@ from . import checkpoints, habits, saving, training
 from .binding import trains
 from .inside import explain_batchnorm
 from .layers import Dense, Dropout
-from .module import Module, evaluation, instead_of_one, lookup
+from .module import Module
 from .optim import OPTIMIZERS, Optimizer
+from .parts import evaluation, instead_of_one
 from .progress import table
+from .settings import lookup
 from .tensor import Tensor, no_grad
 
 DATA = "; its input comes straight from the data"

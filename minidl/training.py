@@ -20,8 +20,9 @@ from . import binding
 from . import functional as F
 from .callbacks import Callback, History
 from .data import batches
-from .module import evaluation, instead_of_one, lookup
+from .parts import evaluation, instead_of_one
 from .progress import Progress
+from .settings import lookup
 from .tensor import Tensor, no_grad
 
 LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.categorical_crossentropy,
