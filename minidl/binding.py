@@ -19,8 +19,12 @@ def check(model):
     layers in plain objects and functions, where no model looks for its parts.
     """
     if model.training:
-        for part in model.modules():
-            if not part.training and not any(part.children()) and not isinstance(part, MODELESS):
+        asleep = [part for part in model.modules() if not part.training]
+        model.train()  # of one's own it may leave a part asleep on purpose
+        for part in asleep:
+            if part.training and not any(part.children()) and not isinstance(part, MODELESS):
+                for each in asleep:
+                    each.training = False
                 raise ValueError(f"{part.label} is in evaluation mode and the model is not; fit switches all of it to training "
                                  "mode. To keep running statistics as they are, set frozen_statistics = True (or trainable = "
                                  "False, which freezes gamma and beta too) on the BatchNorm; else call model.train() first")

@@ -199,7 +199,7 @@ class BatchNorm(Module):
     running statistics included (Hoffer et al. 2017, algorithm 1). A last one of one sample joins the one before it.
 
     Attributes: frozen_statistics, False at first; True makes training mode use the running statistics and leave them
-    as they are, while gamma and beta learn unless their requires_grad is False (Keras' trainable=False does both).
+    as they are, while gamma and beta learn unless their requires_grad is False (trainable = False does both, as in Keras).
     latest: the BatchStatistics of the latest (ghost) batch in training mode, None before. updates: their number.
     estimated: whether estimate_population_statistics has replaced the starting values.
 

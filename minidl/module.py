@@ -98,7 +98,7 @@ class Module:
         try:
             y = self.forward(*inputs, **constants)
         except (AttributeError, TypeError) as error:
-            explain_error(self, error, inputs)
+            explain_error(self, error, inputs, constants)
             raise
         if type(y) is not Tensor:
             self._check_output(y, inputs)

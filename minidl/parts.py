@@ -52,8 +52,11 @@ def instead_of_one(n):
         raise ValueError(re.sub(r"\(1,", f"({n},", str(error))) from error
 
 
-def explain_error(module, error, inputs):
-    """Raise a better error for an input that is none, or one that says where another dtype came from."""
+def explain_error(module, error, inputs, constants):
+    """Raise a better error for inputs that are none, or let the error say where another dtype came from."""
+    if "training" in constants and "unexpected keyword" in str(error):
+        raise TypeError(f"{module.label} takes no training=...: write model.eval() before the call, or model.train(); "
+                        "fit, evaluate and predict switch by themselves") from error
     if type(module).__module__.startswith("minidl."):
         if len(inputs) != 1:
             raise TypeError(f"{module.label} takes one input, got {len(inputs)}: join them first, "

@@ -25,15 +25,18 @@ FLAGS = ("frozen_statistics", "estimated")  # what else a BatchNorm remembers be
 MOST_INPUTS = 2 ** 24  # numbers in one sample, more only if the file is larger
 
 
-def save(path, model):
-    """Write a Sequential. ValueError for what no text can describe, before any file is touched.
+def save(path, model, cls):
+    """Write a model of the class cls, Sequential. ValueError for what no text can describe, before any file is touched.
 
     Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten and Sequentials of them with their names
     and weights, and what is frozen. Not written: optimizer, loss and metrics, hooks, seeds.
     """
+    if type(model) is not cls:
+        raise ValueError(f"cannot save a whole {type(model).__name__}, only a plain {cls.__name__}; save_weights(path) writes "
+                         "the weights alone")
     state = model.state_dict()
-    entries = _described(model, type(model), set())
-    _check_shapes(state, {name: shape for _, shapes in _planned(entries, type(model)) for name, shape in shapes.items()})
+    entries = _described(model, cls, set())
+    _check_shapes(state, {name: shape for _, shapes in _planned(entries) for name, shape in shapes.items()})
     text = {"layers": entries, "input_shape": model.input_shape,
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad]}
     architecture = np.frombuffer(json.dumps(text, allow_nan=False).encode(), np.uint8)
@@ -48,7 +51,7 @@ def load(path, cls):
                          "model.load_weights(path)")
     with files.blaming(f"{path} is damaged, or no model that model.save wrote"):
         text = json.loads(state.pop("architecture").tobytes().decode())
-        plan = _planned(text["layers"], cls)
+        plan = _planned(text["layers"])
         _check_shapes(state, {name: shape for _, shapes in plan for name, shape in shapes.items()})
         for layer, _ in plan:
             layer.parameters()
@@ -66,7 +69,7 @@ def load(path, cls):
     return model
 
 
-def _described(model, kind, seen):
+def _described(model, cls, seen):
     """The layers of a Sequential as a list for JSON."""
     entries = []
     for layer in model.layers:
@@ -74,8 +77,8 @@ def _described(model, kind, seen):
         if id(layer) in seen:
             raise ValueError(f"{label} is in it twice; save_weights(path) writes the weights alone")
         seen.add(id(layer))
-        if type(layer) is kind:
-            entries.append({"name": layer.name, "layers": _described(layer, kind, seen)})
+        if type(layer) is cls:
+            entries.append({"name": layer.name, "layers": _described(layer, cls, seen)})
         elif type(layer) in KINDS:
             settings = {name: getattr(layer, name) for name in KINDS[type(layer)]}
             for name in settings.keys() & {"activation", "function"}:
@@ -97,12 +100,14 @@ def _name_of(function, label):
     return names[0] if names else None
 
 
-def _planned(entries, cls, path="layers"):
+def _planned(entries, path="layers"):
     """[(layer, {name: shape of its array})] for all layers in order, still without weights, those in Sequentials too."""
     plan = []
     for i, entry in enumerate(entries):
+        if not isinstance(entry["name"], str) or not entry["name"].isprintable() or len(entry["name"]) > 100:
+            raise ValueError("a layer's name must be a short text that can be printed")
         if "layers" in entry:
-            plan += _planned(entry["layers"], cls, f"{path}.{i}.layers")
+            plan += _planned(entry["layers"], f"{path}.{i}.layers")
             continue
         if entry["kind"] not in TABLE:
             raise ValueError(f"there is no layer {entry['kind']!r}, only {', '.join(TABLE)}")
@@ -148,8 +153,6 @@ def _assembled(entries, plan, cls):
     layers = []
     for entry in entries:
         layers.append(_assembled(entry["layers"], plan, cls) if "layers" in entry else next(plan)[0])
-        if not isinstance(entry["name"], str) or not entry["name"].isprintable() or len(entry["name"]) > 100:
-            raise ValueError("a layer's name must be a short text")
         layers[-1].name = entry["name"]
     model.layers = layers
     return model

@@ -216,12 +216,12 @@ class Sequential(Module):
 
     def save(self, path):
         """Write layers and weights into one .npz or .safetensors file, for Sequential.load: see `saving.py`."""
-        saving.save(path, self)
+        saving.save(path, self, Sequential)
 
     @_OfTheClass
     def load(cls, path):
         """The model that save wrote, as a new one: compile it before it is trained or evaluated. ValueError if damaged."""
-        return saving.load(path, cls)
+        return saving.load(path, Sequential)
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
         """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions.

@@ -57,6 +57,10 @@ class OwnDense(Dense):
     pass
 
 
+class OwnModel(Sequential):
+    pass
+
+
 class Own(Module):
     def forward(self, x):
         return x
@@ -65,6 +69,12 @@ class Own(Module):
 def with_extra():
     model = Sequential([Dense(3, input_shape=2)])
     model[0].extra = Parameter([1.0])
+    return model
+
+
+def with_name(name):
+    model = Sequential([Dense(3, input_shape=2)])
+    model[0].name = name
     return model
 
 
@@ -90,6 +100,8 @@ def with_a_layer_twice():
     (lambda: Sequential([Dense(3, input_shape=2), Own()]), r"own Own\(\) is none of"),
     (lambda: Sequential([Dense(3, input_shape=2), Activation(lambda x: x)]), "has a function of its own"),
     (lambda: Sequential([Dense(3, lambda x: x, input_shape=2)]), "has a function of its own"),
+    (lambda: OwnModel([Dense(3, input_shape=2)]), "only a plain Sequential"),
+    (lambda: with_name("a" * 101), "a layer's name"), (lambda: with_name(5), "a layer's name"),
     (with_a_layer_twice, "is in it twice"), (with_extra, r"layers\.0\.extra"), (with_another_shape, r"\(2, 4\) instead of"),
     (with_two_dtypes, "several dtypes")])
 def test_what_cannot_be_described_is_refused_before_a_file_is_touched(make, words, path):

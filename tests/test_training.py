@@ -872,6 +872,27 @@ def test_a_part_in_evaluation_mode_is_not_undone_in_silence():
     assert model.training
 
 
+def test_a_train_of_ones_own_may_leave_a_part_in_evaluation_mode():
+    """The way in which PyTorch programs keep BatchNorm frozen."""
+    class Frozen(Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    x, y = toy()
+    model = Frozen([Dense(16, input_shape=20), BatchNorm(), Dense(5)]).compile(optim.SGD(lr=0.1))
+    for _ in range(2):
+        model.train().fit(x, y, verbose=0)
+    assert model[1].updates == 0 and model.training
+
+
+def test_keras_training_argument_says_what_to_write():
+    for model in net(input_shape=20), Dense(3):
+        with pytest.raises(TypeError, match=r"takes no training=.*write model\.eval\(\)"):
+            model(toy()[0], training=False)
+
+
 def test_a_callback_that_changes_the_model_is_told():
     class Replace(Callback):
         def on_epoch_begin(self, epoch, logs=None):
