@@ -5,7 +5,8 @@
 
 import sys
 
-from . import callbacks, data, experiments, functional, habits, initializers, interop, optim, plotting, schedules
+from . import (callbacks, data, experiments, functional, habits, initializers, interop, optim,
+               plotting, schedules)
 from .callbacks import Callback, EarlyStopping, History, LambdaCallback, LearningRateScheduler, ModelCheckpoint
 from .gradcheck import gradcheck
 from .inside import explain, explain_batchnorm, record
@@ -25,7 +26,7 @@ __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "D
 
 def __getattr__(name):
     error = habits.unknown("minidl", name, habits.PACKAGE)
-    # `from minidl import Linear` turns an AttributeError into an ImportError without these words, so it gets its own.
+    # `from minidl import Linear` makes an ImportError without these words of an AttributeError.
     if name in habits.PACKAGE and sys._getframe(1).f_code.co_name == "_handle_fromlist":
         raise ImportError(str(error), name=name)
     raise error

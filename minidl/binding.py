@@ -1,4 +1,4 @@
-"""What fit makes sure of before it trains: that the optimizer holds every parameter of the model that shall be trained."""
+"""What fit makes sure of before it trains: that each parameter which shall be trained will be."""
 
 from inspect import getclosurevars, isfunction
 
@@ -15,8 +15,8 @@ MODELESS = (Dense, Activation, Flatten, LayerNorm)  # the same in training and e
 def check(model):
     """ValueError for what fit would undo or leave untrained without a word, whatever the optimizer.
 
-    A part in evaluation mode in a model that is not, since fit switches all of it to training mode; and Parameters and
-    layers in plain objects and functions, where no model looks for its parts.
+    A part in evaluation mode in a model that is not, since fit switches all of it to training mode;
+    and Parameters and layers in plain objects and functions, where no model looks for its parts.
     """
     if model.training:
         asleep = [part for part in model.modules() if not part.training]
@@ -24,20 +24,24 @@ def check(model):
         for part in asleep:
             if part.training and not any(part.children()) and not isinstance(part, MODELESS):
                 for each in asleep:
-                    each.training = False
-                raise ValueError(f"{part.label} is in evaluation mode and the model is not; fit switches all of it to training "
-                                 "mode. To keep running statistics as they are, set frozen_statistics = True (or trainable = "
-                                 "False, which freezes gamma and beta too) on the BatchNorm; else call model.train() first")
+                    vars(each)["training"] = False
+                raise ValueError(f"{part.label} is in evaluation mode and the model is not; fit "
+                                 "switches all of it to training mode. To keep running statistics "
+                                 "as they are, set frozen_statistics = True (or trainable = False, "
+                                 "which freezes gamma and beta too) on the BatchNorm; else call "
+                                 "model.train() first")
     if hidden := _overlooked(model):
-        raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and Parameters among its own "
-                         "attributes, in lists and dicts of them, and in Modules. Make the class that holds them a Module; "
-                         "or freeze what shall stay as it is, by its trainable = False")
+        raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and "
+                         "Parameters among its own attributes, in lists and dicts of them, and in "
+                         "Modules. Make the class that holds them a Module; or freeze what shall "
+                         "stay as it is, by its trainable = False")
 
 
 def bind(optimizer, model, loss):
-    """Give the parameters of model and loss to an optimizer that has none; ValueError if one that has some leaves any untrained.
+    """Give the parameters of model and loss to an optimizer that has none.
 
-    Frozen parameters may be missing: who trains a part on purpose freezes the rest.
+    ValueError if one that has some lacks any of these, or has others: then something would not be
+    trained. Frozen parameters may be missing: who trains a part on purpose freezes the rest.
     """
     parameters = _to_train(model, loss)
     if not any(p.requires_grad for p in parameters.values()):
@@ -46,7 +50,8 @@ def bind(optimizer, model, loss):
         optimizer.attach(parameters.values())
     missing, lost, reshaped = _differences(optimizer, parameters)
     if optimizer is not model.trained_by and len(lost) == len(optimizer.parameters):
-        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
+        raise ValueError("this optimizer already trains another model's parameters: each model "
+                         "needs an optimizer of its own")
     faults = []
     if missing:
         faults.append(f"it does not train {', '.join(missing)}")
@@ -56,14 +61,15 @@ def bind(optimizer, model, loss):
     if reshaped:
         faults.append(f"it was given {', '.join(reshaped)} in another shape")
     if faults:
-        raise ValueError(f"the optimizer does not fit the model: {'; '.join(faults)}. If the model has changed, compile it "
-                         "again or give a new optimizer; if a part shall not be trained, freeze it first: layer.trainable = "
-                         "False, or requires_grad_(False)")
+        raise ValueError(f"the optimizer does not fit the model: {'; '.join(faults)}. If the model "
+                         "has changed, compile it again or give a new optimizer; if a part shall "
+                         "not be trained, freeze it first: layer.trainable = False, or "
+                         "requires_grad_(False)")
     model.trained_by = optimizer
 
 
 def trains(optimizer, model, loss):
-    """Whether an optimizer with parameters holds those of the model, all that train and no others; not if some are not made."""
+    """Whether an optimizer holds what bind asks for; False while some weights are not made."""
     if optimizer.parameters is None or not all(part.built for part in model.modules()):
         return False
     return not any(_differences(optimizer, _to_train(model, loss)))
@@ -74,11 +80,12 @@ def _to_train(model, loss):
     of_loss = loss.named_parameters() if isinstance(loss, Module) else _inside(loss)
     parameters = dict(model.named_parameters())
     own = {id(p) for p in parameters.values()}
-    return parameters | {f"loss.{name}": p for name, p in of_loss if isinstance(p, Parameter) and id(p) not in own}
+    more = {name: p for name, p in of_loss if isinstance(p, Parameter) and id(p) not in own}
+    return parameters | {f"loss.{name}": p for name, p in more.items()}
 
 
 def _differences(optimizer, parameters):
-    """(names that it does not hold, Parameters that the model has not, names in another shape); frozen ones may differ."""
+    """(names it does not hold, Parameters the model has not, names in another shape)."""
     own, held = {id(p) for p in parameters.values()}, {id(p) for p in optimizer.parameters}
     states = zip(optimizer.parameters, *optimizer.state.values())
     grown = {id(p) for p, *arrays in states if any(a.shape != p.shape for a in arrays)}
@@ -90,16 +97,18 @@ def _differences(optimizer, parameters):
 def _nothing_to_train(model, parameters):
     if parameters:
         return (f"there is nothing to train, all parameters are frozen: {', '.join(parameters[:4])}"
-                f"{' ...' if len(parameters) > 4 else '.'} Set trainable = True on the layers that shall learn, or call "
-                "requires_grad_()")
+                f"{' ...' if len(parameters) > 4 else '.'} Set trainable = True on the layers that "
+                "shall learn, or call requires_grad_()")
     arrays = [name for name, _ in model.named_buffers()]
-    hint = (f"its arrays {', '.join(arrays)} are kept, but only a Parameter is trained: Parameter(array)" if arrays else
-            "layers and Parameters are found among the attributes, so make them in __init__ and not in forward")
+    hint = (f"its arrays {', '.join(arrays)} are kept, but only a Parameter is trained: "
+            "Parameter(array)" if arrays else
+            "layers and Parameters are found among the attributes, so make them in __init__ and "
+            "not in forward")
     return f"there is nothing to train, this {type(model).__name__} has no Parameters; {hint}"
 
 
 def _overlooked(model):
-    """Dotted names of Parameters, and of Modules that train, in plain objects and functions, where no model looks for them."""
+    """Dotted names of Parameters, and of Modules that train, in plain objects and functions."""
     found = {id(part) for part in model.modules()}
     found |= {id(value) for part in model.modules() for _, value in attributes(part)}
     names = []
@@ -117,8 +126,10 @@ def _inside(value):
     """(name, part) of what a plain object or a function holds, one level deep."""
     if isfunction(value):
         variables = getclosurevars(value)
-        return [pair for pair in {**variables.globals, **variables.nonlocals}.items() if isinstance(pair[1], Parameter)]
-    if isinstance(value, (Module, Tensor, np.ndarray, type)) or type(value).__module__.startswith("minidl."):
+        named = {**variables.globals, **variables.nonlocals}
+        return [(name, part) for name, part in named.items() if isinstance(part, Parameter)]
+    ours = type(value).__module__.startswith("minidl.")
+    if ours or isinstance(value, (Module, Tensor, np.ndarray, type)):
         return []
-    inner = getattr(value, "__dict__", {}).items()
-    return [(name, each) for name, part in inner for each in (part if isinstance(part, (list, tuple)) else [part])]
+    return [(name, each) for name, part in getattr(value, "__dict__", {}).items()
+            for each in (part if isinstance(part, (list, tuple)) else [part])]

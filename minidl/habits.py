@@ -1,4 +1,4 @@
-"""Words that people type from habit, because Keras, PyTorch or NumPy has them, and minidl's word for the same thing.
+"""Words typed from habit, as Keras, PyTorch or NumPy has them, and minidl's word for each.
 
 Each table holds {word of another library: what to write here}. The README has the same in short.
 """
@@ -6,25 +6,32 @@ Each table holds {word of another library: what to write here}. The README has t
 # Attributes of any module, and of the kinds of layers
 MODULE = {
     "add_module": "assign the part to an attribute, model.head = Dense(10)",
-    "add_weight": "assign a Parameter to an attribute, self.scale = Parameter(np.ones(3, np.float32))",
-    "register_parameter": "assign a Parameter to an attribute, self.scale = Parameter(np.ones(3, np.float32))",
+    "add_weight": "assign a Parameter to an attribute, self.scale = Parameter(np.ones(3, "
+                  "np.float32))",
+    "register_parameter": "assign a Parameter to an attribute, self.scale = Parameter(np.ones(3, "
+                          "np.float32))",
     "register_buffer": "assign an array to an attribute, self.count = np.zeros(3, np.float32)",
     "register_module": "assign the part to an attribute, model.head = Dense(10)",
-    "register_forward_pre_hook": "there is only register_forward_hook, which sees inputs and output",
-    "register_full_backward_hook": "with record(model) as log: ... shows the gradients at each layer",
+    "register_forward_pre_hook": "there is only register_forward_hook, which sees inputs and "
+                                 "output",
+    "register_full_backward_hook": "with record(model) as log: ... shows the gradients at each "
+                                   "layer",
     "apply": "write the loop, for part in model.modules(): ...",
     "named_children": "write children(), which yields (name, module)",
-    "requires_grad": "freeze a module by module.trainable = False, or its parameters alone by module.requires_grad_(False)",
+    "requires_grad": "freeze a module by module.trainable = False, or its parameters alone by "
+                     "module.requires_grad_(False)",
     "trainable_weights": "write [p for p in model.parameters() if p.requires_grad]",
     "trainable_variables": "write [p for p in model.parameters() if p.requires_grad]",
-    "non_trainable_weights": "write model.buffers(), and [p for p in model.parameters() if not p.requires_grad]",
+    "non_trainable_weights": "write model.buffers(), and [p for p in model.parameters() if not "
+                             "p.requires_grad]",
     "weights": "write parameters(), a list, or state_dict(), arrays with their names",
     "variables": "write parameters(), a list, or state_dict(), arrays with their names",
     "get_config": "print(model) shows the layers; model.save(path) writes a Sequential whole",
     "count_params": "write sum(p.size for p in model.parameters()), or see summary()",
     "cuda": "minidl computes on the CPU alone; interop.to_torch(model) goes where GPUs are",
     "cpu": "leave it out, minidl computes on the CPU alone",
-    "to": "leave it out, minidl computes on the CPU alone; for another dtype write model.astype(np.float64)",
+    "to": "leave it out, minidl computes on the CPU alone; for another dtype write "
+          "model.astype(np.float64)",
     "half": "write model.astype(np.float16)",
     "float": "write model.astype(np.float32)",
     "double": "write model.astype(np.float64)",
@@ -33,12 +40,16 @@ MODULE = {
     "train_mode": "write model.train()",
     "freeze": "write model.trainable = False",
     "unfreeze": "write model.trainable = True",
-    "compile": "compile belongs to Sequential; any Module trains by training.fit(model, x, y, loss=..., optimizer=...)",
-    "fit": "fit belongs to Sequential; any Module trains by training.fit(model, x, y, loss=..., optimizer=...)",
-    "evaluate": "evaluate belongs to Sequential; for any Module write training.evaluate(model, x, y, loss=...)",
+    "compile": "compile belongs to Sequential; any Module trains by training.fit(model, x, y, "
+               "loss=..., optimizer=...)",
+    "fit": "fit belongs to Sequential; any Module trains by training.fit(model, x, y, loss=..., "
+           "optimizer=...)",
+    "evaluate": "evaluate belongs to Sequential; for any Module write training.evaluate(model, x, "
+                "y, loss=...)",
     "predict": "predict belongs to Sequential; for any Module write training.predict(model, x)",
     "summary": "summary belongs to Sequential; print(model) shows the parts of any Module",
-    "save": "save_weights(path) writes the parameters and buffers of any Module; a Sequential can be saved whole",
+    "save": "save_weights(path) writes the parameters and buffers of any Module; a Sequential can "
+            "be saved whole",
     "load": "load_weights(path) reads what save_weights wrote",
     "get_weights": "write [p.data for p in module.parameters()], or state_dict()",
     "set_weights": "write module.load_state_dict(state), or layer.kernel.data[...] = values",
@@ -50,7 +61,8 @@ DENSE = MODULE | {
     "b": "write bias",
     "in_features": "write inputs",
     "out_features": "write units",
-    "kernel_regularizer": "give the optimizer weight_decay, SGD(lr=0.1, weight_decay=1e-4) for example"}
+    "kernel_regularizer": "give the optimizer weight_decay, SGD(lr=0.1, weight_decay=1e-4) for "
+                          "example"}
 NORM = MODULE | {
     "weight": "write gamma",
     "bias": "write beta",
@@ -64,13 +76,15 @@ NORM = MODULE | {
 DROPOUT = MODULE | {"p": "write rate", "seed": "write rng"}
 ACTIVATION = MODULE | {"activation": "write function"}
 SEQUENTIAL = MODULE | {
-    "load": "write model = Sequential.load(path), which makes a new model; load_weights(path) fills this one",
+    "load": "write model = Sequential.load(path), which makes a new model; load_weights(path) "
+            "fills this one",
     "load_model": "write model = Sequential.load(path)",
     "pop": "write model.layers.pop(), and compile again",
     "append": "write model.add(layer), and compile again",
     "get_layer": "write model[0], or {layer.name: layer for layer in model}[name]",
     "fit_generator": "write model.fit(x, y), or training.fit for another loop",
-    "train_on_batch": "write the loop, as lesson 2 does; or model.fit(x, y, batch_size=len(x), verbose=0)",
+    "train_on_batch": "write the loop, as lesson 2 does; or model.fit(x, y, batch_size=len(x), "
+                      "verbose=0)",
     "test_on_batch": "write model.evaluate(x, y)",
     "predict_on_batch": "write model.predict(x)",
     "predict_classes": "write model.predict(x).argmax(axis=1)",
@@ -95,7 +109,8 @@ DENSE_ARGUMENTS = ARGUMENTS | {
     "bias": "write use_bias=False",
     "bias_initializer": "the bias starts at 0; write layer.bias.data[...] = values for others",
     "kernel_init": "write kernel_initializer",
-    "kernel_regularizer": "give the optimizer weight_decay, SGD(lr=0.1, weight_decay=1e-4) for example"}
+    "kernel_regularizer": "give the optimizer weight_decay, SGD(lr=0.1, weight_decay=1e-4) for "
+                          "example"}
 NORM_ARGUMENTS = ARGUMENTS | {
     "epsilon": "write eps, which is 1e-5 by default; Keras' is 1e-3",
     "num_features": "leave it out, the number of features is found out from the input",
@@ -109,8 +124,10 @@ FLATTEN_ARGUMENTS = ARGUMENTS | {
     "start_dim": "leave it out, all axes but the first become one",
     "data_format": "leave it out, the numbers stay in the order they have"}
 DROPOUT_ARGUMENTS = ARGUMENTS | {"p": "write rate, Dropout(0.5)", "inplace": "leave it out"}
-ACTIVATION_ARGUMENTS = ARGUMENTS | {"activation": "write Activation('relu')", "inplace": "leave it out"}
-SEQUENTIAL_ARGUMENTS = {"name": "leave it out", "trainable": "set it afterwards, model.trainable = False",
+ACTIVATION_ARGUMENTS = ARGUMENTS | {"activation": "write "
+                                                  "Activation('relu')", "inplace": "leave it out"}
+SEQUENTIAL_ARGUMENTS = {"name": "leave it "
+                                "out", "trainable": "set it afterwards, model.trainable = False",
                         "rng": "write seed=0"}
 
 # Names in the package itself
@@ -146,10 +163,11 @@ PACKAGE = {
     "Variable": "write Tensor(values, requires_grad=True), or Parameter(values) in a Module",
     "manual_seed": "give a seed where random numbers are drawn, Sequential([...], seed=0)",
     "set_seed": "give a seed where random numbers are drawn, Sequential([...], seed=0)",
-    "relu": _FUNCTION, "sigmoid": _FUNCTION, "softmax": _FUNCTION, "tanh": _FUNCTION, "cross_entropy": _FUNCTION,
+    **dict.fromkeys(("relu", "sigmoid", "softmax", "tanh", "cross_entropy"), _FUNCTION),
     **{cls: f"write Activation({name!r}), or Dense(64, {name!r})" for cls, name in {
-        "ReLU": "relu", "LeakyReLU": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Softplus": "softplus",
-        "GELU": "gelu", "Softmax": "softmax", "LogSoftmax": "log_softmax", "Identity": "linear"}.items()},
+        "ReLU": "relu", "LeakyReLU": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh",
+        "Softplus": "softplus", "GELU": "gelu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
+        "Identity": "linear"}.items()},
     **{cls: f"write optim.{cls}" for cls in ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop")},
     "CrossEntropyLoss": "write loss='cross_entropy', or functional.cross_entropy(logits, y)",
     "MSELoss": "write loss='mse', or functional.mse_loss(outputs, y)",

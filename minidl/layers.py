@@ -20,7 +20,7 @@ ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "sigmoid": F.sigmoid,
                "linear": F.linear_activation}
 
 
-# --- Settings: what each may be, at construction and whenever it is set anew ------------------------------
+# --- Settings: what each may be, at construction and whenever it is set anew --------------------
 
 def _units(value):
     if not is_whole(value) or value < 1:
@@ -30,14 +30,16 @@ def _units(value):
 
 def _dense_activation(value):
     if is_whole(value):
-        raise ValueError(f"unknown activation {value!r}: Dense takes the number of its outputs alone, the inputs it finds out. "
-                         f"PyTorch's Linear(784, {value}) is Dense({value}, input_shape=784) here")
+        raise ValueError(f"unknown activation {value!r}: Dense takes the number of its outputs "
+                         f"alone, the inputs it finds out. PyTorch's Linear(784, {value}) is "
+                         f"Dense({value}, input_shape=784) here")
     return lookup(value, ACTIVATIONS, "activation")
 
 
 def _function(value):
     if value is None:
-        raise ValueError("Activation needs a function or its name, Activation('relu') for example, got None")
+        raise ValueError("Activation needs a function or its name, Activation('relu') for example, "
+                         "got None")
     return lookup(value, ACTIVATIONS, "activation")
 
 
@@ -50,22 +52,23 @@ def _initializer(value):
 def _flat(shape):
     shape = as_shape(shape)
     if shape is not None and len(shape) > 1:
-        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; put "
-                         f"Flatten(input_shape={shape}) before it")
+        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; "
+                         f"put Flatten(input_shape={shape}) before it")
     return shape
 
 
 def _features(shape):
     shape = as_shape(shape)
     if shape is not None and len(shape) not in (1, 3):
-        raise ValueError("BatchNorm expects inputs of shape (n, features) or (n, channels, height, width), but "
-                         f"input_shape is {shape}")
+        raise ValueError("BatchNorm expects inputs of shape (n, features) or (n, channels, height, "
+                         f"width), but input_shape is {shape}")
     return shape
 
 
 def _array(value):
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-        raise ValueError(f"running statistics are an array of floating-point numbers, got {type(value).__name__}")
+        raise ValueError("running statistics are an array of floating-point numbers, got "
+                         f"{type(value).__name__}")
     return value
 
 
@@ -73,20 +76,23 @@ def _or_none(check):
     return lambda value: None if value is None else check(value)
 
 
-_eps = as_number("eps is added to the variance and cannot be negative or infinite, got {!r}", lambda x: 0 <= x < np.inf)
-_momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, got {!r}; the number of features is found out "
-                      "from the input", lambda x: 0 <= x <= 1)
-_rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got {!r}", lambda x: 0 <= x < 1)
+_eps = as_number("eps is added to the variance and cannot be negative or infinite, got "
+                 "{!r}", lambda x: 0 <= x < np.inf)
+_momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, got {!r}; the "
+                      "number of features is found out from the input", lambda x: 0 <= x <= 1)
+_rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
+                  "{!r}", lambda x: 0 <= x < 1)
 ALWAYS = {F.softmax: "1", F.log_softmax: "0"}  # what they make of a single number
 
 
 def _check_single(label, function, shape):
     if shape == (1,) and function in ALWAYS:
-        raise ValueError(f"{label}: {_name(function)} of a single output is always {ALWAYS[function]}, so nothing could be "
-                         "learned: use 'sigmoid' with the loss 'binary_crossentropy', or one output for each class")
+        raise ValueError(f"{label}: {_name(function)} of a single output is always "
+                         f"{ALWAYS[function]}, so nothing could be learned: use 'sigmoid' with the "
+                         "loss 'binary_crossentropy', or one output for each class")
 
 
-# --- Layers ----------------------------------------------------------------------------------------------
+# --- Layers --------------------------------------------------------------------------------------
 
 class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
@@ -101,15 +107,17 @@ class Dense(Module):
     built = False
     inputs = kernel = bias = None
     parameter_names = "kernel", "bias"
-    setting_checks = {"units": _units, "activation": _dense_activation, "use_bias": as_flag("use_bias"), "rng": as_rng,
-                "kernel_initializer": _initializer, "input_shape": _flat}
+    setting_checks = {"units": _units, "activation": _dense_activation, "rng": as_rng,
+                      "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
+                      "input_shape": _flat}
     fixed_settings = "units", "use_bias", "kernel_initializer"
     habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
 
     def __init__(self, units, activation=None, *, use_bias=True, kernel_initializer="glorot_uniform",
                  input_shape=None, rng=None):
         self.units, self.use_bias, self.rng = units, use_bias, rng
-        self.activation, self.kernel_initializer, self.input_shape = activation, kernel_initializer, input_shape
+        self.activation, self.kernel_initializer = activation, kernel_initializer
+        self.input_shape = input_shape
         _check_single(self.label, self.activation, (self.units,))
 
     def create_parameters(self):
@@ -123,12 +131,13 @@ class Dense(Module):
         self.built = True
 
     def _initial(self, shape, rng):
-        """What the initializer returns, as a float32 array of the kernel's shape; ValueError if it is something else."""
-        try:
-            kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
+        """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""
+        try:  # a copy: training changes it in place
+            kernel = np.array(self.kernel_initializer(shape, rng), np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that returns an array, such as "
-                             f"initializers.normal(0.05), but {_name(self.kernel_initializer)} fails: {error}") from error
+            raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that "
+                             "returns an array, such as initializers.normal(0.05), but "
+                             f"{_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
         if not np.isfinite(kernel).all():
@@ -166,7 +175,7 @@ class Activation(Module):
         self.function = function
 
     def forward(self, x):
-        """Any shape to the same shape. Raises ValueError for softmax of a single column, which is always 1."""
+        """Any shape to the same shape. ValueError for softmax of one column, which is always 1."""
         if not self.tried:
             _check_single(self.label, self.function, getattr(x, "shape", (0,))[-1:])
             self.tried = True
@@ -199,7 +208,8 @@ class BatchNorm(Module):
     running statistics included (Hoffer et al. 2017, algorithm 1). A last one of one sample joins the one before it.
 
     Attributes: frozen_statistics, False at first; True makes training mode use the running statistics and leave them
-    as they are, while gamma and beta learn unless their requires_grad is False (trainable = False does both, as in Keras).
+    as they are, while gamma and beta learn unless their requires_grad is False; trainable = False
+    does both, as in Keras.
     latest: the BatchStatistics of the latest (ghost) batch in training mode, None before. updates: their number.
     estimated: whether estimate_population_statistics has replaced the starting values.
 
@@ -214,10 +224,11 @@ class BatchNorm(Module):
 
     built = estimated = False
     parameter_names = "gamma", "beta"
-    setting_checks = {"momentum": _or_none(_momentum), "eps": _eps, "affine": as_flag("affine"), "fused": as_flag("fused"),
-                "ghost_batch_size": _or_none(as_whole("ghost_batch_size", 2)), "input_shape": _features,
-                "frozen_statistics": as_flag("frozen_statistics"), "running_mean": _or_none(_array),
-                "running_var": _or_none(_array)}
+    setting_checks = {"momentum": _or_none(_momentum), "eps": _eps, "input_shape": _features,
+                      "affine": as_flag("affine"), "fused": as_flag("fused"),
+                      "ghost_batch_size": _or_none(as_whole("ghost_batch_size", 2)),
+                      "frozen_statistics": as_flag("frozen_statistics"),
+                      "running_mean": _or_none(_array), "running_var": _or_none(_array)}
     fixed_settings = ("affine",)
     habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
 
@@ -421,12 +432,13 @@ def estimate_population_statistics(model, x, batch_size=256):
 
 
 def _converted(x, dtype, layer):
-    """An array in the dtype of the layer's weights; a Tensor of another dtype is an error, and so is what holds no numbers."""
+    """An array in the dtype of the layer's weights; a Tensor, or no numbers: TypeError."""
     if x.dtype.kind not in "biuf":
         raise TypeError(f"{layer.label} takes numbers, got an array of dtype {x.dtype}")
     if isinstance(x, Tensor):
         remedy = f", or model.astype(np.{x.dtype})" if x.dtype.kind == "f" else ""
-        error = TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: use x.astype(np.{dtype}){remedy}")
+        error = TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: use "
+                          f"x.astype(np.{dtype}){remedy}")
         error.dtype = x.dtype  # Module.__call__ looks for the part that made it
         raise error
     return x.astype(dtype)

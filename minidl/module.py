@@ -32,10 +32,10 @@ class Module:
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
     forward_hooks = ()  # see register_forward_hook
-    name = ""  # given by the Sequential it is in, or else the path of attributes to it; errors use it
+    name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
     trained_by = None  # the optimizer of the latest fit
     parts_named = False  # whether its parts have been given their names
-    setting_checks = {}  # {name: function that returns the value to keep, or raises ValueError}, for every assignment
+    setting_checks = {}  # {name: a check of settings.py}, made at every assignment
     fixed_settings = ()  # the settings that cannot change once the weights are made
     parameter_names = ()  # the attributes that hold this layer's own Parameters
     not_parts = ()  # attributes that are no parts of this module, whatever they hold
@@ -45,42 +45,47 @@ class Module:
     def __new__(cls, *arguments, **named):
         for word in named:
             if word in cls.argument_words:
-                parameters = signature(cls.__init__).parameters
-                if word not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                    raise TypeError(f"{cls.__name__} has no argument {word!r}: {cls.argument_words[word]}")
+                own = signature(cls.__init__).parameters
+                if word not in own and not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                    raise TypeError(f"{cls.__name__} has no argument {word!r}: "
+                                    f"{cls.argument_words[word]}")
         return super().__new__(cls)
 
     def __setattr__(self, name, value):
-        """Check settings here, so that one rule holds in the constructor and for every later assignment."""
+        """Check settings: so one rule holds in the constructor and for every later assignment."""
         own = vars(self)
         if name in type(self).setting_checks:
             value = type(self).setting_checks[name](value)
             if name in type(self).fixed_settings and self.built and value != own[name]:
-                raise ValueError(f"{self.label}: {name} cannot change once the weights are made; make a new layer and "
-                                 "put it in the place of this one")
+                raise ValueError(f"{self.label}: {name} cannot change once the weights are made; "
+                                 "make a new layer and put it in the place of this one")
         elif name == "training":
             self.train(value)
             return
         elif name in own:
-            if isinstance(own[name], Parameter) and not (value is None or isinstance(value, Tensor)):
-                raise TypeError(f"{self.label}: {name} is a Parameter; what came, {type(value).__name__}, would never be "
-                                f"trained in its place: write layer.{name}.data[...] = values to give it new values, or "
+            trained = isinstance(own[name], Parameter)
+            if trained and value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{self.label}: {name} is a Parameter; what came, "
+                                f"{type(value).__name__}, would never be trained in its place: "
+                                f"write layer.{name}.data[...] = values to give it new values, or "
                                 f"layer.{name} = Parameter(values) and compile again")
         elif not hasattr(type(self), name):
             self._check_new(name, value)
-        if isinstance(value, Module) or type(value) is list and any(isinstance(part, Module) for part in value):
+        parts = value if type(value) is list else [value]
+        if any(isinstance(part, Module) for part in parts):
             own.pop("parts_named", None)  # the new parts get their names at the next call
         super().__setattr__(name, value)
 
     def _check_new(self, name, value):
-        """Refuse an attribute that would look as if it did something; a layer of one's own may have any but one."""
-        if name == "requires_grad" or name in type(self).habit_words and type(self).__module__.startswith("minidl."):
+        """Refuse an attribute that would look as if it did something; one's own layers are free."""
+        ours = type(self).__module__.startswith("minidl.")
+        if name == "requires_grad" or ours and name in type(self).habit_words:
             raise habits.unknown(type(self).__name__, name, type(self).habit_words)
-        if type(self).__module__.startswith("minidl.") and isinstance(value, (bool, int, float, str, Parameter)):
+        if ours and isinstance(value, (bool, int, float, str, Parameter)):
             known = {"name", "training", "trainable", *type(self).setting_checks, *vars(self)}
             for close in get_close_matches(name, sorted(known), 1, 0.8):
-                raise AttributeError(f"{self.label} has no attribute {name!r}, so setting it would change nothing: did "
-                                     f"you mean {close!r}?")
+                raise AttributeError(f"{self.label} has no attribute {name!r}, so setting it would "
+                                     f"change nothing: did you mean {close!r}?")
 
     def __getattr__(self, name):
         error = habits.unknown(type(self).__name__, name, type(self).habit_words)
@@ -117,27 +122,32 @@ class Module:
             vars(part)["parts_named"] = True
 
     def _check_output(self, y, inputs):
-        """What forward returned and is no Tensor: an array is fine where nothing is to be differentiated."""
+        """Of what is no Tensor, an array is fine where nothing is to be differentiated."""
         if y is None:
             raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
-        if isinstance(y, np.ndarray) and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so no gradient would pass "
-                            "it and the layers before it would never be trained: compute with minidl.functional and "
-                            "Tensor methods, not with .data, .numpy() or np; or return x.detach() where that is meant")
+        differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        if isinstance(y, np.ndarray) and differentiated:
+            raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so "
+                            "no gradient would pass it and the layers before it would never be "
+                            "trained: compute with minidl.functional and Tensor methods, not with "
+                            ".data, .numpy() or np; or return x.detach() where that is meant")
 
     def _hooked(self, result):
         if not isinstance(result, (Tensor, np.ndarray)):
-            raise TypeError(f"{self.label}: what a forward hook returns replaces the output and must be a Tensor, got "
-                            f"{type(result).__name__}; return None to leave the output as it is")
+            raise TypeError(f"{self.label}: what a forward hook returns replaces the output and "
+                            f"must be a Tensor, got {type(result).__name__}; return None to leave "
+                            "the output as it is")
         return result
 
     def register_forward_hook(self, function):
-        """Call function(module, inputs, output) after every forward until .remove() of what this returns.
+        """Call function(module, inputs, output) after every forward; inputs is a tuple.
 
-        inputs is a tuple. What the function returns replaces the output, unless it is None (as in PyTorch).
+        What the function returns replaces the output, unless it is None (as in PyTorch). The call
+        to .remove() of what this method returns ends it.
         """
         if not callable(function):
-            raise TypeError(f"a forward hook is a function of (module, inputs, output), got {function!r}")
+            raise TypeError("a forward hook is a function of (module, inputs, output), got "
+                            f"{function!r}")
         hook = partial(function)  # an object of its own, should the same function be registered twice
         self.forward_hooks = (*self.forward_hooks, hook)
         return _HookHandle(self, hook)
@@ -150,13 +160,14 @@ class Module:
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
         shape = as_shape(input_shape)
         if shape is None:
-            raise ValueError("build needs the shape of one input, 784 or (28, 28) for example, without the batch axis")
+            raise ValueError("build needs the shape of one input, 784 or (28, 28) for example, "
+                             "without the batch axis")
         with evaluation(self), no_grad(), instead_of_one("n"):
             self(np.zeros((1, *shape), np.float32))
         return self
 
     def settle_new_layers(self):
-        """What a module does before its parameters are listed; a Sequential gives random streams to new layers."""
+        """Called before the parameters are listed: see Sequential, whose layers may change."""
 
     def create_parameters(self):
         """Make the weights of this layer alone, if it can be known how many; else RuntimeError."""
@@ -165,12 +176,14 @@ class Module:
     def _need_shape(self):
         """Complain where weights cannot be made yet, or where some would be lost."""
         if getattr(self, "input_shape", None) is None:
-            raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: give input_shape, "
-                               "call model.build(input_shape), or send one batch through first")
+            raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: "
+                               "give input_shape, call model.build(input_shape), or send one batch "
+                               "through first")
         for name in type(self).parameter_names:
             if getattr(self, name) is not None:
-                raise ValueError(f"{self.label}: {name} was set before the weights were made, which would replace it: give "
-                                 f"input_shape, call parameters(), and then set {name}")
+                raise ValueError(f"{self.label}: {name} was set before the weights were made, "
+                                 "which would replace it: give input_shape, call parameters(), and "
+                                 f"then set {name}")
 
     @property
     def label(self):
@@ -216,9 +229,11 @@ class Module:
             for key, value in attributes(module):
                 name = f"{path}.{key}".strip(".")
                 if isinstance(value, Tensor) and not isinstance(value, Parameter):
-                    if value.requires_grad and value.op is None or key in type(module).parameter_names:
-                        raise ValueError(f"{name} of {type(self).__name__} is a Tensor and would never be trained: make "
-                                         f"it a Parameter, {key} = Parameter(values)")
+                    leaf = value.requires_grad and value.op is None
+                    if leaf or key in type(module).parameter_names:
+                        raise ValueError(f"{name} of {type(self).__name__} is a Tensor and would "
+                                         f"never be trained: make it a Parameter, {key} = "
+                                         "Parameter(values)")
                 if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
                     yield name, value
@@ -234,8 +249,8 @@ class Module:
     def train(self, mode=True):
         """Switch this module and all its parts to training mode (or, with False, to evaluation). Returns self."""
         if not isinstance(mode, (bool, np.bool_, int)) or mode not in (0, 1):
-            raise TypeError("train() only switches to training mode, and train(False) to evaluation; what trains a model is "
-                            f"fit. Got {type(mode).__name__}")
+            raise TypeError("train() only switches to training mode, and train(False) to "
+                            f"evaluation; what trains a model is fit. Got {type(mode).__name__}")
         for module in self.modules():
             vars(module)["training"] = bool(mode)
         return self
@@ -257,13 +272,15 @@ class Module:
 
     @property
     def trainable(self):
-        """Whether fit trains any parameter of this module. Keras' word: set it to False to freeze the module and its parts.
+        """Whether fit trains any parameter of this module; False freezes it, as in Keras.
 
-        It may be set before the weights are made and takes effect at once. False also freezes the running statistics of
-        BatchNorm (its `frozen_statistics`); `requires_grad_(False)` freezes the parameters alone.
+        It may be set before the weights are made, and takes effect at once. False also freezes the
+        running statistics of BatchNorm (its `frozen_statistics`); `requires_grad_(False)` freezes
+        the parameters alone.
         """
-        weights = [value for part in self.modules() for _, value in attributes(part) if isinstance(value, Parameter)]
-        return any(p.requires_grad for p in weights) if weights else vars(self).get("to_train", True)
+        values = [value for part in self.modules() for _, value in attributes(part)]
+        flags = [value.requires_grad for value in values if isinstance(value, Parameter)]
+        return any(flags) if flags else vars(self).get("to_train", True)
 
     @trainable.setter
     def trainable(self, flag):
@@ -321,7 +338,8 @@ class Module:
     def astype(self, dtype):
         """Turn all parameters and floating buffers into another floating dtype, in place. Returns self."""
         if np.dtype(dtype).kind != "f":
-            raise TypeError(f"weights are floating-point numbers, astype(np.float32) or np.float64, got {np.dtype(dtype)}")
+            raise TypeError("weights are floating-point numbers, astype(np.float32) or np.float64, "
+                            f"got {np.dtype(dtype)}")
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""The parts of a module, one after the other: what its attributes hold, its mode, and which part is at fault in an error."""
+"""The parts of a module: what their attributes hold, their modes, and which is at fault."""
 
 import re
 from collections import deque
@@ -12,21 +12,22 @@ OPENED = (list, tuple, dict, deque)  # containers whose contents count as attrib
 
 
 def attributes(module):
-    """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
-    stack = [pair for pair in reversed(vars(module).items()) if pair[0] not in type(module).not_parts]
+    """Yield (name, value) for all attributes, in order of assignment; looks into OPENED ones."""
+    none = type(module).not_parts
+    stack = [(key, value) for key, value in reversed(vars(module).items()) if key not in none]
     opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
     while stack:
         key, value = stack.pop()
         if isinstance(value, OPENED) or isinstance(value, np.ndarray) and value.dtype == object:
             if id(value) not in opened:
                 opened[id(value)] = value
-                pairs = value.items() if isinstance(value, dict) else enumerate(np.ravel(value) if isinstance(
-                    value, np.ndarray) else value)
+                inside = value.ravel() if isinstance(value, np.ndarray) else value
+                pairs = value.items() if isinstance(value, dict) else enumerate(inside)
                 stack += [(f"{key}.{inner}", part) for inner, part in reversed(list(pairs))]
         elif isinstance(value, (set, frozenset)) and any(
                 isinstance(part, Tensor) or hasattr(part, "named_modules") for part in value):
-            raise ValueError(f"{type(module).__name__}.{key} is a set of parts, and a set has no order in which to train "
-                             "and to save them: use a list")
+            raise ValueError(f"{type(module).__name__}.{key} is a set of parts, and a set has no "
+                             "order in which to train and to save them: use a list")
         else:
             yield key, value
 
@@ -45,7 +46,7 @@ def evaluation(module):
 
 @contextmanager
 def instead_of_one(n):
-    """Let a ValueError from trying the model on one sample speak of n samples, which is what the caller gave."""
+    """Let a ValueError from a trial with one sample speak of n, as many as the caller gave."""
     try:
         yield
     except ValueError as error:
@@ -53,10 +54,11 @@ def instead_of_one(n):
 
 
 def explain_error(module, error, inputs, constants):
-    """Raise a better error for inputs that are none, or let the error say where another dtype came from."""
+    """Raise a better error for inputs that are none; let one of a dtype name the culprit."""
     if "training" in constants and "unexpected keyword" in str(error):
-        raise TypeError(f"{module.label} takes no training=...: write model.eval() before the call, or model.train(); "
-                        "fit, evaluate and predict switch by themselves") from error
+        raise TypeError(f"{module.label} takes no training=...: write model.eval() before the "
+                        "call, or model.train(); fit, evaluate and predict switch by "
+                        "themselves") from error
     if type(module).__module__.startswith("minidl."):
         if len(inputs) != 1:
             raise TypeError(f"{module.label} takes one input, got {len(inputs)}: join them first, "
@@ -65,15 +67,16 @@ def explain_error(module, error, inputs, constants):
             kind = type(inputs[0]).__name__
             raise TypeError(f"{module.label} takes an array or a Tensor, got {kind}: use "
                             "np.asarray(x, np.float32)") from error
-    if getattr(error, "dtype", None) and not any(getattr(x, "dtype", None) == error.dtype for x in inputs):
-        found = [name for name, value in _weights_and_arrays(module) if value.dtype == error.dtype]
-        dtype = error.dtype
+    dtype = getattr(error, "dtype", None)
+    if dtype and not any(getattr(x, "dtype", None) == dtype for x in inputs):
+        found = [name for name, value in _weights_and_arrays(module) if value.dtype == dtype]
         where = (f"{', '.join(found[:3])} in {type(module).__name__} is {dtype}" if found else
                  f"{_first_with(module, dtype, inputs)} turns its input into {dtype}")
-        error.dtype = None  # said once, by the innermost part that holds both the culprit and the one who complains
-        error.args = (f"{error.args[0].partition(':')[0]}: {where}. Make it float32, as Parameter(np.ones(1, "
-                      f"np.float32)) or with a plain Python number (math.sqrt(2), not np.sqrt(2)); or take all of the "
-                      f"model to {dtype} by model.astype(np.{dtype})",)
+        error.dtype = None  # said once, by the innermost part that holds culprit and plaintiff
+        error.args = (f"{error.args[0].partition(':')[0]}: {where}. Make it float32, as "
+                      "Parameter(np.ones(1, np.float32)) or with a plain Python number "
+                      f"(math.sqrt(2), not np.sqrt(2)); or take all of the model to {dtype} by "
+                      f"model.astype(np.{dtype})",)
 
 
 def _weights_and_arrays(module):
@@ -84,11 +87,12 @@ def _weights_and_arrays(module):
 
 
 def _first_with(module, dtype, inputs):
-    """Which part is the first to turn other inputs into this dtype; found by running once more, in evaluation mode."""
+    """The part that first turns others into this dtype; from one more run, in evaluation mode."""
     found = []
 
     def look(part, inputs, y):
-        if getattr(y, "dtype", None) == dtype and not any(getattr(x, "dtype", None) == dtype for x in inputs):
+        before, after = [getattr(x, "dtype", None) for x in inputs], getattr(y, "dtype", None)
+        if after == dtype and dtype not in before:
             found.append(part.label)
 
     handles = [part.register_forward_hook(look) for part in module.modules() if part is not module]

@@ -1,8 +1,9 @@
 """A whole model in one file: its layers as a short text, its weights beside it, and no pickle.
 
-The file is one of `files.py` (.npz or .safetensors) with all that `state_dict` holds, and under the name "architecture"
-the layers with their settings: JSON, as an array of bytes. What the text says of a shape is believed only where an array
-in the file has that shape, so that a small file cannot ask for much memory.
+The file is one of `files.py` (.npz or .safetensors) with all that `state_dict` holds, and under the
+name "architecture" the layers with their settings: JSON, as an array of bytes. What the text says
+of a shape is believed only where an array in the file has that shape, so that a small file cannot
+ask for much memory.
 """
 
 import json
@@ -26,17 +27,18 @@ MOST_INPUTS = 2 ** 24  # numbers in one sample, more only if the file is larger
 
 
 def save(path, model, cls):
-    """Write a model of the class cls, Sequential. ValueError for what no text can describe, before any file is touched.
+    """Write a model of the class cls, Sequential.
 
-    Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten and Sequentials of them with their names
-    and weights, and what is frozen. Not written: optimizer, loss and metrics, hooks, seeds.
+    Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten and Sequentials of
+    them, with their names and weights, and what is frozen. Not written: optimizer, loss, metrics,
+    hooks, seeds. ValueError for any other layer, before a file is touched.
     """
     if type(model) is not cls:
-        raise ValueError(f"cannot save a whole {type(model).__name__}, only a plain {cls.__name__}; save_weights(path) writes "
-                         "the weights alone")
+        raise ValueError(f"cannot save a whole {type(model).__name__}, only a plain "
+                         f"{cls.__name__}; save_weights(path) writes the weights alone")
     state = model.state_dict()
     entries = _described(model, cls, set())
-    _check_shapes(state, {name: shape for _, shapes in _planned(entries) for name, shape in shapes.items()})
+    _check_shapes(state, _planned(entries))
     text = {"layers": entries, "input_shape": model.input_shape,
             "frozen": [name for name, p in model.named_parameters() if not p.requires_grad]}
     architecture = np.frombuffer(json.dumps(text, allow_nan=False).encode(), np.uint8)
@@ -44,15 +46,15 @@ def save(path, model, cls):
 
 
 def load(path, cls):
-    """The Sequential, of class cls, that save wrote. ValueError that names the file, if it is damaged or something else."""
+    """The Sequential, of class cls, that save wrote. ValueError for any other file."""
     state = files.load(path)
     if "architecture" not in state:
-        raise ValueError(f"{path} holds no whole model, as model.save writes it; for weights alone build the model and call "
-                         "model.load_weights(path)")
+        raise ValueError(f"{path} holds no whole model, as model.save writes it; for weights alone "
+                         "build the model and call model.load_weights(path)")
     with files.blaming(f"{path} is damaged, or no model that model.save wrote"):
         text = json.loads(state.pop("architecture").tobytes().decode())
         plan = _planned(text["layers"])
-        _check_shapes(state, {name: shape for _, shapes in plan for name, shape in shapes.items()})
+        _check_shapes(state, plan)
         for layer, _ in plan:
             layer.parameters()
         model = _assembled(text["layers"], iter(plan), cls)
@@ -63,8 +65,10 @@ def load(path, cls):
         for name in text["frozen"]:
             parameters[name].requires_grad = False
         if text["input_shape"] is not None:
-            if math.prod(text["input_shape"]) > MOST_INPUTS + sum(array.size for array in state.values()):
-                raise ValueError(f"samples of shape {text['input_shape']} do not belong to weights as small as these")
+            size = sum(array.size for array in state.values())
+            if math.prod(text["input_shape"]) > MOST_INPUTS + size:
+                raise ValueError(f"samples of shape {text['input_shape']} do not belong to weights "
+                                 "as small as these")
             model.build(text["input_shape"])  # do the layers fit one another?
     return model
 
@@ -83,28 +87,30 @@ def _described(model, cls, seen):
             settings = {name: getattr(layer, name) for name in KINDS[type(layer)]}
             for name in settings.keys() & {"activation", "function"}:
                 settings[name] = _name_of(settings[name], label)
+            flags = FLAGS if type(layer) is BatchNorm else ()
             entries.append({"name": layer.name, "kind": type(layer).__name__, "settings": settings,
                             "input_shape": getattr(layer, "input_shape", None),
-                            "flags": {name: getattr(layer, name) for name in FLAGS} if type(layer) is BatchNorm else {}})
+                            "flags": {name: getattr(layer, name) for name in flags}})
         else:
-            raise ValueError(f"{label} is none of {', '.join(TABLE)} and Sequential; save_weights(path) writes the weights "
-                             "alone")
+            raise ValueError(f"{label} is none of {', '.join(TABLE)} and Sequential; "
+                             "save_weights(path) writes the weights alone")
     return entries
 
 
 def _name_of(function, label):
     names = [name for name, known in ACTIVATIONS.items() if known is function]
     if function is not None and not names:
-        raise ValueError(f"{label} has a function of its own, not one of {', '.join(ACTIVATIONS)}; save_weights(path) writes "
-                         "the weights alone")
+        raise ValueError(f"{label} has a function of its own, not one of {', '.join(ACTIVATIONS)}; "
+                         "save_weights(path) writes the weights alone")
     return names[0] if names else None
 
 
 def _planned(entries, path="layers"):
-    """[(layer, {name: shape of its array})] for all layers in order, still without weights, those in Sequentials too."""
+    """[(layer, {name: shape of its array})] for all layers in order, still without weights."""
     plan = []
     for i, entry in enumerate(entries):
-        if not isinstance(entry["name"], str) or not entry["name"].isprintable() or len(entry["name"]) > 100:
+        name = entry["name"]
+        if not isinstance(name, str) or not name.isprintable() or len(name) > 100:
             raise ValueError("a layer's name must be a short text that can be printed")
         if "layers" in entry:
             plan += _planned(entry["layers"], f"{path}.{i}.layers")
@@ -113,13 +119,15 @@ def _planned(entries, path="layers"):
             raise ValueError(f"there is no layer {entry['kind']!r}, only {', '.join(TABLE)}")
         kind = TABLE[entry["kind"]]
         if set(entry["settings"]) != set(KINDS[kind]):
-            raise ValueError(f"{entry['kind']} has the settings {', '.join(KINDS[kind])}, found {', '.join(entry['settings'])}")
+            raise ValueError(f"{entry['kind']} has the settings {', '.join(KINDS[kind])}, found "
+                             f"{', '.join(entry['settings'])}")
         layer = kind(**entry["settings"])
         if "input_shape" in layer.setting_checks:
             layer.input_shape = entry["input_shape"]
         for name in FLAGS if kind is BatchNorm else ():
             setattr(layer, name, bool(entry["flags"][name]))
-        plan.append((layer, {f"{path}.{i}.{name}": shape for name, shape in _shapes(layer).items()}))
+        shapes = {f"{path}.{i}.{name}": shape for name, shape in _shapes(layer).items()}
+        plan.append((layer, shapes))
     return plan
 
 
@@ -131,18 +139,21 @@ def _shapes(layer):
     if isinstance(layer, (BatchNorm, LayerNorm)):
         features = (layer.input_shape[0 if isinstance(layer, BatchNorm) else -1],)
         result = {"gamma": features, "beta": features} if layer.affine else {}
-        return result | ({"running_mean": features, "running_var": features, "updates": ()} if isinstance(
-            layer, BatchNorm) else {})
+        if isinstance(layer, BatchNorm):
+            result |= {"running_mean": features, "running_var": features, "updates": ()}
+        return result
     return {}
 
 
-def _check_shapes(state, expected):
+def _check_shapes(state, plan):
+    expected = {name: shape for _, shapes in plan for name, shape in shapes.items()}
     found = {name: array.shape for name, array in state.items()}
     wrong = [f"{name}: {found.get(name, 'nothing')} instead of {expected.get(name, 'nothing')}"
              for name in found | expected if found.get(name) != expected.get(name)]
     if wrong:
-        raise ValueError(f"the arrays are not those of the layers, {'; '.join(wrong[:3])}. (Only the layers' own weights can be "
-                         "saved with the model; save_weights(path) writes all there are, for a model that is built first)")
+        raise ValueError(f"the arrays are not those of the layers, {'; '.join(wrong[:3])}. (Only "
+                         "the layers' own weights can be saved with the model; save_weights(path) "
+                         "writes all there are, for a model that is built first)")
     if len({array.dtype for array in state.values() if array.dtype.kind == "f"}) > 1:
         raise ValueError("the weights have several dtypes; call model.astype(np.float32) first")
 
@@ -152,7 +163,8 @@ def _assembled(entries, plan, cls):
     model = cls()
     layers = []
     for entry in entries:
-        layers.append(_assembled(entry["layers"], plan, cls) if "layers" in entry else next(plan)[0])
+        inner = "layers" in entry
+        layers.append(_assembled(entry["layers"], plan, cls) if inner else next(plan)[0])
         layers[-1].name = entry["name"]
     model.layers = layers
     return model

@@ -20,7 +20,8 @@ DATA = "; its input comes straight from the data"
 
 def _layers(value):
     if not isinstance(value, (list, tuple)):
-        raise TypeError(f"Sequential takes a list of layers, Sequential([Dense(64), Activation('relu')]), got {value!r}")
+        raise TypeError("Sequential takes a list of layers, Sequential([Dense(64), "
+                        f"Activation('relu')]), got {value!r}")
     return list(value)
 
 
@@ -41,7 +42,7 @@ def _metrics(value):
 
 
 class _OfTheClass(classmethod):
-    """A classmethod that a model does not have: model.load(path) would look as if it changed the model."""
+    """A classmethod that no model has: model.load(path) would look as if it changed the model."""
 
     def __get__(self, instance, owner=None):
         if instance is not None:
@@ -58,12 +59,14 @@ class Sequential(Module):
     known: from the first layer's input_shape, from build(), or from the first data. Call build() before you use the layers
     one by one: a layer that no model has called draws from no seed.
 
-    `layers` is a list that may be changed; what is new in it is named, drawn from the seed and checked at the next use.
-    Compile again afterwards. model[0] is the first layer, model[:-1] a Sequential of all but the last, the same layers.
+    `layers` is a list that may be changed; what is new in it is named, drawn from the seed and
+    checked at the next use. Compile again afterwards. model[0] is the first layer, model[:-1] a
+    Sequential of all but the last, the same layers.
     """
 
-    setting_checks = {"layers": _layers, "optimizer": _optimizer, "loss": _loss, "metrics": _metrics}
-    known_layers = ()  # the layers as they were at the last use: these have their names and random streams
+    setting_checks = {"layers": _layers, "optimizer": _optimizer, "loss": _loss,
+                      "metrics": _metrics}
+    known_layers = ()  # the layers at the last use: these have their names and random streams
     seen_shape = output_shape = None  # of one sample, once one came through
     not_parts = "known_layers", "loss", "metrics"
     habit_words, argument_words = habits.SEQUENTIAL, habits.SEQUENTIAL_ARGUMENTS
@@ -73,8 +76,8 @@ class Sequential(Module):
         try:
             streams = np.random.SeedSequence(seed).spawn(3)
         except (TypeError, ValueError):
-            raise ValueError("seed is a whole number from 0 up, or None for other weights each time, got "
-                             f"{seed!r}") from None
+            raise ValueError("seed is a whole number from 0 up, or None for other weights each "
+                             f"time, got {seed!r}") from None
         self.weights_rng, self.shuffle_rng, self.dropout_rng = map(np.random.default_rng, streams)
         self.kind_counts = Counter()  # how many layers of each kind have got a name here
         self.optimizer = self.loss = None
@@ -87,13 +90,14 @@ class Sequential(Module):
 
     @property
     def input_shape(self):
-        """The shape of one input, without the batch axis, as the first layer or the first data told it; None before."""
-        return (getattr(self.layers[0], "input_shape", None) or self.seen_shape) if self.layers else None
+        """The shape of one input, as the first layer or the first data told it; None before."""
+        first = self.layers[0] if self.layers else None
+        return getattr(first, "input_shape", None) or self.seen_shape
 
     def add(self, layer):
         """Append a layer. Compile afterwards: an optimizer trains the layers that it was given.
 
-        Raises ValueError for one that does not fit, where shapes are known; the model is then as before.
+        ValueError for one that does not fit, if shapes are known; the model is then as before.
         """
         shape = self.output_shape if self.known_layers == self.layers else None
         self._check(layer)
@@ -123,7 +127,8 @@ class Sequential(Module):
         if not isinstance(layer, Module):
             remedy = (f"; write {layer.__name__}(...)" if isinstance(layer, type) else
                       "; write Activation(function)" if callable(layer) else "")
-            raise TypeError(f"a layer is an object like Dense(64) or Activation('relu'), got {layer!r}{remedy}")
+            raise TypeError("a layer is an object like Dense(64) or Activation('relu'), got "
+                            f"{layer!r}{remedy}")
         if any(part is self for part in layer.modules()):
             raise ValueError("a model cannot be a layer of itself, nor of one of its layers")
 
@@ -136,7 +141,7 @@ class Sequential(Module):
     def settle_new_layers(self):
         """Take in the layers that are new in the list, and give them this model's random streams.
 
-        Called at every forward, and before the parameters are listed: so that the outermost model is the first to do it.
+        At every forward and before the parameters are listed: so the outermost model does it first.
         """
         if self.known_layers == self.layers:
             return
@@ -169,17 +174,20 @@ class Sequential(Module):
         return x
 
     def _complaint(self, i, error, first=None):
-        """The error of layer i, with where its input came from; first: the input of the model, if it was given one."""
+        """The error of layer i, with where its input came from; first: the input of the model."""
         text, shape = f"layer {i}, {error}", self.input_shape
-        if text.endswith(DATA) or "; its input comes" not in text:  # of a Sequential in here, at its first layer; or of a layer
-            text = text.removesuffix(DATA)
-            text += f"; its input comes from layer {i - 1}, {self.layers[i - 1].label}" if i else DATA
+        text = text.removesuffix(DATA)  # said by a Sequential in here, of its first layer
+        if "; its input comes" not in text:
+            before = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else ""
+            text += f"; its input comes {before}" if i else DATA
         if shape is None or first is None:
             return ValueError(text)
         if first.shape == shape:
-            text += f". The data look like one sample of shape {shape}: write x[None], a batch of one"
+            text += (f". The data look like one sample of shape {shape}: write x[None], a batch of "
+                     "one")
         elif i and first.shape[1:] != shape:
-            text += f". The model takes data of shape (n, {', '.join(map(str, shape))}), got {first.shape}"
+            axes = ", ".join(map(str, shape))
+            text += f". The model takes data of shape (n, {axes}), got {first.shape}"
         return ValueError(text)
 
     def __len__(self):
@@ -193,34 +201,37 @@ class Sequential(Module):
 
     def __getitem__(self, index):
         if not isinstance(index, (int, np.integer, slice)):
-            raise TypeError(f"model[0] is the first layer and model[:-1] a Sequential of all but the last, got {index!r}; by "
-                            f"name: {{layer.name: layer for layer in model}}[{index!r}]")
+            raise TypeError("model[0] is the first layer and model[:-1] a Sequential of all but "
+                            f"the last, got {index!r}; by name: {{layer.name: layer for layer in "
+                            f"model}}[{index!r}]")
         if not isinstance(index, slice):
             return self.layers[index]
         part = Sequential()
         part.layers, part.training = self.layers[index], self.training
-        part.weights_rng, part.shuffle_rng, part.dropout_rng = self.weights_rng, self.shuffle_rng, self.dropout_rng
+        for stream in ("weights_rng", "shuffle_rng", "dropout_rng"):
+            setattr(part, stream, getattr(self, stream))
         part.seen_shape = self.seen_shape if len(part) and part[0] is self[0] else None
         return part
 
     def get_weights(self):
-        """A list of copies of all parameters and buffers, as Keras gives it; state_dict() has their names as well."""
+        """Copies of all parameters and buffers, a list as in Keras; state_dict() has the names."""
         return list(self.state_dict().values())
 
     def set_weights(self, arrays):
-        """Take over what get_weights returned, for a model of the same layers; ValueError as load_state_dict."""
+        """Take over what get_weights of a model of the same layers returned; else ValueError."""
         names = list(self.state_dict())
         if len(names) != len(arrays):
-            raise ValueError(f"the model has {len(names)} arrays ({', '.join(names)}), got {len(arrays)}")
+            raise ValueError(f"the model has {len(names)} arrays ({', '.join(names)}), got "
+                             f"{len(arrays)}")
         self.load_state_dict(dict(zip(names, arrays)))
 
     def save(self, path):
-        """Write layers and weights into one .npz or .safetensors file, for Sequential.load: see `saving.py`."""
+        """Write layers and weights into one .npz or .safetensors file: see `saving.py`."""
         saving.save(path, self, Sequential)
 
     @_OfTheClass
     def load(cls, path):
-        """The model that save wrote, as a new one: compile it before it is trained or evaluated. ValueError if damaged."""
+        """The model that save wrote, as a new one, to be compiled again. ValueError if damaged."""
         return saving.load(path, Sequential)
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
@@ -231,7 +242,8 @@ class Sequential(Module):
         """
         for name, value in (("optimizer", optimizer), ("loss", loss)):
             if value is None:
-                raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got None")
+                raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got "
+                                "None")
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
         training.named_metrics(metrics, loss)  # complains about unknown names
         if optimizer is self.trained_by and not trains(optimizer, self, loss):

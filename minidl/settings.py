@@ -1,16 +1,17 @@
-"""Checks of settings: each is a function that returns the value to keep, or raises ValueError that says what is expected."""
+"""Checks of settings: each returns the value to keep, or raises ValueError that teaches."""
 
 import numpy as np
 
 
 def as_shape(shape):
-    """A tuple from a tuple or a single number; None stays None: not known yet. ValueError for what is no shape."""
+    """A tuple from a tuple or a single number; None, not known yet, stays None. Else ValueError."""
     if shape is None:
         return None
     result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     if not result or not all(is_whole(n) and n > 0 for n in result):
         got = f"an array of shape {shape.shape}" if hasattr(shape, "shape") else repr(shape)
-        raise ValueError(f"a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got {got}")
+        raise ValueError("a shape is whole numbers, 784 or (28, 28) for example, without the batch "
+                         f"axis; got {got}")
     return tuple(map(int, result))
 
 
@@ -28,8 +29,8 @@ def as_rng(rng):
     try:
         return None if rng is None else np.random.default_rng(rng)
     except (TypeError, ValueError):
-        raise ValueError(f"rng is where random numbers come from, np.random.default_rng(0) or a seed such as 0, got "
-                         f"{rng!r}") from None
+        raise ValueError("rng is where random numbers come from, np.random.default_rng(0) or a "
+                         f"seed such as 0, got {rng!r}") from None
 
 
 def is_whole(n):
@@ -47,16 +48,17 @@ def as_whole(name, least):
 
 
 def as_number(text, fits):
-    """A check for a setting that is a number for which fits(number) holds; text says which, with {!r} for what came."""
+    """A check for a number for which fits(number) holds; text says which, and {!r} what came."""
     def checked(value):
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number)) or not fits(value):
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not number or not fits(value):
             raise ValueError(text.format(value))
         return float(value)  # a NumPy float64 would turn float32 into float64
     return checked
 
 
 def lookup(name, table, what):
-    """table[name] for a string, name itself for a function or None; ValueError with the valid names.
+    """table[name] for a string, name itself for a function or None; else the valid names.
 
     A class is none of these: it has to be called to make the function.
     """

@@ -82,7 +82,7 @@ def code_lines(path):
 
 def test_the_core_that_a_student_reads_stays_small():
     core = ["tensor", "functional", "gradcheck", "module", "layers", "initializers", "optim", "training", "sequential"]
-    assert sum(code_lines(PACKAGE / f"{name}.py") for name in core) < 1750
+    assert sum(code_lines(PACKAGE / f"{name}.py") for name in core) < 1800
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -96,13 +96,19 @@ def with_a_layer_twice():
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: Sequential([OwnDense(3, input_shape=2)]), r"owndense Dense\(2 -> 3\) is none of Dense, Activation"),
+    (lambda: Sequential([OwnDense(3, input_shape=2)]), r"owndense Dense\(2 -> 3\) is none of "
+                                                       r"Dense, Activation"),
     (lambda: Sequential([Dense(3, input_shape=2), Own()]), r"own Own\(\) is none of"),
-    (lambda: Sequential([Dense(3, input_shape=2), Activation(lambda x: x)]), "has a function of its own"),
+    (lambda: Sequential([Dense(3, input_shape=2), Activation(lambda x: x)]), "has a function of "
+                                                                             "its own"),
     (lambda: Sequential([Dense(3, lambda x: x, input_shape=2)]), "has a function of its own"),
     (lambda: OwnModel([Dense(3, input_shape=2)]), "only a plain Sequential"),
     (lambda: with_name("a" * 101), "a layer's name"), (lambda: with_name(5), "a layer's name"),
-    (with_a_layer_twice, "is in it twice"), (with_extra, r"layers\.0\.extra"), (with_another_shape, r"\(2, 4\) instead of"),
+    (with_a_layer_twice, "is in it "
+                         "twice"), (with_extra, r"layers\.0\.extra"), (with_another_shape, r"\(2, "
+                                                                                           r"4\) "
+                                                                                           r"instead "
+                                                                                           r"of"),
     (with_two_dtypes, "several dtypes")])
 def test_what_cannot_be_described_is_refused_before_a_file_is_touched(make, words, path):
     path.write_bytes(b"old")

@@ -661,9 +661,13 @@ def grow_parameter(model):
     model.layers[-1].bias.data = np.ones(6, np.float32)
 
 
-CHANGES = {replace_last: ["layers.3.kernel, layers.3.bias", r"2 of its Parameters, of shape \(16, 5\), \(5,\)"],
-           insert: ["layers.3.kernel"], append: ["layers.4.kernel"], pop: [r"2 of its Parameters, of shape \(16,\), \(16,\)"],
-           replace_parameter: ["layers.0.kernel", "1 of its Parameters"], add_parameter: ["layers.0.extra"],
+CHANGES = {replace_last: ["layers.3.kernel, "
+                          "layers.3.bias", r"2 of its Parameters, of shape \(16, 5\), \(5,\)"],
+           insert: ["layers.3.kernel"], append: ["layers.4.kernel"], pop: [r"2 of its Parameters, "
+                                                                           r"of shape \(16,\), "
+                                                                           r"\(16,\)"],
+           replace_parameter: ["layers.0.kernel", "1 of its "
+                                                  "Parameters"], add_parameter: ["layers.0.extra"],
            grow_parameter: ["layers.3.kernel, layers.3.bias in another shape"]}
 
 
@@ -708,7 +712,8 @@ def test_a_new_layer_is_drawn_from_the_models_seed_and_has_a_name():
     assert np.array_equal(*kernels) and optimizer
     model.layers.append(Dropout(0.5))
     model.layers.append(Dense(2, input_shape=9))
-    with pytest.raises(ValueError, match=r"layer 5, dense_3 Dense\(9 -> 2\).*from layer 4, dropout"):
+    with pytest.raises(ValueError, match=r"layer 5, dense_3 Dense\(9 -> 2\).*from layer 4, "
+                                         r"dropout"):
         model.predict(toy()[0])
     assert model.layers[4].rng is model.dropout_rng
 
@@ -817,7 +822,9 @@ def test_a_model_with_nothing_to_train_says_why():
 
     frozen = net(input_shape=20)
     frozen.trainable = False
-    for model, words in ((Own(), r"its arrays kernel are kept.*Parameter\(array\)"), (Late(), "__init__ and not in forward"),
+    for model, words in ((Own(), r"its arrays kernel are "
+                                 r"kept.*Parameter\(array\)"), (Late(), "__init__ and not in "
+                                                                        "forward"),
                          (frozen, "all parameters are frozen: layers.0.kernel.*trainable = True")):
         with pytest.raises(ValueError, match=f"nothing to train.*{words}"):
             training.fit(model, *toy(), loss="cross_entropy", optimizer=optim.SGD(lr=0.1), verbose=0)
@@ -838,7 +845,8 @@ def test_layers_in_an_object_that_is_no_module_are_reported():
     def fit(model):
         training.fit(model, *toy(), loss="cross_entropy", optimizer=optim.SGD(lr=0.1), verbose=0)
 
-    with pytest.raises(ValueError, match="block.dense would not be trained.*Make the class that holds them a Module"):
+    with pytest.raises(ValueError, match="block.dense would not be trained.*Make the class that "
+                                         "holds them a Module"):
         fit(Net())
     model = Net()
     model.block.dense.trainable = False
@@ -864,7 +872,8 @@ def test_a_part_in_evaluation_mode_is_not_undone_in_silence():
     model = compiled(net(dropout=True, input_shape=20))
     for part, name in ((model[1], r"batchnorm BatchNorm\(16\)"), (model[3], "dropout")):
         part.eval()
-        with pytest.raises(ValueError, match=f"{name}.*is in evaluation mode.*frozen_statistics = True.*train"):
+        with pytest.raises(ValueError, match=f"{name}.*is in evaluation mode.*frozen_statistics = "
+                                             "True.*train"):
             model.fit(x, y, verbose=0)
         model.train()
     model[0].eval()  # a Dense does the same in both
@@ -967,7 +976,8 @@ def test_adding_builds_only_what_is_new():
 
 def test_a_layer_that_does_not_fit_is_not_added():
     model = compiled(net(input_shape=20))
-    with pytest.raises(ValueError, match=r"layer 4, dense_2 Dense\(9 -> 3\).*got \(n, 5\).*from layer 3, dense_1"):
+    with pytest.raises(ValueError, match=r"layer 4, dense_2 Dense\(9 -> 3\).*got \(n, 5\).*from "
+                                         r"layer 3, dense_1"):
         model.add(Dense(3, input_shape=9))
     assert len(model) == 4 and model.loss is not None
     model.add(Dense(3))
@@ -988,7 +998,8 @@ def test_errors_speak_of_the_data_and_not_of_the_sample_that_was_tried():
     images, y = np.ones((40, 28, 28), np.float32), np.arange(40) % 3
     model = Sequential([Flatten(), Dense(3, input_shape=100)]).compile()
     for call in (lambda: model.fit(images, y, verbose=0), lambda: model.evaluate(images, y), lambda: model.predict(images)):
-        with pytest.raises(ValueError, match=r"expects inputs of shape \(n, 100\), got \(40, 784\)"):
+        with pytest.raises(ValueError, match=r"expects inputs of shape \(n, 100\), got \(40, "
+                                             r"784\)"):
             call()
     with pytest.raises(ValueError, match=r"got \(n, 28, 28\)"):
         Sequential([Dense(3)]).build((28, 28))
@@ -998,7 +1009,8 @@ def test_one_sample_without_a_batch_axis_is_recognised():
     model = Sequential([Flatten(input_shape=(28, 28)), Dense(3)])
     with pytest.raises(ValueError, match=r"one sample of shape \(28, 28\): write x\[None\]"):
         model.predict(np.ones((28, 28), np.float32))
-    with pytest.raises(ValueError, match=r"model takes data of shape \(n, 28, 28\), got \(5, 30, 30\)"):
+    with pytest.raises(ValueError, match=r"model takes data of shape \(n, 28, 28\), got \(5, 30, "
+                                         r"30\)"):
         model.predict(np.ones((5, 30, 30), np.float32))
     with pytest.raises(ValueError, match=r"one sample of shape \(20,\): write x\[None\]"):
         net(input_shape=20)(toy()[0][0])
@@ -1008,5 +1020,6 @@ def test_a_layer_in_a_nested_model_knows_where_its_input_comes_from():
     model = Sequential([Dense(3), Sequential([Dense(2, input_shape=9)])])
     with pytest.raises(ValueError) as caught:
         model(toy()[0])
-    assert str(caught.value) == ("layer 1, layer 0, dense Dense(9 -> 2) expects inputs of shape (n, 9), got (200, 3); its input "
-                                 "comes from layer 0, dense Dense(20 -> 3)")
+    assert str(caught.value) == ("layer 1, layer 0, dense Dense(9 -> 2) expects inputs of shape "
+                                 "(n, 9), got (200, 3); its input comes from layer 0, dense "
+                                 "Dense(20 -> 3)")
