@@ -110,7 +110,7 @@ class Module:
         for hook in self.forward_hooks:
             result = hook(self, inputs, y)
             if result is not None:
-                y = self._hooked(result)
+                y = self._hooked(result, y)
         return y
 
     def _name_parts(self):
@@ -132,8 +132,8 @@ class Module:
                             "trained: compute with minidl.functional and Tensor methods, not with "
                             ".data, .numpy() or np; or return x.detach() where that is meant")
 
-    def _hooked(self, result):
-        if not isinstance(result, (Tensor, np.ndarray)):
+    def _hooked(self, result, y):
+        if not isinstance(result, (Tensor, type(y))):  # an array would end the gradient
             raise TypeError(f"{self.label}: what a forward hook returns replaces the output and "
                             f"must be a Tensor, got {type(result).__name__}; return None to leave "
                             "the output as it is")

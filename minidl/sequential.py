@@ -38,7 +38,11 @@ def _loss(value):
 
 
 def _metrics(value):
-    return [value] if isinstance(value, str) or callable(value) else list(value)
+    if isinstance(value, str) or callable(value):
+        return [value]
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise TypeError(f"metrics is a list of names and functions, ['accuracy'], got {value!r}")
+    return list(value or ())
 
 
 class _OfTheClass(classmethod):
@@ -239,6 +243,9 @@ class Sequential(Module):
 
         Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy" and
         "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax. Returns self.
+
+        Compile again after the layers have changed: if the optimizer is the one of the latest fit, it
+        takes over the Parameters that the model has now, and starts afresh.
         """
         for name, value in (("optimizer", optimizer), ("loss", loss)):
             if value is None:

@@ -72,7 +72,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     goes on; with the same weights, buffers, optimizer and random generators it is the same run.
     verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
 
-    Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when the loss is
+    Raises ValueError or TypeError before any work for data that do not fit, and for a part that would not be trained
+    (see `binding.py`), DivergenceError when the loss is
     no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
     the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
     """

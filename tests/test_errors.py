@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Dense, Dropout, EarlyStopping, Flatten, LambdaCallback, LearningRateScheduler,
-                    ModelCheckpoint, Module, Parameter, Sequential, Tensor, data, initializers, optim, training)
+from minidl import (Activation, BatchNorm, Dense, Dropout, EarlyStopping, Flatten, LambdaCallback,
+                    LearningRateScheduler, ModelCheckpoint, Module, Parameter, Sequential, Tensor,
+                    data, initializers, optim, training)
 from minidl import functional as F
 from minidl.layers import ACTIVATIONS
 
@@ -310,7 +311,8 @@ ERRORS = {
         "scale of Scale is a Tensor and would never be trained: make it a Parameter, scale = "
         "Parameter(values)"),
     "a Parameter of float64": (
-        lambda: Sequential([Scale(Parameter(np.ones(1))), Activation("relu"), Dense(5, input_shape=20)])(Tensor(X)), TypeError,
+        lambda: Sequential([Scale(Parameter(np.ones(1))), Activation("relu"),
+                            Dense(5, input_shape=20)])(Tensor(X)), TypeError,
         "dense Dense(20 -> 5) holds float32 weights but got a float64 Tensor: layers.0.scale in "
         "Sequential is float64. Make it float32, as Parameter(np.ones(1, np.float32)) or with a "
         "plain Python number (math.sqrt(2), not np.sqrt(2)); or take all of the model to float64 "
@@ -343,7 +345,8 @@ ERRORS = {
         lambda: Dropout(50), ValueError, "Dropout needs a rate from 0 up to but not 1 (0.5 for 50 "
                                          "percent), got 50"),
     "one image": (
-        lambda: Sequential([Flatten(input_shape=(4, 5)), Dense(3)]).predict(X.reshape(40, 4, 5)[0]), ValueError,
+        lambda: Sequential([Flatten(input_shape=(4, 5)), Dense(3)]).predict(X[0].reshape(4, 5)),
+        ValueError,
         "layer 1, dense Dense(20 -> 3) expects inputs of shape (n, 20), got (4, 5); its input "
         "comes from layer 0, flatten Flatten(). The data look like one sample of shape (4, 5): "
         "write x[None], a batch of one"),
@@ -359,7 +362,8 @@ ERRORS = {
         "a layer is an object like Dense(64) or Activation('relu'), got <class "
         "'minidl.layers.BatchNorm'>; write BatchNorm(...)"),
     "a factory for an initializer": (
-        lambda: Dense(3, input_shape=4, kernel_initializer=initializers.normal).parameters(), ValueError,
+        lambda: Dense(3, input_shape=4, kernel_initializer=initializers.normal).parameters(),
+        ValueError,
         "Dense(4 -> 3): an initializer is a function of (shape, rng) that returns an array, such "
         "as initializers.normal(0.05), but normal fails: normal() takes from 0 to 1 positional "
         "arguments but 2 were given"),

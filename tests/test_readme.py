@@ -41,12 +41,13 @@ def test_the_third_program_looks_inside_the_model_of_the_first(tmp_path):
 
 
 def test_each_word_in_the_table_of_words_exists():
-    """Of what stands in minidl's column: names called are in the package, attributes on a layer or a model."""
-    rows = re.search(r"\| Keras \| PyTorch \| minidl "
-                     r"\|\n\|[-|]+\n((?:\|.+\n)+)", README)[1].splitlines()
+    """In minidl's column, what is called is in the package, or on a layer or a model."""
+    table = re.search(r"\| Keras \| PyTorch \| minidl \|\n\|[-|]+\n((?:\|.+\n)+)", README)[1]
+    rows = table.splitlines()
     words = [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[3])]
     model = minidl.Sequential([minidl.Dense(2, input_shape=3)])
-    owners = {"model": model, "layer": model[0], "training": minidl.training, "Sequential": minidl.Sequential}
+    owners = {"model": model, "layer": model[0], "training": minidl.training,
+              "Sequential": minidl.Sequential}
     for word in words:
         owner, _, attribute = re.match(r"(\w+)(\.(\w+))?", word).groups()
         if attribute:

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, Module, Parameter, Sequential, files
+from minidl import (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, Module, Parameter,
+                    Sequential, files)
 
 X = np.random.default_rng(0).random((60, 4, 5), dtype=np.float32)
 Y = np.arange(60) % 3
@@ -15,7 +16,8 @@ def trained():
     """One of each layer, trained, with settings that are not the defaults."""
     model = Sequential([
         Flatten(input_shape=(4, 5)),
-        Sequential([Dense(8), BatchNorm(momentum=None, eps=1e-3, ghost_batch_size=4), BatchNorm(affine=False, fused=False)]),
+        Sequential([Dense(8), BatchNorm(momentum=None, eps=1e-3, ghost_batch_size=4),
+                    BatchNorm(affine=False, fused=False)]),
         Activation("gelu"), LayerNorm(eps=1e-4), LayerNorm(affine=False), Dropout(0.25),
         Dense(3, "softmax", use_bias=False)], seed=3)
     model.layers[1][1].frozen_statistics = True
@@ -31,17 +33,20 @@ def path(tmp_path, request):
 
 
 def test_a_model_comes_back_whole(path):
-    """Layers, settings, names, weights, statistics, what is frozen; the outputs are equal to the last bit."""
+    """Layers, settings, names, weights, statistics, what is frozen; outputs to the last bit."""
     model = trained()
     model.save(path)
     other = Sequential.load(path)
     assert np.array_equal(model.predict(X), other.predict(X)) and repr(model) == repr(other)
-    assert [layer.name for layer in model] == [layer.name for layer in other] and other.input_shape == (4, 5)
+    assert [layer.name for layer in model] == [layer.name for layer in other]
+    assert other.input_shape == (4, 5)
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in other.named_parameters()]
-    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in other.parameters()]
+    frozen = [[p.requires_grad for p in each.parameters()] for each in (model, other)]
+    assert frozen[0] == frozen[1]
     for one, two in zip(model.modules(), other.modules(), strict=True):
-        for name in ("units", "activation", "use_bias", "function", "momentum", "eps", "affine", "fused", "ghost_batch_size",
-                     "rate", "frozen_statistics", "estimated", "input_shape"):
+        for name in ("units", "activation", "use_bias", "function", "momentum", "eps", "affine",
+                     "fused", "ghost_batch_size", "rate", "frozen_statistics", "estimated",
+                     "input_shape"):
             assert getattr(one, name, None) == getattr(two, name, None), name
     with pytest.raises(RuntimeError, match="not compiled"):
         other.fit(X, Y)
@@ -96,19 +101,15 @@ def with_a_layer_twice():
 
 
 @pytest.mark.parametrize("make, words", [
-    (lambda: Sequential([OwnDense(3, input_shape=2)]), r"owndense Dense\(2 -> 3\) is none of "
-                                                       r"Dense, Activation"),
+    (lambda: Sequential([OwnDense(3, input_shape=2)]),
+     r"owndense Dense\(2 -> 3\) is none of Dense, Activation"),
     (lambda: Sequential([Dense(3, input_shape=2), Own()]), r"own Own\(\) is none of"),
-    (lambda: Sequential([Dense(3, input_shape=2), Activation(lambda x: x)]), "has a function of "
-                                                                             "its own"),
+    (lambda: Sequential([Dense(3, input_shape=2), Activation(lambda x: x)]), "a function of its own"),
     (lambda: Sequential([Dense(3, lambda x: x, input_shape=2)]), "has a function of its own"),
     (lambda: OwnModel([Dense(3, input_shape=2)]), "only a plain Sequential"),
     (lambda: with_name("a" * 101), "a layer's name"), (lambda: with_name(5), "a layer's name"),
-    (with_a_layer_twice, "is in it "
-                         "twice"), (with_extra, r"layers\.0\.extra"), (with_another_shape, r"\(2, "
-                                                                                           r"4\) "
-                                                                                           r"instead "
-                                                                                           r"of"),
+    (with_a_layer_twice, "is in it twice"), (with_extra, r"layers\.0\.extra"),
+    (with_another_shape, r"\(2, 4\) instead of"),
     (with_two_dtypes, "several dtypes")])
 def test_what_cannot_be_described_is_refused_before_a_file_is_touched(make, words, path):
     path.write_bytes(b"old")
@@ -144,14 +145,32 @@ def entry(i, **values):
 
 
 @pytest.mark.parametrize("spoil", [
-    setting(0, "units", 10 ** 12), setting(0, "units", "x"), setting(0, "activation", "os.system"), setting(1, "eps", "nan"),
-    setting(0, "rng", 1), setting(1, "momentum", []), entry(0, kind="Module"), entry(0, kind=[]), entry(0, name=["a"]),
-    entry(0, name="a" * 10 ** 6), entry(0, name="\x1b[2J"), entry(0, settings=3), entry(0, input_shape=[10 ** 12]),
-    entry(1, input_shape=[10 ** 12]), entry(1, flags={}), entry(0, input_shape=None), entry(0, layers=3),
-    lambda text: text.pop("layers"), lambda text: text.update(layers="abc"), lambda text: text.update(layers=3),
-    lambda text: text.update(frozen=["absent"]), lambda text: text.update(frozen=3), lambda text: text["layers"].pop(),
+    setting(0, "units", 10 ** 12),
+    setting(0, "units", "x"),
+    setting(0, "activation", "os.system"),
+    setting(1, "eps", "nan"),
+    setting(0, "rng", 1),
+    setting(1, "momentum", []),
+    entry(0, kind="Module"),
+    entry(0, kind=[]),
+    entry(0, name=["a"]),
+    entry(0, name="a" * 10 ** 6),
+    entry(0, name="\x1b[2J"),
+    entry(0, settings=3),
+    entry(0, input_shape=[10 ** 12]),
+    entry(1, input_shape=[10 ** 12]),
+    entry(1, flags={}),
+    entry(0, input_shape=None),
+    entry(0, layers=3),
+    lambda text: text.pop("layers"),
+    lambda text: text.update(layers="abc"),
+    lambda text: text.update(layers=3),
+    lambda text: text.update(frozen=["absent"]),
+    lambda text: text.update(frozen=3),
+    lambda text: text["layers"].pop(),
     lambda text: text["layers"].reverse(), lambda text: text["layers"].insert(0, "Dense"),
-    lambda text: text.update(input_shape=[10 ** 9, 10 ** 9]), lambda text: text.update(input_shape=[5]),
+    lambda text: text.update(input_shape=[10 ** 9, 10 ** 9]),
+    lambda text: text.update(input_shape=[5]),
     lambda text: text.update(input_shape="abc"), lambda text: text.update(input_shape=[-4])])
 def test_a_text_that_lies_is_refused_without_much_memory(spoil, path):
     import tracemalloc

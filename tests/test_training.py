@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten, Module, Parameter, Sequential, Tensor, data,
+from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten,
+                    Module, Parameter, Sequential, Tensor, data,
                     estimate_population_statistics, optim, progress, training)
 from minidl import functional as F
 
@@ -617,7 +618,7 @@ def test_labels_of_any_integer_type_and_one_metric_without_a_list():
     assert results[0] == results[1] == results[2] and "accuracy" in results[0]
 
 
-# --- Everything is trained, or fit says what is not -------------------------------------------------------------------
+# --- Everything is trained, or fit says what is not -----------------------------------------------
 
 def moved(model, fit, layer):
     """Whether fit changes the kernel of a layer."""
@@ -661,13 +662,13 @@ def grow_parameter(model):
     model.layers[-1].bias.data = np.ones(6, np.float32)
 
 
-CHANGES = {replace_last: ["layers.3.kernel, "
-                          "layers.3.bias", r"2 of its Parameters, of shape \(16, 5\), \(5,\)"],
-           insert: ["layers.3.kernel"], append: ["layers.4.kernel"], pop: [r"2 of its Parameters, "
-                                                                           r"of shape \(16,\), "
-                                                                           r"\(16,\)"],
-           replace_parameter: ["layers.0.kernel", "1 of its "
-                                                  "Parameters"], add_parameter: ["layers.0.extra"],
+CHANGES = {replace_last: ["layers.3.kernel, layers.3.bias",
+                          r"2 of its Parameters, of shape \(16, 5\), \(5,\)"],
+           insert: ["layers.3.kernel"],
+           append: ["layers.4.kernel"],
+           pop: [r"2 of its Parameters, of shape \(16,\), \(16,\)"],
+           replace_parameter: ["layers.0.kernel", "1 of its Parameters"],
+           add_parameter: ["layers.0.extra"],
            grow_parameter: ["layers.3.kernel, layers.3.bias in another shape"]}
 
 
@@ -688,7 +689,9 @@ def test_compile_gives_the_models_optimizer_the_parameters_it_has_now(change):
     model = fitted(optimizer)
     change(model)
     model.compile(optimizer).fit(*toy(), verbose=0)
-    assert all(moved(model, lambda: model.fit(*toy(), verbose=0), layer) for layer in model if isinstance(layer, Dense))
+    for layer in model:
+        if isinstance(layer, Dense):
+            assert moved(model, lambda: model.fit(*toy(), verbose=0), layer)
     assert {id(p) for p in optimizer.parameters} == {id(p) for p in model.parameters()}
 
 
@@ -712,8 +715,8 @@ def test_a_new_layer_is_drawn_from_the_models_seed_and_has_a_name():
     assert np.array_equal(*kernels) and optimizer
     model.layers.append(Dropout(0.5))
     model.layers.append(Dense(2, input_shape=9))
-    with pytest.raises(ValueError, match=r"layer 5, dense_3 Dense\(9 -> 2\).*from layer 4, "
-                                         r"dropout"):
+    with pytest.raises(ValueError,
+                       match=r"layer 5, dense_3 Dense\(9 -> 2\).*from layer 4, dropout"):
         model.predict(toy()[0])
     assert model.layers[4].rng is model.dropout_rng
 
@@ -801,9 +804,9 @@ def test_trainable_false_freezes_statistics_too_and_the_summary_counts_it(capsys
     x, y = toy()
     model = compiled(net(input_shape=20))
     model[0].trainable = model[1].trainable = False
-    frozen = [a.copy() for layer in model[:2] for a in (*[p.data for p in layer.parameters()], *layer.buffers())]
+    frozen = weights(model[:2])
     assert moved(model, lambda: model.fit(x, y, verbose=0), model[-1])
-    assert same(frozen, [a for layer in model[:2] for a in (*[p.data for p in layer.parameters()], *layer.buffers())])
+    assert same(frozen, weights(model[:2]))
     model.summary()
     assert "Trainable params: 85" in capsys.readouterr().out  # 16 x 5 + 5
 
@@ -822,12 +825,12 @@ def test_a_model_with_nothing_to_train_says_why():
 
     frozen = net(input_shape=20)
     frozen.trainable = False
-    for model, words in ((Own(), r"its arrays kernel are "
-                                 r"kept.*Parameter\(array\)"), (Late(), "__init__ and not in "
-                                                                        "forward"),
+    for model, words in ((Own(), r"its arrays kernel are kept.*Parameter\(array\)"),
+                         (Late(), "__init__ and not in forward"),
                          (frozen, "all parameters are frozen: layers.0.kernel.*trainable = True")):
         with pytest.raises(ValueError, match=f"nothing to train.*{words}"):
-            training.fit(model, *toy(), loss="cross_entropy", optimizer=optim.SGD(lr=0.1), verbose=0)
+            optimizer = optim.SGD(lr=0.1)
+            training.fit(model, *toy(), loss="cross_entropy", optimizer=optimizer, verbose=0)
 
 
 def test_layers_in_an_object_that_is_no_module_are_reported():
@@ -843,10 +846,11 @@ def test_layers_in_an_object_that_is_no_module_are_reported():
             return self.head(self.block.dense(x))
 
     def fit(model):
-        training.fit(model, *toy(), loss="cross_entropy", optimizer=optim.SGD(lr=0.1), verbose=0)
+        optimizer = optim.SGD(lr=0.1)
+        training.fit(model, *toy(), loss="cross_entropy", optimizer=optimizer, verbose=0)
 
-    with pytest.raises(ValueError, match="block.dense would not be trained.*Make the class that "
-                                         "holds them a Module"):
+    with pytest.raises(ValueError,
+                       match="block.dense would not be trained.*Make the class that holds them a Module"):
         fit(Net())
     model = Net()
     model.block.dense.trainable = False
@@ -862,7 +866,8 @@ def test_a_parameter_in_the_loss_is_trained_with_the_model(attached):
     x, y = toy()
     scale, model = Parameter(np.ones(1, np.float32)), net(input_shape=20)
     optimizer = optim.SGD([*model.parameters(), scale] if attached else None, lr=0.1)
-    model.compile(optimizer, lambda outputs, labels: F.cross_entropy(outputs * scale, labels)).fit(x, y, verbose=0)
+    model.compile(optimizer, lambda outputs, labels: F.cross_entropy(outputs * scale, labels))
+    model.fit(x, y, verbose=0)
     assert scale.data != 1
     model.compile(optimizer).fit(x, y, verbose=0)  # without it again
 
@@ -872,8 +877,8 @@ def test_a_part_in_evaluation_mode_is_not_undone_in_silence():
     model = compiled(net(dropout=True, input_shape=20))
     for part, name in ((model[1], r"batchnorm BatchNorm\(16\)"), (model[3], "dropout")):
         part.eval()
-        with pytest.raises(ValueError, match=f"{name}.*is in evaluation mode.*frozen_statistics = "
-                                             "True.*train"):
+        with pytest.raises(ValueError,
+                           match=f"{name}.*is in evaluation mode.*frozen_statistics = True.*train"):
             model.fit(x, y, verbose=0)
         model.train()
     model[0].eval()  # a Dense does the same in both
@@ -918,28 +923,35 @@ def test_loss_optimizer_and_metrics_may_be_set_after_compile_and_are_checked():
     model.optimizer, model.loss, model.metrics = "adam", "mse", "mse"
     history = model.fit(x, np.eye(5, dtype=np.float32)[y], verbose=0)
     assert isinstance(model.optimizer, optim.Adam) and set(history.history) == {"loss", "mse"}
-    for name, value, kind in (("optimizer", 0.1, TypeError), ("loss", "msee", ValueError), ("optimizer", "adamm", ValueError)):
+    for name, value, kind in (("optimizer", 0.1, TypeError), ("loss", "msee", ValueError),
+                              ("optimizer", "adamm", ValueError)):
         with pytest.raises(kind):
             setattr(model, name, value)
-    for arguments in (None, "mse"), ("sgd", None):
-        with pytest.raises(TypeError, match="compile needs"):
+    for arguments in (None, "mse"), ("sgd", None), ("sgd", "mse", 5):
+        with pytest.raises(TypeError, match="compile needs|metrics is a list"):
             model.compile(*arguments)
+    assert model.compile("sgd", "mse", None).metrics == []  # Keras' default
     model = net(input_shape=20)
     model.loss = "mse"
     with pytest.raises(RuntimeError, match="not compiled"):
         model.fit(x, y)
 
 
-# --- Sequential as a list, errors about the data ------------------------------------------------------------------------
+# --- Sequential as a list, errors about the data --------------------------------------------------
 
 def test_a_model_is_a_sequence_of_its_layers():
     model = fitted()
     x, _ = toy()
     features = model[:-1]
-    assert len(model) == 4 and list(model) == model.layers and model[0] is model.layers[0] and model[-1] is model.layers[3]
+    assert len(model) == 4
+    assert list(model) == model.layers
+    assert model[0] is model.layers[0]
+    assert model[-1] is model.layers[3]
     assert type(features) is Sequential and features.layers == model.layers[:-1] and Sequential()
-    np.testing.assert_allclose(model[-1](features.predict(x)).data, model.predict(x), rtol=1e-5, atol=1e-6)
-    assert model[1:].layers == model.layers[1:] and [layer.name for layer in features] == ["dense", "batchnorm", "activation"]
+    outputs = model[-1](features.predict(x)).data
+    np.testing.assert_allclose(outputs, model.predict(x), rtol=1e-5, atol=1e-6)
+    assert model[1:].layers == model.layers[1:]
+    assert [layer.name for layer in features] == ["dense", "batchnorm", "activation"]
     for index in "dense", 1.0, None:
         with pytest.raises(TypeError, match=r"model\[0\] is the first layer"):
             model[index]
@@ -976,8 +988,8 @@ def test_adding_builds_only_what_is_new():
 
 def test_a_layer_that_does_not_fit_is_not_added():
     model = compiled(net(input_shape=20))
-    with pytest.raises(ValueError, match=r"layer 4, dense_2 Dense\(9 -> 3\).*got \(n, 5\).*from "
-                                         r"layer 3, dense_1"):
+    with pytest.raises(ValueError,
+                       match=r"layer 4, dense_2 Dense\(9 -> 3\).*got \(n, 5\).*from layer 3, dense_1"):
         model.add(Dense(3, input_shape=9))
     assert len(model) == 4 and model.loss is not None
     model.add(Dense(3))
@@ -997,9 +1009,10 @@ def test_a_model_cannot_hold_itself():
 def test_errors_speak_of_the_data_and_not_of_the_sample_that_was_tried():
     images, y = np.ones((40, 28, 28), np.float32), np.arange(40) % 3
     model = Sequential([Flatten(), Dense(3, input_shape=100)]).compile()
-    for call in (lambda: model.fit(images, y, verbose=0), lambda: model.evaluate(images, y), lambda: model.predict(images)):
-        with pytest.raises(ValueError, match=r"expects inputs of shape \(n, 100\), got \(40, "
-                                             r"784\)"):
+    for call in (lambda: model.fit(images, y, verbose=0), lambda: model.evaluate(images, y),
+                 lambda: model.predict(images)):
+        with pytest.raises(ValueError,
+                           match=r"expects inputs of shape \(n, 100\), got \(40, 784\)"):
             call()
     with pytest.raises(ValueError, match=r"got \(n, 28, 28\)"):
         Sequential([Dense(3)]).build((28, 28))
@@ -1009,8 +1022,8 @@ def test_one_sample_without_a_batch_axis_is_recognised():
     model = Sequential([Flatten(input_shape=(28, 28)), Dense(3)])
     with pytest.raises(ValueError, match=r"one sample of shape \(28, 28\): write x\[None\]"):
         model.predict(np.ones((28, 28), np.float32))
-    with pytest.raises(ValueError, match=r"model takes data of shape \(n, 28, 28\), got \(5, 30, "
-                                         r"30\)"):
+    with pytest.raises(ValueError,
+                       match=r"model takes data of shape \(n, 28, 28\), got \(5, 30, 30\)"):
         model.predict(np.ones((5, 30, 30), np.float32))
     with pytest.raises(ValueError, match=r"one sample of shape \(20,\): write x\[None\]"):
         net(input_shape=20)(toy()[0][0])
@@ -1020,6 +1033,6 @@ def test_a_layer_in_a_nested_model_knows_where_its_input_comes_from():
     model = Sequential([Dense(3), Sequential([Dense(2, input_shape=9)])])
     with pytest.raises(ValueError) as caught:
         model(toy()[0])
-    assert str(caught.value) == ("layer 1, layer 0, dense Dense(9 -> 2) expects inputs of shape "
-                                 "(n, 9), got (200, 3); its input comes from layer 0, dense "
-                                 "Dense(20 -> 3)")
+    assert str(caught.value) == (
+        "layer 1, layer 0, dense Dense(9 -> 2) expects inputs of shape (n, 9), got (200, 3); its "
+        "input comes from layer 0, dense Dense(20 -> 3)")
