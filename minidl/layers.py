@@ -106,7 +106,7 @@ class Dense(Module):
 
     built = False
     inputs = kernel = bias = None
-    parameter_names = "kernel", "bias"
+    parameter_names = keep_shape = "kernel", "bias"
     setting_checks = {"units": _units, "activation": _dense_activation, "rng": as_rng,
                       "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
                       "input_shape": _flat}
@@ -224,6 +224,7 @@ class BatchNorm(Module):
 
     built = estimated = False
     parameter_names = "gamma", "beta"
+    keep_shape = "gamma", "beta", "running_mean", "running_var"
     setting_checks = {"momentum": _or_none(_momentum), "eps": _eps, "input_shape": _features,
                       "affine": as_flag("affine"), "fused": as_flag("fused"),
                       "ghost_batch_size": _or_none(as_whole("ghost_batch_size", 2)),
@@ -332,7 +333,7 @@ class LayerNorm(Module):
 
     built = False
     gamma = beta = None
-    parameter_names = "gamma", "beta"
+    parameter_names = keep_shape = "gamma", "beta"
     setting_checks = {"eps": _eps, "affine": as_flag("affine"), "input_shape": as_shape}
     fixed_settings = ("affine",)
     habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS

@@ -38,6 +38,7 @@ class Module:
     setting_checks = {}  # {name: a check of settings.py}, made at every assignment
     fixed_settings = ()  # the settings that cannot change once the weights are made
     parameter_names = ()  # the attributes that hold this layer's own Parameters
+    keep_shape = ()  # attributes whose arrays can only be replaced by others of their shape
     not_parts = ()  # attributes that are no parts of this module, whatever they hold
     habit_words = habits.MODULE  # attributes that other libraries have: what to write here
     argument_words = {}  # the same for arguments of the constructor
@@ -71,6 +72,10 @@ class Module:
                                 f"layer.{name} = Parameter(values) and compile again")
         elif not hasattr(type(self), name):
             self._check_new(name, value)
+        if name in type(self).keep_shape and value is not None and own.get(name) is not None:
+            if np.shape(value) != np.shape(own[name]):
+                raise ValueError(f"{self.label}: {name} has shape {np.shape(own[name])}, got "
+                                 f"{np.shape(value)}; for another shape make a new layer")
         parts = value if type(value) is list else [value]
         if any(isinstance(part, Module) for part in parts):
             own.pop("parts_named", None)  # the new parts get their names at the next call

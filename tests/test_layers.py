@@ -1099,6 +1099,26 @@ def test_a_setting_that_cannot_be_is_refused_at_the_assignment(make, name, value
     assert getattr(layer, name) is before
 
 
+@pytest.mark.parametrize("make, name, shape", [
+    (lambda: dense(4, 3), "kernel", (4, 1)), (lambda: dense(4, 3), "bias", (1,)),
+    (lambda: dense(4, 3), "bias", (1, 3)),
+    (lambda: batch_norm(), "gamma", (1,)), (lambda: batch_norm(), "beta", (8, 1)), (lambda: layer_norm(), "beta", ())])
+def test_a_parameter_of_another_shape_does_not_broadcast(make, name, shape):
+    layer = make()
+    with pytest.raises(ValueError, match=f"{name} has shape.*got.*make a new layer"):
+        setattr(layer, name, Parameter(np.ones(shape)))
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("shape", [(1,), (1, 3), (), (4,)])
+def test_running_statistics_of_another_shape_do_not_broadcast(name, shape):
+    layer = batch_norm()
+    with pytest.raises(ValueError, match=rf"{name} has shape \(3,\), got"):
+        setattr(layer, name, np.ones(shape))
+    setattr(layer, name, np.full(3, 2.0))
+    assert getattr(layer, name).tolist() == [2, 2, 2]
+
+
 def test_units_may_change_before_the_weights_are_made():
     layer = Dense(3)
     layer.units = 5

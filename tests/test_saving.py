@@ -85,7 +85,7 @@ def with_name(name):
 
 def with_another_shape():
     model = Sequential([Dense(3, input_shape=2)])
-    model[0].kernel = Parameter(np.ones((2, 4), np.float32))
+    model[0].kernel.data = np.ones((2, 4), np.float32)
     return model
 
 
