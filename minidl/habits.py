@@ -28,6 +28,8 @@ MODULE = {
     "variables": "write parameters(), a list, or state_dict(), arrays with their names",
     "get_config": "print(model) shows the layers; model.save(path) writes a Sequential whole",
     "count_params": "write sum(p.size for p in model.parameters()), or see summary()",
+    "dtype": "write layer.kernel.dtype, or layer.astype(np.float64) to change it",
+    "device": "leave it out, minidl computes on the CPU alone",
     "cuda": "minidl computes on the CPU alone; interop.to_torch(model) goes where GPUs are",
     "cpu": "leave it out, minidl computes on the CPU alone",
     "to": "leave it out, minidl computes on the CPU alone; for another dtype write "
@@ -61,6 +63,11 @@ DENSE = MODULE | {
     "b": "write bias",
     "in_features": "write inputs",
     "out_features": "write units",
+    "input_dim": "write inputs",
+    "seed": "give it at the start, Dense(64, rng=0)",
+    "bias_initializer": "the bias starts at 0; write layer.bias.data[...] = values for others",
+    "kernel_constraint": "minidl has none: write it as a callback's on_train_batch_end",
+    "bias_regularizer": "give the optimizer weight_decay",
     "kernel_regularizer": "give the optimizer weight_decay, SGD(lr=0.1, weight_decay=1e-4) for "
                           "example"}
 NORM = MODULE | {
@@ -68,6 +75,10 @@ NORM = MODULE | {
     "bias": "write beta",
     "epsilon": "write eps",
     "num_features": "write len(layer.gamma), once the layer has seen an input",
+    "axis": "features are axis 1, images have the shape (n, channels, height, width)",
+    "center": "write affine, for gamma and beta together",
+    "scale": "write affine, for gamma and beta together",
+    "elementwise_affine": "write affine",
     "moving_mean": "write running_mean",
     "moving_variance": "write running_var",
     "moving_var": "write running_var",
@@ -89,6 +100,10 @@ SEQUENTIAL = MODULE | {
     "predict_on_batch": "write model.predict(x)",
     "predict_classes": "write model.predict(x).argmax(axis=1)",
     "predict_proba": "write model.predict(x), for a model that ends in Activation('softmax')",
+    "seed": "give it at the start, Sequential([...], seed=0)",
+    "rng": "give a seed at the start, Sequential([...], seed=0)",
+    **dict.fromkeys(("epochs", "batch_size", "callbacks", "verbose", "shuffle"),
+                    "give it to model.fit(x, y, ...)"),
     "lr": "write model.optimizer.lr",
     "learning_rate": "write model.optimizer.lr",
     "to_json": "write model.save(path), which keeps layers and weights in one file",

@@ -447,3 +447,7 @@ def _converted(x, dtype, layer):
 
 def _name(function):
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+
+
+def __getattr__(name):
+    raise habits.unknown("minidl.layers", name, habits.PACKAGE)

@@ -131,7 +131,7 @@ class Module:
         if y is None:
             raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
         differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        if isinstance(y, np.ndarray) and differentiated:
+        if isinstance(y, np.ndarray) and y.dtype.kind == "f" and differentiated:
             raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so "
                             "no gradient would pass it and the layers before it would never be "
                             "trained: compute with minidl.functional and Tensor methods, not with "

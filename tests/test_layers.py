@@ -1133,6 +1133,10 @@ def test_units_may_change_before_the_weights_are_made():
     (lambda: batch_norm(), "epsilon", 1e-3, "write eps"),
     (lambda: dense(3, 2), "weight", Parameter([1.0]), "write kernel"),
     (lambda: Dropout(0.5), "p", 0.1, "write rate"),
+    (lambda: dense(3, 2), "dtype", "float64", "astype"),
+    (lambda: Sequential(), "seed", 3, r"seed=0"),
+    (lambda: Sequential(), "learning_rate", 0.1, r"model\.optimizer\.lr"),
+    (lambda: Sequential(), "epochs", 10, r"model\.fit"),
     (lambda: dense(3, 2), "requires_grad", False, "trainable = False"),
     (lambda: Net(), "requires_grad", False, "trainable = False")])
 def test_an_attribute_that_would_do_nothing_says_which_one_does(make, name, value, words):
@@ -1236,6 +1240,11 @@ def test_a_forward_that_leaves_the_graph_is_refused_where_something_would_not_be
     with pytest.raises(TypeError,
                        match=r"leaves Leaves\(\): forward was given a Tensor and returned an array"):
         model(x)
+    class Classes(Module):
+        def forward(self, x):
+            return x.data.argmax(axis=1)
+
+    assert Sequential([Dense(5), Classes()])(x).shape == (4,), "class numbers have no gradient"
     assert Leaves()(x).min() == 0, "with nothing to differentiate it is fine"
     assert model.predict(x).shape == (4, 2)
 
@@ -1484,3 +1493,19 @@ def test_a_seed_for_one_layer_is_one_stream():
     assert isinstance(Dense(2, rng=3).rng, np.random.Generator)
     kept = np.random.default_rng(3).random((4, 5), np.float32) >= 0.5
     assert np.array_equal(layer(np.ones((4, 5), np.float32)), 2 * kept)
+
+
+def test_names_of_other_libraries_say_minidls_word_where_they_are_imported():
+    """Not an ImportError that only says that the name is not there."""
+    import minidl
+    from minidl import layers
+    for owner in minidl, layers:
+        with pytest.raises(AttributeError, match="no attribute 'BatchNormalization': write BatchNorm"):
+            owner.BatchNormalization
+        assert not hasattr(owner, "Linear") and not hasattr(owner, "nonsense")
+    for line, words in (("from minidl import Linear", r"write Dense\(64, input_shape=784\)"),
+                        ("from minidl import nn", "layers are in minidl itself"),
+                        ("from minidl import Dense, ReLU", r"write Activation\('relu'\)"),
+                        ("from minidl import nonsense", "cannot import name 'nonsense'")):
+        with pytest.raises(ImportError, match=words):
+            exec(line)
