@@ -28,11 +28,7 @@ def _units(value):
     return int(value)
 
 
-def _dense_activation(value):
-    if is_whole(value):
-        raise ValueError(f"unknown activation {value!r}: Dense takes the number of its outputs "
-                         f"alone, the inputs it finds out. PyTorch's Linear(784, {value}) is "
-                         f"Dense({value}, input_shape=784) here")
+def _activation(value):
     return lookup(value, ACTIVATIONS, "activation")
 
 
@@ -107,7 +103,7 @@ class Dense(Module):
     built = False
     inputs = kernel = bias = None
     parameter_names = keep_shape = "kernel", "bias"
-    setting_checks = {"units": _units, "activation": _dense_activation, "rng": as_rng,
+    setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
                       "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
                       "input_shape": _flat}
     fixed_settings = "units", "use_bias", "kernel_initializer"
@@ -116,6 +112,10 @@ class Dense(Module):
     def __init__(self, units, activation=None, *, use_bias=True, kernel_initializer="glorot_uniform",
                  input_shape=None, rng=None):
         self.units, self.use_bias, self.rng = units, use_bias, rng
+        if is_whole(activation):
+            raise ValueError(f"unknown activation {activation}: PyTorch's Linear({units}, {activation}) "
+                             f"is Dense({activation}, input_shape={units}) here, and the number of "
+                             "inputs may be left out")
         self.activation, self.kernel_initializer = activation, kernel_initializer
         self.input_shape = input_shape
         _check_single(self.label, self.activation, (self.units,))

@@ -1,5 +1,6 @@
 """Sequential: layers in a row, with Keras' verbs. Each verb is a thin call of `training.py`."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -186,9 +187,8 @@ class Sequential(Module):
             text += f"; its input comes {before}" if i else DATA
         if shape is None or first is None:
             return ValueError(text)
-        if first.shape == shape:
-            text += (f". The data look like one sample of shape {shape}: write x[None], a batch of "
-                     "one")
+        if first.shape[1:] != shape and first.size == math.prod(shape):
+            text += f". If this is one sample, write x.reshape{(1, *shape)}, a batch of one"
         elif i and first.shape[1:] != shape:
             axes = ", ".join(map(str, shape))
             text += f". The model takes data of shape (n, {axes}), got {first.shape}"

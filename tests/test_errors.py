@@ -128,8 +128,8 @@ ERRORS = {
         f"unknown activation 'rleu'; known are {known(ACTIVATIONS)}"),
     "PyTorch's Linear(784, 64)": (
         lambda: Dense(784, 64), ValueError,
-        "unknown activation 64: Dense takes the number of its outputs alone, the inputs it finds "
-        "out. PyTorch's Linear(784, 64) is Dense(64, input_shape=784) here"),
+        "unknown activation 64: PyTorch's Linear(784, 64) is Dense(64, input_shape=784) here, and "
+        "the number of inputs may be left out"),
     "PyTorch's BatchNorm1d(64)": (
         lambda: BatchNorm(64), ValueError,
         "momentum is the weight of the newest batch, from 0 to 1, got 64; the number of features is found out from the input"),
@@ -348,8 +348,8 @@ ERRORS = {
         lambda: Sequential([Flatten(input_shape=(4, 5)), Dense(3)]).predict(X[0].reshape(4, 5)),
         ValueError,
         "layer 1, dense Dense(20 -> 3) expects inputs of shape (n, 20), got (4, 5); its input "
-        "comes from layer 0, flatten Flatten(). The data look like one sample of shape (4, 5): "
-        "write x[None], a batch of one"),
+        "comes from layer 0, flatten Flatten(). If this is one sample, write "
+        "x.reshape(1, 4, 5), a batch of one"),
     "images for a Dense": (
         lambda: Dense(3, input_shape=(28, 28)), ValueError,
         "Dense expects inputs of shape (n, inputs), but input_shape is (28, 28); put "

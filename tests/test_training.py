@@ -1020,12 +1020,12 @@ def test_errors_speak_of_the_data_and_not_of_the_sample_that_was_tried():
 
 def test_one_sample_without_a_batch_axis_is_recognised():
     model = Sequential([Flatten(input_shape=(28, 28)), Dense(3)])
-    with pytest.raises(ValueError, match=r"one sample of shape \(28, 28\): write x\[None\]"):
+    with pytest.raises(ValueError, match=r"one sample, write x\.reshape\(1, 28, 28\)"):
         model.predict(np.ones((28, 28), np.float32))
     with pytest.raises(ValueError,
                        match=r"model takes data of shape \(n, 28, 28\), got \(5, 30, 30\)"):
         model.predict(np.ones((5, 30, 30), np.float32))
-    with pytest.raises(ValueError, match=r"one sample of shape \(20,\): write x\[None\]"):
+    with pytest.raises(ValueError, match=r"one sample, write x\.reshape\(1, 20\)"):
         net(input_shape=20)(toy()[0][0])
 
 
