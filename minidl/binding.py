@@ -1,6 +1,7 @@
 """What fit makes sure of before it trains: that each parameter which shall be trained will be."""
 
 from inspect import getclosurevars, isfunction
+from types import ModuleType
 
 import numpy as np
 
@@ -125,11 +126,14 @@ def _overlooked(model):
 def _inside(value):
     """(name, part) of what a plain object or a function holds, one level deep."""
     if isfunction(value):
-        variables = getclosurevars(value)
+        try:
+            variables = getclosurevars(value)
+        except ValueError:  # of a variable that has no value yet
+            return []
         named = {**variables.globals, **variables.nonlocals}
         return [(name, part) for name, part in named.items() if isinstance(part, Parameter)]
     ours = type(value).__module__.startswith("minidl.")
-    if ours or isinstance(value, (Module, Tensor, np.ndarray, type)):
+    if ours or isinstance(value, (Module, Tensor, np.ndarray, type, ModuleType)):
         return []
     return [(name, each) for name, part in getattr(value, "__dict__", {}).items()
             for each in (part if isinstance(part, (list, tuple)) else [part])]

@@ -50,7 +50,7 @@ def instead_of_one(n):
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub(r"\(1,", f"({n},", str(error))) from error
+        raise ValueError(re.sub(r"got \(1,", f"got ({n},", str(error))) from error
 
 
 def explain_error(module, error, inputs, constants):

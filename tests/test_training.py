@@ -860,6 +860,26 @@ def test_layers_in_an_object_that_is_no_module_are_reported():
         fit(Sequential([Dense(8), Activation(lambda x: F.maximum(x, slope * x)), Dense(5)]))
 
 
+def test_what_a_module_may_keep_without_being_asked_about_it():
+    """A library, a trainer that holds the model, a teacher in evaluation mode, any function."""
+    from types import SimpleNamespace
+
+    class Net(Module):
+        def __init__(self):
+            self.inner, self.library = Dense(5, rng=0), F
+            self.trainer = SimpleNamespace(model=self, layers=[self.inner])
+            self.teacher = SimpleNamespace(model=net(input_shape=20).eval())
+            self.scale = lambda y: y * later
+
+        def forward(self, x):
+            return self.scale(self.inner(x))
+
+    model = Net()
+    later = 2.0
+    optimizer = optim.SGD(lr=0.1)
+    training.fit(model, *toy(), loss="cross_entropy", optimizer=optimizer, verbose=0)
+
+
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_parameter_in_the_loss_is_trained_with_the_model(attached):
     """Given to the optimizer by hand, or not."""
