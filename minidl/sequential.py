@@ -299,7 +299,9 @@ class Sequential(Module):
     def load_checkpoint(self, path):
         """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
         self._need_compile()
-        return checkpoints.load_checkpoint(path, self, self.optimizer)
+        epochs = checkpoints.load_checkpoint(path, self, self.optimizer)
+        self.trained_by = self.optimizer  # as if fit had trained the epochs of the file
+        return epochs
 
     def explain_batchnorm(self):
         """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""
