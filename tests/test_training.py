@@ -721,6 +721,19 @@ def test_a_new_layer_is_drawn_from_the_models_seed_and_has_a_name():
     assert model.layers[4].rng is model.dropout_rng
 
 
+def test_a_new_layer_in_a_nested_model_is_drawn_from_its_seed():
+    class Net(Module):
+        def __init__(self):
+            self.body = Sequential([Dense(4, input_shape=3)], seed=7)
+
+    kernels = []
+    for _ in range(2):
+        model = Net()
+        model.body.layers.append(Dense(5, input_shape=4))
+        kernels.append(model.parameters()[2].data)
+    assert np.array_equal(*kernels)
+
+
 def test_the_shape_of_the_input_is_that_of_the_first_layer_now(capsys):
     model = net(input_shape=20)
     model.layers[0] = Dense(16, input_shape=7)
@@ -737,6 +750,8 @@ def test_a_whole_new_list_of_layers_is_taken_and_checked():
     model.layers = (Dense(4), Dense(5))
     with pytest.raises(ValueError, match="no longer has 6 of its Parameters"):
         model.fit(*toy(), verbose=0)
+    model.predict(toy()[0])
+    assert [layer.name for layer in model] == ["dense_2", "dense_3"]
     for wrong in ["relu"], [Dense]:
         model.layers = wrong
         with pytest.raises(TypeError, match="a layer is an object"):
