@@ -271,7 +271,8 @@ def _joined(arrays):
 
 def _listed(parameters):
     """The parameters as a list, each once."""
-    if isinstance(parameters, Tensor) or not hasattr(parameters, "__iter__"):
+    module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
+    if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
         raise TypeError(f"expected a list of parameters, as model.parameters() gives it, got a {type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):

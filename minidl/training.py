@@ -16,11 +16,13 @@ from time import perf_counter
 
 import numpy as np
 
+from . import binding
 from . import functional as F
 from .callbacks import Callback, History
 from .data import batches
-from .module import evaluation, lookup
+from .parts import evaluation, instead_of_one
 from .progress import Progress
+from .settings import lookup
 from .tensor import Tensor, no_grad
 
 LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.categorical_crossentropy,
@@ -70,7 +72,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     goes on; with the same weights, buffers, optimizer and random generators it is the same run.
     verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
 
-    Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when the loss is
+    Raises ValueError or TypeError before any work for data that do not fit, and for a part that would not be trained
+    (see `binding.py`), DivergenceError when the loss is
     no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
     the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
     """
@@ -83,7 +86,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     x, y = checked(model, x, y, loss)
     if validation_data is not None:
         validation_data = _checked_validation_data(model, validation_data, loss)
-    _bind(optimizer, model)
+    binding.check(model)
+    binding.bind(optimizer, model, loss)
     model.history = history = History()
     model.stop_training = False
     model.train()
@@ -99,6 +103,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     with closing(Progress(epochs, len(x), batch_size, verbose)) as progress:
         for epoch in range(initial_epoch, epochs):
             tell("on_epoch_begin", epoch, {})
+            if callbacks:
+                binding.bind(optimizer, model, loss)  # they may have changed the model
             progress.start(epoch)
             steps, sizes = [], []
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
@@ -184,7 +190,8 @@ def checked(model, x, y, loss):
         raise ValueError(f"x has {len(x)} samples, y has shape {y.shape}: there must be one label for each sample")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
         raise ValueError("y contains NaN or infinite values")
-    one_output = predict(model, x[:1])
+    with instead_of_one(len(x)):
+        one_output = predict(model, x[:1])
     # Trying the loss on all labels, with equal scores for every class, finds labels that do not fit before any step.
     trial = loss(Tensor(np.full((len(y), *one_output.shape[1:]), 1 / (1 + one_output[0].size), one_output.dtype)), y)
     if not isinstance(trial, Tensor) or trial.size != 1:
@@ -236,15 +243,6 @@ def _check_whole(name, value, least):
 def _check_callbacks(callbacks):
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"callbacks is a list of Callback objects, [EarlyStopping(patience=3)] for example, got {callbacks!r}")
-
-
-def _bind(optimizer, model):
-    """Give the model's parameters to an optimizer that has none; one that trains another model is an error."""
-    parameters = model.parameters()
-    if optimizer.parameters is None:
-        optimizer.attach(parameters)
-    elif not {id(p) for p in optimizer.parameters} & {id(p) for p in parameters}:
-        raise ValueError("this optimizer already trains another model's parameters: each model needs an optimizer of its own")
 
 
 def _divergence(model, x, optimizer, history):

@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Dense, EarlyStopping, LambdaCallback, LearningRateScheduler, ModelCheckpoint, Module,
-                    Parameter, Sequential, Tensor, data, optim, training)
+from minidl import (Activation, BatchNorm, Dense, Dropout, EarlyStopping, Flatten, LambdaCallback,
+                    LearningRateScheduler, ModelCheckpoint, Module, Parameter, Sequential, Tensor,
+                    data, initializers, optim, training)
 from minidl import functional as F
 from minidl.layers import ACTIVATIONS
 
@@ -59,6 +60,33 @@ def known(table):
     return ", ".join(sorted(table))
 
 
+def replace_a_layer():
+    model = compiled(input_shape=20)
+    model.fit(X, Y, verbose=0)
+    model.layers[-1] = Dense(5)
+    model.fit(X, Y, verbose=0)
+
+
+def evaluate_one_part():
+    model = compiled(input_shape=20)
+    model[1].eval()
+    model.fit(X, Y, verbose=0)
+
+
+def freeze_all():
+    model = compiled(input_shape=20)
+    model.trainable = False
+    model.fit(X, Y, verbose=0)
+
+
+class Scale(Module):
+    def __init__(self, scale):
+        self.scale = scale
+
+    def forward(self, x):
+        return x * self.scale
+
+
 class NoReturn(Module):
     def forward(self, x):
         F.relu(x)
@@ -100,7 +128,8 @@ ERRORS = {
         f"unknown activation 'rleu'; known are {known(ACTIVATIONS)}"),
     "PyTorch's Linear(784, 64)": (
         lambda: Dense(784, 64), ValueError,
-        f"unknown activation 64; known are {known(ACTIVATIONS)}"),
+        "unknown activation 64: PyTorch's Linear(784, 64) is Dense(64, input_shape=784) here, and "
+        "the number of inputs may be left out"),
     "PyTorch's BatchNorm1d(64)": (
         lambda: BatchNorm(64), ValueError,
         "momentum is the weight of the newest batch, from 0 to 1, got 64; the number of features is found out from the input"),
@@ -259,6 +288,89 @@ ERRORS = {
         lambda: LambdaCallback(on_epoch=3), TypeError,
         "LambdaCallback takes functions named on_train_begin, on_train_end, on_epoch_begin, on_epoch_end, "
         "on_train_batch_begin, on_train_batch_end, got on_epoch=3"),
+    # --- Modules, layers, Sequential
+    "a layer replaced after fit": (
+        replace_a_layer, ValueError,
+        "the optimizer does not fit the model: it does not train layers.3.kernel, layers.3.bias; "
+        "the model no longer has 2 of its Parameters, of shape (16, 5), (5,). If the model has "
+        "changed, compile it again or give a new optimizer; if a part shall not be trained, freeze "
+        "it first: layer.trainable = False, or requires_grad_(False)"),
+    "a part in evaluation mode": (
+        evaluate_one_part, ValueError,
+        "batchnorm BatchNorm(16) is in evaluation mode and the model is not; fit switches all of "
+        "it to training mode. To keep running statistics as they are, set frozen_statistics = True "
+        "(or trainable = False, which freezes gamma and beta too) on the BatchNorm; else call "
+        "model.train() first"),
+    "all is frozen": (
+        freeze_all, ValueError,
+        "there is nothing to train, all parameters are frozen: layers.0.kernel, layers.0.bias, "
+        "layers.1.gamma, layers.1.beta ... Set trainable = True on the layers that shall learn, or "
+        "call requires_grad_()"),
+    "a Tensor for a Parameter": (
+        lambda: Scale(Tensor(np.ones(1, np.float32), requires_grad=True)).parameters(), ValueError,
+        "scale of Scale is a Tensor and would never be trained: make it a Parameter, scale = "
+        "Parameter(values)"),
+    "a Parameter of float64": (
+        lambda: Sequential([Scale(Parameter(np.ones(1))), Activation("relu"),
+                            Dense(5, input_shape=20)])(Tensor(X)), TypeError,
+        "dense Dense(20 -> 5) holds float32 weights but got a float64 Tensor: layers.0.scale in "
+        "Sequential is float64. Make it float32, as Parameter(np.ones(1, np.float32)) or with a "
+        "plain Python number (math.sqrt(2), not np.sqrt(2)); or take all of the model to float64 "
+        "by model.astype(np.float64)"),
+    "an array for a Parameter": (
+        lambda: setattr(net(input_shape=20)[0], "kernel", np.ones((20, 16))), TypeError,
+        "dense Dense(20 -> 16): kernel is a Parameter; what came, ndarray, would never be trained "
+        "in its place: write layer.kernel.data[...] = values to give it new values, or "
+        "layer.kernel = Parameter(values) and compile again"),
+    "a setting too late": (
+        lambda: setattr(net(input_shape=20)[0], "units", 5), ValueError,
+        "dense Dense(20 -> 16): units cannot change once the weights are made; make a new layer "
+        "and put it in the place of this one"),
+    "a misspelt setting": (
+        lambda: setattr(BatchNorm(), "momentun", 0.5), AttributeError,
+        "BatchNorm() has no attribute 'momentun', so setting it would change nothing: did you mean "
+        "'momentum'?"),
+    "PyTorch's layer.weight": (
+        lambda: Dense(3).weight, AttributeError,
+        "Dense has no attribute 'weight': write kernel, of shape (inputs, units): the transpose of "
+        "PyTorch's weight"),
+    "Keras' epsilon": (
+        lambda: BatchNorm(epsilon=1e-3), TypeError,
+        "BatchNorm has no argument 'epsilon': write eps, which is 1e-5 by default; Keras' is 1e-3"),
+    "softmax of one output": (
+        lambda: Dense(1, "softmax"), ValueError,
+        "Dense(1, softmax): softmax of a single output is always 1, so nothing could be learned: "
+        "use 'sigmoid' with the loss 'binary_crossentropy', or one output for each class"),
+    "percent for a rate": (
+        lambda: Dropout(50), ValueError, "Dropout needs a rate from 0 up to but not 1 (0.5 for 50 "
+                                         "percent), got 50"),
+    "one image": (
+        lambda: Sequential([Flatten(input_shape=(4, 5)), Dense(3)]).predict(X[0].reshape(4, 5)),
+        ValueError,
+        "layer 1, dense Dense(20 -> 3) expects inputs of shape (n, 20), got (4, 5); its input "
+        "comes from layer 0, flatten Flatten(). If this is one sample, write "
+        "x.reshape(1, 4, 5), a batch of one"),
+    "images for a Dense": (
+        lambda: Dense(3, input_shape=(28, 28)), ValueError,
+        "Dense expects inputs of shape (n, inputs), but input_shape is (28, 28); put "
+        "Flatten(input_shape=(28, 28)) before it"),
+    "a list for a batch": (
+        lambda: net(input_shape=20)([[1.0] * 20]), TypeError,
+        "Sequential takes an array or a Tensor, got list: use np.asarray(x, np.float32)"),
+    "a class for a layer": (
+        lambda: Sequential([BatchNorm]), TypeError,
+        "a layer is an object like Dense(64) or Activation('relu'), got <class "
+        "'minidl.layers.BatchNorm'>; write BatchNorm(...)"),
+    "a factory for an initializer": (
+        lambda: Dense(3, input_shape=4, kernel_initializer=initializers.normal).parameters(),
+        ValueError,
+        "Dense(4 -> 3): an initializer is a function of (shape, rng) that returns an array, such "
+        "as initializers.normal(0.05), but normal fails: normal() takes from 0 to 1 positional "
+        "arguments but 2 were given"),
+    "load of a model": (
+        lambda: net().load("m.npz"), AttributeError,
+        "Sequential has no attribute 'load': write model = Sequential.load(path), which makes a "
+        "new model; load_weights(path) fills this one"),
 }
 
 
