@@ -80,7 +80,7 @@ class Sequential(Module):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
         metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
-        training.named_metrics(metrics, loss)  # complains about unknown names
+        training.named_metrics(metrics)  # complains about unknown names
         self.loss, self.optimizer, self.metrics = lookup(loss, training.LOSSES, "loss"), optimizer, metrics
         return self
 
@@ -91,11 +91,10 @@ class Sequential(Module):
         validation_split: the share of the samples, the last ones, to validate on instead of training.
         """
         self._need_compile()
-        if not 0 <= validation_split < 1:
-            raise ValueError(f"validation_split is a share of the samples, from 0 up to but not 1, got {validation_split!r}")
-        if validation_split and validation_data is None:
-            kept = len(x) - int(len(x) * validation_split)
-            x, y, validation_data = x[:kept], y[:kept], (x[kept:], y[kept:])
+        if not isinstance(shuffle, (bool, np.bool_)):
+            raise TypeError(f"shuffle is True or False, got {shuffle!r}")
+        if validation_split != 0 and validation_data is None:
+            (x, y), validation_data = training.hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch, verbose=verbose)

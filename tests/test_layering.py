@@ -13,11 +13,12 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "course"],
+    ["tensor", "plotting", "progress", "files", "schedules", "course", "habits"],
     ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
-    ["training", "inside"],
+    ["checks", "health", "inside"],
+    ["training"],
     ["sequential", "experiments"],
     ["lessonkit", "interop"],
     ["__init__", "cli"],
