@@ -314,7 +314,7 @@ class ModelCheckpoint(_Monitor):
         """Forget an earlier run. FileNotFoundError where there is no such folder, ValueError for fields or a suffix amiss."""
         super().on_train_begin()
         names = self.measured or [field for _, field, _, _ in self._pieces() if (field or "").isidentifier()]
-        checked_suffix(self.formatted({**dict.fromkeys(names, 0.5), "epoch": 1}))
+        checked_suffix(self.formatted({"epoch": 1, **{name: 0.5 for name in names if name != "epoch"}}))
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"ModelCheckpoint cannot write {self.path}: there is no folder {self.path.parent}")
 

@@ -59,6 +59,11 @@ def probing(model):
             handle.remove()
 
 
+def ending(seen):
+    """The activations at the very end of a model, from what `probing` collected."""
+    return {getattr(part, "activation", None) or getattr(part, "function", None) for part, _, y in seen if y is seen[-1][2]}
+
+
 class Watch:
     """Looks at one run of fit. seen: what `probing` collected while the first sample went through.
 
@@ -71,7 +76,7 @@ class Watch:
         self.fresh, self.told = optimizer.steps == 0, False
         self.layers = [(part, a) for part, a, _ in seen if any(isinstance(v, Parameter) for v in vars(part).values())]
         self.norms = [(part, a) for part, a, _ in seen if isinstance(part, BatchNorm)]
-        self.last = {_function(part) for part, _, y in seen if y is seen[-1][2]}  # the activations at the end of the model
+        self.ending = ending(seen)
 
     def before(self, validation_data):
         """What the data and settings tell."""
@@ -133,12 +138,13 @@ class Watch:
         if self.silent:
             return []
         found, p = [], outputs.data
-        if self.loss is F.cross_entropy and p.min() >= 0 and abs(p.sum(axis=1) - 1).max() < 1e-3:
-            found.append("the outputs are probabilities already, and loss='cross_entropy' applies softmax again: drop the softmax "
-                         "at the end of the model, or use loss='categorical_crossentropy'")
-        if self.loss is F.binary_cross_entropy_with_logits and F.sigmoid in self.last:
-            found.append("the outputs are probabilities already, and binary_cross_entropy_with_logits applies sigmoid again: drop "
-                         "the sigmoid at the end of the model, or use loss='binary_crossentropy'")
+        squashed = F.sigmoid in self.ending or getattr(outputs, "logits", None) is not None
+        if self.loss is F.cross_entropy and (squashed or p.min() >= 0 and abs(p.sum(axis=1) - 1).max() < 1e-3):
+            found.append("the outputs are probabilities already, and loss='cross_entropy' applies softmax once more: drop the "
+                         "activation at the end of the model, or end it with softmax and use loss='categorical_crossentropy'")
+        if self.loss is F.binary_cross_entropy_with_logits and squashed:
+            found.append("the outputs are probabilities already, and binary_cross_entropy_with_logits applies sigmoid once more: "
+                         "drop the activation at the end of the model, or use loss='binary_crossentropy'")
         if self.loss is F.mse_loss:
             found += self._targets(value)
         trained = [p for p in self.optimizer.parameters if p.requires_grad]
@@ -155,11 +161,12 @@ class Watch:
 
     def _targets(self, value):
         low, high = self.y.min(), self.y.max()
-        bounds = next((BOUNDS[f] for f in self.last if f in BOUNDS), None)
+        size = _size(_sample(self.y))
+        bounds = next((BOUNDS[f] for f in self.ending if f in BOUNDS), None)
         if bounds and (low < bounds[0] - 0.5 or high > bounds[1] + 0.5):
             return [f"the targets run from {low:.4g} to {high:.4g}, but the model ends in an activation with outputs from "
                     f"{bounds[0]} to {bounds[1]}: leave the activation of the last layer out, or scale the targets"]
-        if len(self.layers) > 1 and value > 0.5 * max(FAR, _size(_sample(self.y))) ** 2:
+        if len(self.layers) > 1 and size > FAR and value > 0.5 * size ** 2:  # one layer can grow as fast as its targets
             return [f"the targets run from {low:.4g} to {high:.4g}, and the first loss is {value:.4g}: training needs targets "
                     "around 1. Fit (y - y.mean()) / y.std(), and scale the predictions back"]
         return []
@@ -178,11 +185,6 @@ class Watch:
         return [f"after {len(losses)} steps the loss is {loss:.4g}, no better than the same answer for every sample, {guess:.4g}: "
                 f"try another learning rate (now {self.optimizer.current_lr:.3g}), other initial weights or BatchNorm, and look "
                 "whether x and y belong together"]
-
-
-def _function(part):
-    """The activation of a layer that has one."""
-    return getattr(part, "activation", None) or getattr(part, "function", None)
 
 
 def _sample(x):

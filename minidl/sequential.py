@@ -79,7 +79,7 @@ class Sequential(Module):
             optimizer = lookup(optimizer.lower(), OPTIMIZERS, "optimizer")()
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
-        metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+        metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics or ())
         training.named_metrics(metrics)  # complains about unknown names
         self.loss, self.optimizer, self.metrics = lookup(loss, training.LOSSES, "loss"), optimizer, metrics
         return self
