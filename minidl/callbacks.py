@@ -346,6 +346,6 @@ class ModelCheckpoint(_Monitor):
 
 def _check_flag(name, value):
     """value, once it is known to be True or False; a text such as "False" would count as True."""
-    if not isinstance(value, bool):
+    if value not in (True, False):
         raise TypeError(f"{name} is True or False, got {value!r}")
     return value

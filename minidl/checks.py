@@ -61,9 +61,12 @@ def _labels_are_entries(shape, y):
     if y.shape != shape or y.dtype.kind not in "biuf":
         raise ValueError(f"accuracy takes class numbers of shape ({n},) or rows of shape {shape}, got {y.dtype} of shape {y.shape}"
                          + "; use y.reshape(-1)" * (y.shape == (n, 1)))
-    # Zeros and ones, but not one in each row; probabilities (smoothed labels, a teacher's) are rows of one class each.
-    return (all(((part == 0) | (part == 1)).all() for part in _chunks(y))
-            and any((part.sum(axis=1) != 1).any() for part in _chunks(y)))
+    if all((abs(part.sum(axis=1) - 1) < 0.01).all() and part.min() >= 0 for part in _chunks(y)):
+        return False  # one-hot rows, or probabilities: smoothed labels, a teacher's answers
+    if not all(((part == 0) | (part == 1)).all() for part in _chunks(y)):
+        raise ValueError(f"accuracy takes class numbers, one-hot rows, or rows of zeros and ones, got rows with numbers from "
+                         f"{y.min()} to {y.max()}; for other targets use 'mse'")
+    return True
 
 
 def _accuracy_for(loss, shape, y):

@@ -70,9 +70,9 @@ class Watch:
     `before`, `after_first_step` and `after_epoch` return a list of texts, one for each thing that is wrong.
     """
 
-    def __init__(self, x, y, loss, batch_size, optimizer, seen):
+    def __init__(self, x, y, loss, batch_size, optimizer, seen, shuffled):
         self.silent = _expected.get() or len(x) < FEW
-        self.x, self.y, self.loss, self.batch_size, self.optimizer = x, y, loss, batch_size, optimizer
+        self.x, self.y, self.loss, self.batch_size, self.optimizer, self.shuffled = x, y, loss, batch_size, optimizer, shuffled
         self.fresh, self.told = optimizer.steps == 0, False
         self.layers = [(part, a) for part, a, _ in seen if any(isinstance(v, Parameter) for v in vars(part).values())]
         self.norms = [(part, a) for part, a, _ in seen if isinstance(part, BatchNorm)]
@@ -93,8 +93,19 @@ class Watch:
                 found.append(f"the validation inputs are {theirs / ours:.3g} times as large as the training inputs "
                              f"(root mean square {theirs:.3g} and {ours:.3g}): scale both in the same way, with the numbers of "
                              "the training data")
+            unseen = self._unseen(validation_data[1])
+            if unseen > 0.5:
+                found.append(f"{unseen:.0%} of the validation samples are of classes that the training samples lack; y was sorted, "
+                             "it seems: shuffle x and y before they are split, or use data.split")
         self.told = bool(found)
         return found
+
+    def _unseen(self, y):
+        """The share of labels that do not occur in training."""
+        if self.loss not in CLASSES or y.ndim != 1 or self.y.ndim != 1:
+            return 0
+        here = np.bincount(self.y.astype(np.int64), minlength=int(y.max()) + 1) > 0
+        return 1 - here[y.astype(np.int64)].mean()
 
     def _inputs(self):
         rows = _sample(self.x)
@@ -124,7 +135,10 @@ class Watch:
             return []
         if all((part == y[:1]).all() for part in _pieces(y)):
             return [f"all {'labels' if classes else 'targets'} are {y[0].tolist()}, so there is nothing to learn: look at how y was made"]
-        if self.loss in (F.cross_entropy, F.categorical_crossentropy) and y.ndim == 2:
+        if not self.shuffled and self.loss in CLASSES and y.ndim == 1 and len(y) > 2 * self.batch_size and (y[1:] >= y[:-1]).all():
+            return ["the labels are sorted and the samples are not shuffled, so each batch is of one class: use shuffle=True "
+                    "(in training.fit, rng=np.random.default_rng(0))"]
+        if self.loss in CLASSES and y.ndim == 2:
             sums = y.sum(axis=1, dtype=np.float64)
             if abs(sums - 1).max() > 0.01:
                 worst = int(abs(sums - 1).argmax())
@@ -152,8 +166,8 @@ class Watch:
             found.append("every gradient of the first step is exactly 0, so nothing is trained: the units of a layer are all "
                          "switched off or saturated (look at the initial weights and the scale of x), or the loss does not "
                          "depend on the outputs")
-        guess = math.log(p.shape[1] if p.ndim == 2 and p.shape[1] > 1 else 2)
-        if self.fresh and not self.told and not found and self.loss in GUESS and self.loss is not F.mse_loss and value > 10 * guess:
+        guess = math.log(p.shape[1] if self.loss in CLASSES else 2)
+        if self.fresh and not (self.told or found) and self.loss in GUESS and self.loss is not F.mse_loss and value > 10 * guess:
             found.append(f"the first loss is {value:.4g}, where guessing would give {guess:.3f}: the inputs or the initial weights "
                          "are too large; scale x, or use the usual initializers")
         self.told = self.told or bool(found)
@@ -225,4 +239,5 @@ def _entropy(p):
 
 GUESS = {F.cross_entropy: _guess_class, F.categorical_crossentropy: _guess_class, F.binary_cross_entropy: _guess_binary,
          F.binary_cross_entropy_with_logits: _guess_binary, F.mse_loss: _guess_number}
-BOUNDS = {F.sigmoid: (0, 1), F.softmax: (0, 1), F.tanh: (-1, 1)}
+CLASSES = (F.cross_entropy, F.categorical_crossentropy)
+BOUNDS = {F.sigmoid: (0, 1), F.softmax: (0, 1), F.tanh: (-1, 1), F.relu: (0, math.inf), F.softplus: (0, math.inf)}

@@ -71,7 +71,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     if validation_data is not None:
         validation_data = checked_validation_data(model, validation_data, loss, named, example)
     _bind(optimizer, model)
-    watch = Watch(x, y, loss, batch_size, optimizer, seen)
+    watch = Watch(x, y, loss, batch_size, optimizer, seen, shuffled=rng is not None)
     for text in watch.before(validation_data):
         say(text)
     model.history = history = History()
