@@ -17,6 +17,7 @@ from . import training
 from .callbacks import Callback
 from .data import load
 from .files import write_csv
+from .health import failures_expected
 from .optim import SGD
 from .progress import table
 from .sweeps import processes, sweep  # noqa: F401
@@ -82,8 +83,9 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     recorder = _Recorder(test_data, eval_steps.tolist(), steps)
     diverged_at = None
     try:
-        history = training.fit(model, x, y, loss="cross_entropy", optimizer=optimizer, batch_size=batch_size, epochs=steps,
-                               callbacks=[recorder], rng=model.shuffle_rng, verbose=0)
+        with failures_expected():  # in a comparison, a network that learns nothing is a result
+            history = training.fit(model, x, y, loss="cross_entropy", optimizer=optimizer, batch_size=batch_size, epochs=steps,
+                                   callbacks=[recorder], rng=model.shuffle_rng, verbose=0)
     except training.DivergenceError as error:
         history, diverged_at = error.history, error.step
     losses = np.full(steps, np.nan)

@@ -35,14 +35,15 @@ def _optimizer(value):
 
 
 def _loss(value):
-    return lookup(value, training.LOSSES, "loss")
+    return None if value is None else training.named_loss(value)
 
 
 def _metrics(value):
     if isinstance(value, str) or callable(value):
-        return [value]
+        value = [value]
     if value is not None and not isinstance(value, (list, tuple)):
         raise TypeError(f"metrics is a list of names and functions, ['accuracy'], got {value!r}")
+    training.named_metrics(value)  # complains about unknown names
     return list(value or ())
 
 
@@ -252,7 +253,6 @@ class Sequential(Module):
                 raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got "
                                 "None")
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
-        training.named_metrics(metrics, loss)  # complains about unknown names
         if optimizer is self.trained_by and not trains(optimizer, self, loss):
             optimizer.parameters = None  # the next fit gives it those that the model has now
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
@@ -265,11 +265,10 @@ class Sequential(Module):
         validation_split: the share of the samples, the last ones, to validate on instead of training.
         """
         self._need_compile()
-        if not 0 <= validation_split < 1:
-            raise ValueError(f"validation_split is a share of the samples, from 0 up to but not 1, got {validation_split!r}")
-        if validation_split and validation_data is None:
-            kept = len(x) - int(len(x) * validation_split)
-            x, y, validation_data = x[:kept], y[:kept], (x[kept:], y[kept:])
+        if not isinstance(shuffle, (bool, np.bool_)):
+            raise TypeError(f"shuffle is True or False, got {shuffle!r}")
+        if validation_split != 0 and validation_data is None:
+            (x, y), validation_data = training.hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch, verbose=verbose)

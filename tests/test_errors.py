@@ -219,7 +219,8 @@ ERRORS = {
         "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a float of shape ()"),
     "a loss per sample": (
         fit(loss=lambda outputs, y: outputs.sum(axis=1)), TypeError,
-        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a Tensor of shape (40,)"),
+        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a Tensor of shape (40,); end it "
+        "with .mean()"),
     # --- Too early
     "fit before compile": (
         lambda: net().fit(X, Y), RuntimeError,
@@ -278,7 +279,8 @@ ERRORS = {
         "validation_split"),
     "another metric to watch": (
         fit(callbacks=[ModelCheckpoint("w.npz", "acc", save_best_only=True)]), ValueError,
-        "ModelCheckpoint watches 'acc', but this run measures only loss"),
+        "ModelCheckpoint watches 'acc', but this run measures only loss: a metric of this name is given to compile, "
+        "metrics=['acc']"),
     "better or worse": (
         lambda: EarlyStopping(mode="maximum"), ValueError, "mode is 'min', 'max' or 'auto', got 'maximum'"),
     "a schedule without return": (

@@ -17,7 +17,7 @@ LEVELS = [
     ["functional", "gradcheck", "parts", "published", "callbacks", "checkpoints", "handout"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
-    ["binding", "inside", "saving"],
+    ["binding", "checks", "health", "inside", "saving"],
     ["training"],
     ["sequential", "experiments"],
     ["lessonkit", "interop"],
