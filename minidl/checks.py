@@ -4,12 +4,11 @@ Each check looks at all samples, but copies no more than a batch of them.
 """
 
 import inspect
-import math
 
 import numpy as np
 
 from . import functional as F
-from .parts import evaluation
+from .parts import evaluation, instead_of_one
 from .settings import lookup
 from .tensor import Tensor, no_grad
 
@@ -98,17 +97,8 @@ def as_number(name, value):
 
 def outputs_of(model, batch, x):
     """The model's outputs for a batch of x as an array; errors speak of the shape of x."""
-    try:
+    with instead_of_one(len(x), len(batch)):
         y = model(batch)
-    except ValueError as error:
-        try:
-            model(np.broadcast_to(batch[:1], x.shape))  # the same complaint; such an array takes no memory
-        except ValueError as complaint:
-            error = complaint
-        shape = getattr(model, "input_shape", None)
-        one = shape is not None and x.shape != (len(x), *shape) and x.size == math.prod(shape)
-        hint = f"; if x is one sample, give it a batch axis: x.reshape{(1, *shape)}" if one else ""
-        raise ValueError(f"{error}{hint}") from None
     if not isinstance(y, Tensor) or y.shape[:1] != (len(batch),):
         raise TypeError(f"a model returns a Tensor with one row of outputs for each sample, but for inputs of shape {batch.shape} "
                         f"this one returned a {type(y).__name__} of shape {getattr(y, 'shape', '?')}")
@@ -248,7 +238,7 @@ def named_loss(loss):
     return loss
 
 
-def named_metrics(metrics, loss=None):
+def named_metrics(metrics):
     """{name: function} for a list of names and functions; of equal names, two lambdas say, the later ones are numbered."""
     metrics = () if metrics is None else [metrics] if isinstance(metrics, str) or callable(metrics) else metrics
     table = {}

@@ -45,12 +45,15 @@ def evaluation(module):
 
 
 @contextmanager
-def instead_of_one(n):
-    """Let a ValueError from a trial with one sample speak of n, as many as the caller gave."""
+def instead_of_one(n, one=1):
+    """Let a ValueError from a trial with one sample speak of n, as many as the caller gave.
+
+    one: how many samples it is tried with, if it is a batch of them.
+    """
     try:
         yield
     except ValueError as error:
-        raise ValueError(re.sub(r"got \(1,", f"got ({n},", str(error))) from error
+        raise ValueError(re.sub(rf"got \({one},", f"got ({n},", str(error))) from error
 
 
 def explain_error(module, error, inputs, constants):

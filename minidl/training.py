@@ -17,12 +17,11 @@ from time import perf_counter
 import numpy as np
 
 from . import binding
-from . import functional as F
 from .callbacks import History, check_callbacks, may_add_numbers
 from .checks import (LOSSES, METRICS, accuracy, as_number, check_whole, checked, checked_batch_size,  # noqa: F401
                      checked_inputs, checked_validation_data, checked_verbosity, hold_out, named_loss, named_metrics, outputs_of, settled)
 from .data import batches
-from .health import Watch, ending, probing, say
+from .health import Watch, probing, say
 from .layers import BatchNorm
 from .parts import evaluation
 from .progress import Progress
@@ -66,9 +65,6 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     callbacks = check_callbacks(callbacks)
     with probing(model) as seen:
         x, y, example = checked(model, x, y, loss, differentiable=True)
-    if example.shape[1:] == (1,) and F.softmax in ending(seen):
-        raise ValueError("the softmax of a single output is always 1, so nothing could be learned: end the model with "
-                         "Dense(1, 'sigmoid') for two classes, Dense(classes, 'softmax') for more, or without it for numbers")
     metrics = settled(named, loss, example, y)
     if validation_data is not None:
         validation_data = checked_validation_data(model, validation_data, loss, named, example)

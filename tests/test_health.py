@@ -113,9 +113,9 @@ def test_the_trial_of_the_loss_takes_a_few_rows():
 
 
 @pytest.mark.parametrize("layers, loss, y, remedy", [
-    ([Dense(1, "softmax")], "categorical_crossentropy", (Y > 4)[:, None] * 1.0, "sigmoid"),
+    ([Dense(1), Activation("softmax")], "categorical_crossentropy", (Y > 4)[:, None] * 1.0, "sigmoid"),
     ([Dense(1)], "cross_entropy", Y > 4, "binary_crossentropy"),
-    ([Dense(1, "softmax")], "mse", (Y > 4)[:, None], "always 1"),
+    ([Dense(1), Activation("softmax")], "mse", (Y > 4)[:, None], "always 1"),
     ([Dense(10, "sigmoid")], "categorical_crossentropy", Y, "sum to 1"),
     ([Dense(10)], "cross_entropy", Y.astype(str), "np.unique"),
     ([Dense(10)], "cross_entropy", Y[:, None], r"\(1000, 1\); use y.reshape"),
@@ -123,9 +123,9 @@ def test_the_trial_of_the_loss_takes_a_few_rows():
     ([Dense(10)], lambda outputs, y: F.cross_entropy(F.softmax(outputs).data, y) + F.mean(outputs.data), Y, "a loss gives|gradient"),
 ])
 def test_a_loss_that_cannot_mean_anything_is_refused_before_training(layers, loss, y, remedy):
-    model = Sequential(layers).compile("sgd", loss)
+    model = Sequential(layers)
     with pytest.raises((TypeError, ValueError), match=remedy):
-        model.fit(X, y, verbose=0)
+        model.compile("sgd", loss).fit(X, y, verbose=0)
     assert not hasattr(model, "history")
 
 
@@ -183,14 +183,15 @@ def test_a_metric_that_is_no_number_is_refused_before_an_update(metric):
 def test_one_sample_without_its_batch_axis_is_named():
     model = Sequential([Dense(10, input_shape=784)])
     for x in (X[0], X[0].reshape(28, 28)):
-        with pytest.raises(ValueError, match="batch axis"):
+        with pytest.raises(ValueError, match=r"x\.reshape|batch axis"):
             model.predict(x)
     with pytest.raises(ValueError, match=r"\(1000, 28, 28\)"):
         Sequential([Dense(10)]).compile("sgd").fit(X.reshape(-1, 28, 28), Y, verbose=0)
 
 
 def test_a_divergence_before_any_update_does_not_blame_the_rate():
-    model = Sequential([Dense(10, kernel_initializer=lambda shape, rng: np.full(shape, np.nan))]).compile("sgd")
+    model = Sequential([Dense(10, input_shape=784)]).compile("sgd")
+    model[0].kernel.data[...] = np.nan
     with pytest.raises(training.DivergenceError, match="not the learning rate"):
         model.fit(X, Y, verbose=0)
     with pytest.raises(training.DivergenceError) as caught:
