@@ -31,7 +31,7 @@ def load(name="digits", root=None):
         except FileNotFoundError as error:
             raise FileNotFoundError("\n".join([str(error), *unusable])) from None
         # These very files: `find` would stop at a damaged copy that lies beside them under another name.
-        found = Found(tuple(read_idx(cache() / name / f"{file}.gz") for file in published.FILES), cache() / name)
+        found = Found(tuple(published.read(file, cache() / name) for file in published.FILES), cache() / name)
     x_train, y_train, x_test, y_test = found.arrays
     return (_pixels(x_train), y_train.astype(np.int64)), (_pixels(x_test), y_test.astype(np.int64))
 

@@ -13,7 +13,8 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "course"],
+    ["files"],
+    ["tensor", "plotting", "progress", "schedules", "course"],
     ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
     ["data", "module", "initializers"],
     ["layers", "optim", "sweeps"],
