@@ -1,10 +1,11 @@
 """What a run records, and what can be done between its steps: the History, and callbacks to stop, save and change the rate."""
 
 import math
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 
-from .files import checked_suffix, write_csv
+from .files import checked_suffix, clean, write_csv
 from .plotting import LOOKS, figure, legend
 
 
@@ -17,8 +18,47 @@ class History:
     metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
     """
 
-    def __init__(self):
+    callbacks, states = (), {}  # those at work while the run lasts, and afterwards what they were: see callback_states
+    resumed = False  # whether this stands for the run of a checkpoint, which the next fit goes on with
+
+    def __init__(self, earlier=None):
+        """earlier: the History that load_checkpoint left, if this run goes on with it."""
         self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
+        if earlier is not None and earlier.resumed:
+            self.states, self.resumed = earlier.states, True
+
+    def callback_states(self):
+        """{"EarlyStopping.best": 0.5, ...}: what the callbacks of this run ask a checkpoint to keep."""
+        if not self.callbacks:
+            return self.states
+        return {f"{name}.{key}": value for name, callback in _by_name(self.callbacks).items()
+                for key, value in callback.state_dict().items()}
+
+    @contextmanager
+    def keeping(self, callbacks):
+        """Inside the block callback_states() asks these callbacks; afterwards it gives what they said at the end.
+
+        If this run goes on with that of a checkpoint, the callbacks first take over the states that they had there.
+        """
+        for name, callback in _by_name(callbacks).items() if self.resumed else ():
+            state = {key.removeprefix(f"{name}."): value for key, value in self.states.items()
+                     if key.startswith(f"{name}.")}
+            try:
+                if state:
+                    callback.load_state_dict(state)
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise ValueError(f"the checkpoint's state of {name} does not fit this callback: "
+                                 f"{type(error).__name__}: {clean(error)}") from error
+        self.resumed = False
+        self.callbacks = callbacks
+        try:
+            yield
+        finally:  # without the callbacks, which know the model, which knows this: a circle would keep its memory
+            self.states, self.callbacks = self.callback_states(), ()
+
+    def __getstate__(self):
+        """Copies and pickles go without the states of callbacks, which may hold all weights."""
+        return {key: value for key, value in vars(self).items() if key not in ("callbacks", "states", "resumed")}
 
     def add_step(self, logs, seconds):
         """Append the numbers of one step and the training time it took."""
@@ -82,6 +122,21 @@ class Callback:
         """After a step; logs has the loss and metrics of this batch."""
 
 
+    def state_dict(self):
+        """{name: number or array} that a checkpoint of the run shall hold, so that it can go on as if it had never stopped."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Take over such a dict, of arrays, after on_train_begin of a run that goes on. Raise ValueError for what does not fit."""
+
+
+def _by_name(callbacks):
+    """{name: callback}, named after their classes, the second EarlyStopping EarlyStopping_1: other callbacks do not matter."""
+    names = [type(callback).__name__ for callback in callbacks]
+    numbers = [names[:i].count(name) for i, name in enumerate(names)]
+    return {f"{name}_{n}" if n else name: callback for name, n, callback in zip(names, numbers, callbacks)}
+
+
 class LambdaCallback(Callback):
     """Functions instead of methods: LambdaCallback(on_epoch_end=lambda epoch, logs: print(logs["loss"]))."""
 
@@ -119,6 +174,17 @@ class _Monitor(Callback):
     def on_train_begin(self, logs=None):
         self.best = self.sign * math.inf
 
+    def state_dict(self):
+        """The best number until now."""
+        return {"best": float(self.best)}
+
+    def load_state_dict(self, state):
+        """Compare with the best number of the run before it was interrupted."""
+        best = float(state["best"])
+        if math.isnan(best):
+            raise ValueError("the best number is NaN")
+        self.best = best
+
     def improved(self, logs):
         """Whether this epoch's number is better than all before by more than min_delta."""
         if self.monitor not in logs:
@@ -147,6 +213,25 @@ class EarlyStopping(_Monitor):
         super().on_train_begin()
         self.best_epoch = self.best_weights = None
         self.wait = 0
+
+    def state_dict(self):
+        """The best number with its epoch and weights, and how many epochs ago that was."""
+        state = super().state_dict() | {"wait": self.wait}
+        if self.best_epoch is not None:
+            state |= {"best_epoch": self.best_epoch, **{f"best_weights.{n}": a for n, a in self.best_weights.items()}}
+        return state
+
+    def load_state_dict(self, state):
+        """Go on waiting where the run was interrupted. ValueError if its best weights are another model's."""
+        super().load_state_dict(state)
+        self.wait = int(state["wait"])
+        if "best_epoch" in state:
+            weights = {name.removeprefix("best_weights."): array for name, array in state.items()
+                       if name.startswith("best_weights.")}
+            own = self.model.state_dict()
+            if {n: a.shape for n, a in weights.items()} != {n: a.shape for n, a in own.items()}:
+                raise ValueError("its best weights are those of another model")
+            self.best_epoch, self.best_weights = int(state["best_epoch"]), weights
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the weights of the best epoch, count the others."""

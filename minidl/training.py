@@ -67,7 +67,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels) as arrays.
     callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch; None keeps their order.
     A last batch of one sample joins the batch before it (see `data.batches`). initial_epoch: where a resumed run
-    goes on; with the same weights, buffers, optimizer and random generators it is the same run.
+    goes on; with the same weights, buffers, optimizer and random generators it is the same run, and callbacks, too,
+    go on where a checkpoint was loaded.
     verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
 
     Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when the loss is
@@ -84,7 +85,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     if validation_data is not None:
         validation_data = _checked_validation_data(model, validation_data, loss)
     _bind(optimizer, model)
-    model.history = history = History()
+    model.history = history = History(getattr(model, "history", None) if initial_epoch else None)
     model.stop_training = False
     model.train()
 
@@ -96,7 +97,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
         callback.model, callback.optimizer = model, optimizer
     logs = {}
     tell("on_train_begin", logs)
-    with closing(Progress(epochs, len(x), batch_size, verbose)) as progress:
+    with closing(Progress(epochs, len(x), batch_size, verbose)) as progress, history.keeping(callbacks):
         for epoch in range(initial_epoch, epochs):
             tell("on_epoch_begin", epoch, {})
             progress.start(epoch)

@@ -15,8 +15,8 @@ PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
     ["files"],
     ["tensor", "plotting", "progress", "schedules", "course"],
-    ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
-    ["data", "module", "initializers"],
+    ["functional", "gradcheck", "published", "callbacks", "handout"],
+    ["data", "module", "initializers", "checkpoints"],
     ["layers", "optim", "sweeps"],
     ["training", "inside"],
     ["sequential", "experiments"],
