@@ -345,7 +345,7 @@ def _parse_npy(data):
 def _npy_fields(text):
     """{key: text of its value} of the three fields in an .npy's header."""
     fields, position = {}, 1
-    while field := NPY_FIELD.match(text, position):
+    while (field := NPY_FIELD.match(text, position)) and field["key"] not in fields:
         fields[field["key"]] = field["value"]
         position = field.end()
     if not text.startswith("{") or text[position:].strip() != "}" or set(fields) != {"descr", "fortran_order", "shape"}:
