@@ -14,7 +14,9 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
+import tempfile
 import warnings
 import zipfile
 from contextlib import contextmanager, suppress
@@ -35,7 +37,7 @@ NPY_CODES = {np.dtype(name).str[1:]: name for name in DTYPES}  # {"f4": "float32
 QUOTES = "'\""
 NPY_FIELD = re.compile(r"""\s*(?P<q>['"])(?P<key>descr|fortran_order|shape)(?P=q)\s*:"""
                        r"""\s*(?P<value>'[^'"]*'|"[^'"]*"|\[[^\[\]]*\]|\([^()]*\)|True|False)\s*(,|(?=}))""")
-NPY_SHAPE = re.compile(r"\((\s*\d{1,19}L?\s*,)*(\s*\d{1,19}L?\s*)?\)")  # Python 2 wrote an L behind long integers
+NPY_SHAPE = re.compile(r"\((\s*\d{1,19}L?\s*,)*(\s*\d{1,19}L?)?\s*\)")  # Python 2 wrote an L behind long integers
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -46,7 +48,7 @@ def replacing(path):
     Whatever happens, path is the old file or the new one, never half of one: the new one is written beside it. A
     process that is killed leaves that hidden file (.name.*.tmp) behind; nobody removes it, it could be another's at work.
     A link stays and the file that it points to is replaced; owner and permissions stay as they were. What is no regular
-    file, such as a pipe or /dev/null, is written straight.
+    file, such as a pipe or /dev/null, is not replaced but written into, when the block has ended well.
     """
     try:
         old = os.stat(path)  # of the file behind a link
@@ -55,8 +57,11 @@ def replacing(path):
     if old and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
     if old and not stat.S_ISREG(old.st_mode):
-        with _pipe(path) if stat.S_ISFIFO(old.st_mode) else open(path, "wb") as file:
+        with tempfile.TemporaryFile() as file:  # zip files need to go back, and half of one helps nobody
             yield file
+            file.seek(0)
+            with _pipe(path) if stat.S_ISFIFO(old.st_mode) else open(path, "wb") as target:
+                shutil.copyfileobj(file, target)
         return
     if old and not os.access(path, os.W_OK):  # to replace it would take no more than the right to write into its folder
         raise PermissionError(errno.EACCES, "the file is write-protected", str(path))
@@ -137,7 +142,7 @@ def listed(names, most=10):
 
 def expanded(path):
     """A Path whose ~ is the home folder; FileNotFoundError where there is none, so that no folder named ~ appears."""
-    path = os.path.expanduser(path)
+    path = os.path.expanduser(os.fspath(path))
     if re.match(r"~(?![^/\\])", path):
         raise FileNotFoundError(f"this system names no home folder (HOME is not set), so {path} is nowhere: "
                                 "name a folder without ~, or set HOME")
