@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
+
 from .files import checked_suffix, clean, write_csv
 from .plotting import LOOKS, figure, legend
 
@@ -211,27 +213,36 @@ class EarlyStopping(_Monitor):
     def on_train_begin(self, logs=None):
         """Forget an earlier run."""
         super().on_train_begin()
-        self.best_epoch = self.best_weights = None
+        self.best_epoch = self.best_weights = self.last_weights = None
         self.wait = 0
 
     def state_dict(self):
-        """The best number with its epoch and weights, and how many epochs ago that was."""
+        """The best number with its epoch and weights, and how many epochs ago that was.
+
+        After the run also the weights of its last epoch, if the best were restored: a longer run would go on with those.
+        """
         state = super().state_dict() | {"wait": self.wait}
         if self.best_epoch is not None:
-            state |= {"best_epoch": self.best_epoch, **{f"best_weights.{n}": a for n, a in self.best_weights.items()}}
+            state["best_epoch"] = self.best_epoch
+        for kind, weights in (("best", self.best_weights), ("last", self.last_weights)):
+            state |= {f"{kind}_weights.{name}": array for name, array in (weights or {}).items()}
         return state
 
     def load_state_dict(self, state):
         """Go on waiting where the run was interrupted. ValueError if its best weights are another model's."""
         super().load_state_dict(state)
-        self.wait = int(state["wait"])
-        if "best_epoch" in state:
-            weights = {name.removeprefix("best_weights."): array for name, array in state.items()
-                       if name.startswith("best_weights.")}
-            own = self.model.state_dict()
-            if {n: a.shape for n, a in weights.items()} != {n: a.shape for n, a in own.items()}:
-                raise ValueError("its best weights are those of another model")
-            self.best_epoch, self.best_weights = int(state["best_epoch"]), weights
+        wait, own, given = int(state["wait"]), self.model.state_dict(), {}
+        for kind in ("best", "last"):
+            prefix = f"{kind}_weights."
+            given[kind] = {name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)}
+            if given[kind] and {n: a.shape for n, a in given[kind].items()} != {n: a.shape for n, a in own.items()}:
+                raise ValueError(f"its {kind} weights are those of another model")
+        if ("best_epoch" in state) != bool(given["best"]) or wait < 0:
+            raise ValueError("best_epoch and best_weights belong together, and wait is a number of epochs")
+        self.wait, self.best_weights = wait, given["best"] or None
+        self.best_epoch = int(state["best_epoch"]) if given["best"] else None
+        if given["last"] and all(np.array_equal(own[name], array) for name, array in given["best"].items()):
+            self.model.load_state_dict(given["last"])
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the weights of the best epoch, count the others."""
@@ -244,6 +255,7 @@ class EarlyStopping(_Monitor):
     def on_train_end(self, logs=None):
         """Go back to the best epoch."""
         if self.restore_best_weights and self.best_weights is not None:
+            self.last_weights = self.model.state_dict() if self.wait else None
             self.model.load_state_dict(self.best_weights)
 
 

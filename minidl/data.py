@@ -101,7 +101,7 @@ def batches(x, y, size, rng=None):
     if isinstance(size, (bool, np.bool_)) or not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"the size of batches is a whole number of samples, at least 1, got {size!r}")
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"batches need samples, and one label for each, got {len(x)} samples and {len(y)} labels")
+        raise ValueError(f"batches need samples and as many labels, got {len(x)} samples and {len(y)} labels")
     if rng is not None and not hasattr(rng, "permutation"):
         raise TypeError(f"rng is a NumPy Generator, np.random.default_rng(0) for example, or None, got {rng!r}")
     return _batches(x, y, size, rng)
@@ -192,8 +192,9 @@ def standardization(x_train, axis=0):
     axis: 0 for each feature by itself, None for all pixels of images alike. A constant feature becomes 0.
     """
     x_train = _training_data(x_train, axis)
-    mean = x_train.mean(axis, np.float64)
-    squares = sum(((x_train[piece] - mean) ** 2).sum(axis, np.float64) for piece in _pieces(x_train))
+    with np.errstate(invalid="ignore", over="ignore"):  # of inf and NaN; Scaling says so
+        mean = x_train.mean(axis, np.float64)
+        squares = sum(((x_train[piece] - mean) ** 2).sum(axis, np.float64) for piece in _pieces(x_train))
     return Scaling(mean, _nonzero(np.sqrt(squares / (x_train.size / max(1, np.size(mean)))), x_train, axis))
 
 

@@ -50,6 +50,7 @@ def replacing(path):
     A link stays and the file that it points to is replaced; owner and permissions stay as they were. What is no regular
     file, such as a pipe or /dev/null, is not replaced but written into, when the block has ended well.
     """
+    path = Path(path)
     try:
         old = os.stat(path)  # of the file behind a link
     except FileNotFoundError:
@@ -65,7 +66,7 @@ def replacing(path):
         return
     if old and not os.access(path, os.W_OK):  # to replace it would take no more than the right to write into its folder
         raise PermissionError(errno.EACCES, "the file is write-protected", str(path))
-    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")  # names have at most 255 bytes
     try:
         with _created(temporary, target, old) as file:

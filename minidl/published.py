@@ -144,6 +144,8 @@ def _is_there(name, file, folder):
 def _install(name, file, folder, pieces):
     """Write pieces of bytes as folder/file.gz, if together they are that published file; else ValueError."""
     content = b"".join(pieces)
+    if content[:100].lstrip().startswith(b"<"):
+        raise ValueError("what came is a web page, perhaps of a network that wants a login first: open the address in a browser")
     _check_file(name, file, parse_idx(content, "what came", SIZES[FILES.index(file)]), "what came")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{file}.gz") as target:

@@ -122,7 +122,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             tell("on_epoch_end", epoch, logs)
             if model.stop_training:
                 break
-    tell("on_train_end", logs)
+        tell("on_train_end", logs)
     return history
 
 

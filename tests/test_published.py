@@ -282,6 +282,12 @@ def test_a_server_that_drips_holds_nobody_for_ever(server, monkeypatch, how):
     assert (folder / left_behind()[0]).read_bytes() == PACKED[left_behind()[0]]
 
 
+def test_a_login_page_is_called_a_web_page(server):
+    server("login_page")
+    with pytest.raises(FileNotFoundError, match="what came is a web page, perhaps of a network that wants a login"):
+        data.load("mnist")
+
+
 def test_what_a_server_says_is_cleaned_and_cut(server):
     server("rude")
     with pytest.raises(FileNotFoundError) as caught:
