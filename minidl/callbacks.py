@@ -26,7 +26,7 @@ class History:
     def __init__(self, earlier=None):
         """earlier: the History that load_checkpoint left, if this run goes on with it."""
         self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
-        if earlier is not None and earlier.resumed:
+        if isinstance(earlier, History) and earlier.resumed:
             self.states, self.resumed = earlier.states, True
 
     def callback_states(self):
@@ -59,8 +59,9 @@ class History:
             self.states, self.callbacks = self.callback_states(), ()
 
     def __getstate__(self):
-        """Copies and pickles go without the states of callbacks, which may hold all weights."""
-        return {key: value for key, value in vars(self).items() if key not in ("callbacks", "states", "resumed")}
+        """Copies and pickles go without the states of callbacks, which may hold all weights, unless a run needs them."""
+        without = ("callbacks",) if self.resumed else ("callbacks", "states")
+        return {key: value for key, value in vars(self).items() if key not in without}
 
     def add_step(self, logs, seconds):
         """Append the numbers of one step and the training time it took."""

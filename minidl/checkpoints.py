@@ -31,7 +31,7 @@ def save_checkpoint(path, model, optimizer, epochs):
     state |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
     state |= {f"random.{name}": _encoded(generator.state) for name, generator in _generators(model).items()}
     history = getattr(model, "history", None)
-    if history is not None:
+    if isinstance(history, History):
         state |= {f"callback.{name}": value for name, value in history.callback_states().items()}
     if not callable(optimizer.lr):  # a schedule is a setting; a number may have been changed on the way
         state["lr"] = np.array(optimizer.lr, np.float64)

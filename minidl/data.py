@@ -180,7 +180,7 @@ class Scaling:
             raise ValueError(f"this Scaling was fitted on samples of shape {features}, but x of shape {x.shape} does not end "
                              "like that")
         result = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float32)
-        samples, out = x.reshape(-1, *features), result.reshape(-1, *features)
+        samples, out = (a if a.ndim > len(features) else a[None] for a in (x, result))
         for piece in _pieces(samples):
             out[piece] = (samples[piece] - self.shift) / self.scale
         return result

@@ -73,24 +73,29 @@ def replacing(path):
             yield file
             file.flush()
             os.fsync(file.fileno())  # on the disk before the name points to it
-        os.replace(temporary, target)
+        with _naming(target):
+            os.replace(temporary, target)
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _created(temporary, target, old):
-    """A new file, open for writing, with the owner and the permissions of the old one, if there is one.
-
-    Errors name the target: nobody knows the temporary file.
-    """
-    permissions = 0o666 if old is None else old.st_mode & 0o777  # as they are from the start, so that secrets stay secret
+@contextmanager
+def _naming(target):
+    """Errors of the block name the target: nobody knows the temporary file beside it."""
     try:
-        file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, permissions))
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
+
+
+def _created(temporary, target, old):
+    """A new file, open for writing, with the owner and permissions of the old one, if there is one."""
+    permissions = 0o666 if old is None else old.st_mode & 0o777  # as they are from the start, so that secrets stay secret
+    with _naming(target):
+        file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, permissions))
     if old is not None:
         with suppress(OSError, AttributeError):  # only root may give files away, and Windows has no chown
             os.chown(temporary, old.st_uid, old.st_gid)

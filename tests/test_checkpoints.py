@@ -438,6 +438,21 @@ def test_a_file_loaded_and_saved_again_forgets_nothing_and_a_failed_start_does_n
     assert counter.epochs == 5
 
 
+def test_a_module_whose_history_is_its_own_is_saved_and_loaded(tmp_path):
+    class Net(Module):
+        def __init__(self):
+            self.dense, self.history = Dense(3, input_shape=5, rng=np.random.default_rng(0)), ["mine"]
+
+        def forward(self, x):
+            return self.dense(x)
+    model = Net()
+    save_checkpoint(tmp_path / "run.npz", model, optim.SGD(), 1)
+    for _ in range(2):
+        training.fit(model, *XY, epochs=2, initial_epoch=1, loss="cross_entropy", optimizer=optim.SGD(), verbose=0)
+        model.history = ["mine"]
+    assert load_checkpoint(tmp_path / "run.npz", model, optim.SGD()) == 1
+
+
 def test_a_checkpoint_without_callbacks_as_they_once_were_goes_on(tmp_path):
     model = monitored()
     model.fit(*XY, epochs=3, verbose=0, callbacks=[EarlyStopping("loss", patience=50)])

@@ -266,6 +266,15 @@ def test_a_folder_that_may_not_be_written_is_named_without_the_temporary_name(tm
     assert ".tmp" not in str(caught.value)
 
 
+def test_a_file_that_windows_keeps_for_its_reader_is_named_without_the_temporary_name(tmp_path, monkeypatch):
+    def refused(temporary, path):
+        raise PermissionError(13, "Access is denied", str(temporary), None, str(path))
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError, match="Access is denied: '.*file'$") as caught:
+        write(tmp_path / "file")
+    assert ".tmp" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", [255 * "x", 120 * "é"])
 def test_the_longest_names_that_a_folder_takes_can_be_written(tmp_path, name):
     (tmp_path / name).write_bytes(b"old")
