@@ -20,8 +20,9 @@ class History:
     metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
     """
 
-    callbacks, states = (), {}  # those at work while the run lasts, and afterwards what they were: see callback_states
-    resumed = False  # whether this stands for the run of a checkpoint, which the next fit goes on with
+    callbacks = ()  # those at work, while the run lasts
+    states = {}  # and afterwards what they asked to keep: see callback_states
+    resumed = False  # whether this stands for the run of a checkpoint, until a fit goes on with it
 
     def __init__(self, earlier=None):
         """earlier: the History that load_checkpoint left, if this run goes on with it."""
@@ -30,7 +31,7 @@ class History:
             self.states, self.resumed = earlier.states, True
 
     def callback_states(self):
-        """{"EarlyStopping.best": 0.5, ...}: what the callbacks of this run ask a checkpoint to keep."""
+        """{"EarlyStopping.best": 0.5, ...}: what the callbacks ask a checkpoint to keep."""
         if not self.callbacks:
             return self.states
         return {f"{name}.{key}": value for name, callback in _by_name(self.callbacks).items()
@@ -38,9 +39,10 @@ class History:
 
     @contextmanager
     def keeping(self, callbacks):
-        """Inside the block callback_states() asks these callbacks; afterwards it gives what they said at the end.
+        """Inside the block callback_states() asks these callbacks, afterwards it has their answer.
 
-        If this run goes on with that of a checkpoint, the callbacks first take over the states that they had there.
+        If this run goes on with that of a checkpoint, the callbacks first take over the states that
+        they had there.
         """
         for name, callback in _by_name(callbacks).items() if self.resumed else ():
             state = {key.removeprefix(f"{name}."): value for key, value in self.states.items()
@@ -55,11 +57,12 @@ class History:
         self.callbacks = callbacks
         try:
             yield
-        finally:  # without the callbacks, which know the model, which knows this: a circle would keep its memory
+        finally:
+            # Not the callbacks: they know the model, which knows this; circles keep memory.
             self.states, self.callbacks = self.callback_states(), ()
 
     def __getstate__(self):
-        """Copies and pickles go without the states of callbacks, which may hold all weights, unless a run needs them."""
+        """Copies go without the states of callbacks, which may hold all weights."""
         without = ("callbacks",) if self.resumed else ("callbacks", "states")
         return {key: value for key, value in vars(self).items() if key not in without}
 
@@ -124,20 +127,23 @@ class Callback:
     def on_train_batch_end(self, batch, logs=None):
         """After a step; logs has the loss and metrics of this batch."""
 
-
     def state_dict(self):
-        """{name: number or array} that a checkpoint of the run shall hold, so that it can go on as if it had never stopped."""
+        """{name: number or array} for a checkpoint, so that a run can go on as if never stopped."""
         return {}
 
     def load_state_dict(self, state):
-        """Take over such a dict, of arrays, after on_train_begin of a run that goes on. Raise ValueError for what does not fit."""
+        """Take over such a dict, of arrays, after on_train_begin of a run that goes on.
+
+        Raise ValueError for what does not fit.
+        """
 
 
 def _by_name(callbacks):
-    """{name: callback}, named after their classes, the second EarlyStopping EarlyStopping_1: other callbacks do not matter."""
+    """{name: callback}, named after their classes, the second EarlyStopping EarlyStopping_1."""
     names = [type(callback).__name__ for callback in callbacks]
     numbers = [names[:i].count(name) for i, name in enumerate(names)]
-    return {f"{name}_{n}" if n else name: callback for name, n, callback in zip(names, numbers, callbacks)}
+    names = [f"{name}_{n}" if n else name for name, n in zip(names, numbers)]
+    return dict(zip(names, callbacks))
 
 
 class LambdaCallback(Callback):
@@ -220,7 +226,8 @@ class EarlyStopping(_Monitor):
     def state_dict(self):
         """The best number with its epoch and weights, and how many epochs ago that was.
 
-        After the run also the weights of its last epoch, if the best were restored: a longer run would go on with those.
+        After the run also the weights of its last epoch, if the best were restored: a longer run
+        would go on with those.
         """
         state = super().state_dict() | {"wait": self.wait}
         if self.best_epoch is not None:
@@ -230,19 +237,26 @@ class EarlyStopping(_Monitor):
         return state
 
     def load_state_dict(self, state):
-        """Go on waiting where the run was interrupted. ValueError if its best weights are another model's."""
+        """Go on waiting where the run was interrupted.
+
+        ValueError if its best weights are another model's.
+        """
         super().load_state_dict(state)
         wait, own, given = int(state["wait"]), self.model.state_dict(), {}
         for kind in ("best", "last"):
             prefix = f"{kind}_weights."
-            given[kind] = {name.removeprefix(prefix): a for name, a in state.items() if name.startswith(prefix)}
-            if given[kind] and {n: a.shape for n, a in given[kind].items()} != {n: a.shape for n, a in own.items()}:
+            weights = {name.removeprefix(prefix): array for name, array in state.items()
+                       if name.startswith(prefix)}
+            given[kind] = weights
+            if weights and _shapes(weights) != _shapes(own):
                 raise ValueError(f"its {kind} weights are those of another model")
         if ("best_epoch" in state) != bool(given["best"]) or wait < 0:
-            raise ValueError("best_epoch and best_weights belong together, and wait is a number of epochs")
+            raise ValueError("best_epoch and best_weights belong together, and wait is a number "
+                             "of epochs")
         self.wait, self.best_weights = wait, given["best"] or None
         self.best_epoch = int(state["best_epoch"]) if given["best"] else None
-        if given["last"] and all(np.array_equal(own[name], array) for name, array in given["best"].items()):
+        restored = all(np.array_equal(own[name], array) for name, array in given["best"].items())
+        if given["last"] and restored:  # else somebody has chosen other weights since
             self.model.load_state_dict(given["last"])
 
     def on_epoch_end(self, epoch, logs=None):
@@ -258,6 +272,10 @@ class EarlyStopping(_Monitor):
         if self.restore_best_weights and self.best_weights is not None:
             self.last_weights = self.model.state_dict() if self.wait else None
             self.model.load_state_dict(self.best_weights)
+
+
+def _shapes(arrays):
+    return {name: array.shape for name, array in arrays.items()}
 
 
 class ModelCheckpoint(_Monitor):

@@ -16,8 +16,10 @@ PACKAGE = Path(__file__).resolve().parent
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 LONE_PAIR = ("images-idx3-ubyte", "labels-idx1-ubyte")
 NAMES = ("digits", *published.SETS)
-LARGEST = 2 * sum(published.SIZES)  # bytes of a whole set unpacked; some write labels as 8 bytes each
-PIECE = 2 ** 18  # numbers that are scaled at a time: 2 MB of temporary arrays, however large the data
+# bytes of a whole set unpacked; some write labels as 8 bytes each
+LARGEST = 2 * sum(published.SIZES)
+# numbers that are scaled at a time: 2 MB of temporary arrays, however large the data
+PIECE = 2 ** 18
 
 
 def load(name="digits", root=None):
@@ -69,9 +71,10 @@ def find(name, root=None):
         if place:
             unusable.append(f"{source} names {place}, which has no files of {name}")
     keras = os.environ.get("KERAS_HOME") or "~/.keras"
-    for place in (PACKAGE.parent / "datasets", PACKAGE / "datasets", None, f"{keras}/datasets", "", "data", "~", "~/data"):
+    for place in (PACKAGE.parent / "datasets", PACKAGE / "datasets", cache,
+                  f"{keras}/datasets", "", "data", "~", "~/data"):
         try:
-            place = cache() if place is None else expanded(place)
+            place = cache() if place is cache else expanded(place)
         except FileNotFoundError:  # there is no home folder
             continue
         try:
@@ -85,11 +88,15 @@ def find(name, root=None):
 
 
 def cache():
-    """The user's folder for downloaded data sets. FileNotFoundError where the system names no home folder."""
+    """The user's folder for downloaded data sets.
+
+    FileNotFoundError where the system names no home folder.
+    """
     try:
         return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "minidl"
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no folder to keep data sets in: {error}. XDG_CACHE_HOME can name one") from None
+        raise FileNotFoundError(f"no folder to keep data sets in: {error}. XDG_CACHE_HOME can "
+                                "name one") from None
 
 
 def batches(x, y, size, rng=None):
@@ -98,17 +105,26 @@ def batches(x, y, size, rng=None):
     A last batch of one sample joins the batch before it: one sample has no variance to normalise by.
     """
     x, y = _indexable(x), _indexable(y)
-    if isinstance(size, (bool, np.bool_)) or not isinstance(size, (int, np.integer)) or size < 1:
-        raise ValueError(f"the size of batches is a whole number of samples, at least 1, got {size!r}")
+    if not (_is_whole(size) and size >= 1):
+        raise ValueError("the size of batches is a whole number of samples, at least 1, got "
+                         f"{size!r}")
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"batches need samples and as many labels, got {len(x)} samples and {len(y)} labels")
+        raise ValueError(f"batches need samples and as many labels, got {len(x)} samples and "
+                         f"{len(y)} labels")
     if rng is not None and not hasattr(rng, "permutation"):
-        raise TypeError(f"rng is a NumPy Generator, np.random.default_rng(0) for example, or None, got {rng!r}")
+        raise TypeError("rng is a NumPy Generator, np.random.default_rng(0) for example, or "
+                        f"None, got {rng!r}")
     return _batches(x, y, size, rng)
 
 
+def _is_whole(value):
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
+
+
 def _indexable(values):
-    """An array or a Tensor as it is, anything else as an array: a list takes no list of places, a table takes columns."""
+    """An array or a Tensor as it is, anything else as an array: a list takes no list of places, a
+    table takes columns.
+    """
     values = values if isinstance(values, (np.ndarray, Tensor)) else np.asarray(values)
     if values.ndim == 0:
         raise ValueError(f"samples and labels are arrays with one entry per sample, got {values!r}")
@@ -132,7 +148,8 @@ def split(x, y, share=0.2, seed=0):
     For training and validation, or training and test. Raises ValueError if either part would be empty.
     """
     if isinstance(share, (bool, np.bool_)) or not isinstance(share, Real) or not 0 < share < 1:
-        raise ValueError(f"the share to hold out is a number between 0 and 1, 0.2 for example, got {share!r}")
+        raise ValueError("the share to hold out is a number between 0 and 1, 0.2 for example, "
+                         f"got {share!r}")
     x, y = _indexable(x), _indexable(y)
     held = round(share * len(x))
     if len(x) != len(y) or not 0 < held < len(x):
@@ -146,9 +163,10 @@ def one_hot(y, classes=None):
     """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: largest label + 1 if left out."""
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
-        raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of shape {y.shape}; "
+        raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of "
+                         f"shape {y.shape}; "
                          "y.reshape(-1).astype(int) makes them of a column or of floats")
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1):
+    if classes is not None and not (_is_whole(classes) and classes >= 1):
         raise ValueError(f"classes is how many there are, a whole number, got {classes!r}")
     classes = int(y.max()) + 1 if classes is None else classes
     if y.min() < 0 or y.max() >= classes:
@@ -166,18 +184,22 @@ class Scaling:
     scale: np.ndarray
 
     def __post_init__(self):
-        if not (np.isfinite(self.shift).all() and np.isfinite(self.scale).all() and np.all(self.scale)):
-            raise ValueError("a Scaling needs finite numbers, and no scale of 0: is there NaN or inf in the training data? "
+        finite = np.isfinite(self.shift).all() and np.isfinite(self.scale).all()
+        if not finite or not np.all(self.scale):
+            raise ValueError("a Scaling needs finite numbers, and no scale of 0: is there NaN or "
+                             "inf in the training data? "
                              "np.argwhere(~np.isfinite(x)) finds them")
 
     def __call__(self, x):
-        """Any x whose shape ends like that of the training data's features; keeps the dtype of floats.
+        """Any x whose shape ends like that of the training data's features; keeps the dtype of
+        floats.
 
         Raises ValueError for other shapes, although NumPy could broadcast some of them.
         """
         x, features = _numbers(x), np.broadcast_shapes(np.shape(self.shift), np.shape(self.scale))
         if x.shape[max(0, x.ndim - len(features)):] != features:
-            raise ValueError(f"this Scaling was fitted on samples of shape {features}, but x of shape {x.shape} does not end "
+            raise ValueError(f"this Scaling was fitted on samples of shape {features}, but x of "
+                             f"shape {x.shape} does not end "
                              "like that")
         result = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float32)
         samples, out = (a if a.ndim > len(features) else a[None] for a in (x, result))
@@ -194,8 +216,9 @@ def standardization(x_train, axis=0):
     x_train = _training_data(x_train, axis)
     with np.errstate(invalid="ignore", over="ignore"):  # of inf and NaN; Scaling says so
         mean = x_train.mean(axis, np.float64)
-        squares = sum(((x_train[piece] - mean) ** 2).sum(axis, np.float64) for piece in _pieces(x_train))
-    return Scaling(mean, _nonzero(np.sqrt(squares / (x_train.size / max(1, np.size(mean)))), x_train, axis))
+        squares = sum(((x_train[piece] - mean) ** 2).sum(axis) for piece in _pieces(x_train))
+    deviation = np.sqrt(squares / (len(x_train) if axis == 0 else x_train.size))
+    return Scaling(mean, _nonzero(deviation, x_train, axis))
 
 
 def min_max(x_train, axis=0):
@@ -214,12 +237,16 @@ def _numbers(x):
 
 
 def _training_data(x, axis):
-    """x as an array of at least one sample; ValueError for an axis that would not scale all samples alike."""
+    """x as an array of at least one sample; ValueError for an axis that would not scale all samples
+    alike.
+    """
     x = _numbers(x)
     if x.ndim == 0 or x.size == 0:
-        raise ValueError(f"x_train must have shape (samples, ...) with at least one sample, got {x.shape}")
+        raise ValueError("x_train must have shape (samples, ...) with at least one sample, got "
+                         f"{x.shape}")
     if axis is not None and axis != 0:
-        raise ValueError(f"axis is 0, for each feature by itself, or None, for all alike, got {axis!r}: every sample, in "
+        raise ValueError("axis is 0, for each feature by itself, or None, for all alike, got "
+                         f"{axis!r}: every sample, in "
                          "training and test, gets the same shift and scale")
     return x
 
@@ -240,7 +267,9 @@ def _find_in(place, name, only_published):
     usual = published.SETS[name].folders if name in published.SETS else ()
     for folder in (Path(place, name), *(Path(place, sub) for sub in usual), Path(place)):
         most = LARGEST if only_published else math.inf
-        found = _read_npz(folder / f"{name}.npz", most) or (_read_idx_files(folder, most) if name in published.SETS else None)
+        found = _read_npz(folder / f"{name}.npz", most)
+        if not found and name in published.SETS:
+            found = _read_idx_files(folder, most)
         if found:
             # A set of the published size claims to be the published one; other sizes are the user's own.
             claims = only_published or [len(a) for a in found.arrays] == [60_000, 60_000, 10_000, 10_000]

@@ -1,9 +1,10 @@
 """Files: write them whole or not at all, read them as if somebody had broken them.
 
-Named arrays go to .npz or .safetensors and never through pickle, so that no file can run code. A reader first takes the
-file's bytes, which gives the usual OSErrors, then parses them: whatever is wrong with the content is a ValueError that
-names file and fault. What the file announces is bounded before anything is allocated (`_check_announced`), by its own
-size or by what is known of it; every parser works in a time and a memory that grow with the file, no faster.
+Named arrays go to .npz or .safetensors and never through pickle, so that no file can run code. A
+reader first takes the file's bytes, which gives the usual OSErrors, then parses them: whatever is
+wrong with the content is a ValueError that names file and fault. What the file announces is bounded
+before anything is allocated (`_check_announced`), by its own size or by what is known of it; every
+parser works in a time and a memory that grow with the file, no faster.
 """
 
 import csv
@@ -28,7 +29,8 @@ import numpy as np
 IDX_MAGIC = b"\0\0\x08"  # two zeros and the type code of unsigned bytes, the only one that image sets use
 MOST_HEADER = 100_000_000  # bytes of a safetensors header, the bound of the reference implementation
 MOST_NPY_HEADER = 10_000  # bytes of an .npy's header, NumPy's own bound
-MOST_ENTRY = 4_000  # characters of one array's entry in a safetensors header; 64 sizes of 20 digits take 1,400
+# characters of one array's entry in a safetensors header; 64 sizes of 20 digits take 1,400
+MOST_ENTRY = 4_000
 MOST_NAME = 10_000  # characters of an array's name; zip files hold 65,535 bytes
 # What can be stored: NumPy's and safetensors' names, in the order in which the latter lays arrays out, large items first.
 DTYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
@@ -36,19 +38,23 @@ DTYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "
 NPY_CODES = {np.dtype(name).str[1:]: name for name in DTYPES}  # {"f4": "float32", ...}
 QUOTES = "'\""
 NPY_FIELD = re.compile(r"""\s*(?P<q>['"])(?P<key>descr|fortran_order|shape)(?P=q)\s*:"""
-                       r"""\s*(?P<value>'[^'"]*'|"[^'"]*"|\[[^\[\]]*\]|\([^()]*\)|True|False)\s*(,|(?=}))""")
-NPY_SHAPE = re.compile(r"\((\s*\d{1,19}L?\s*,)*(\s*\d{1,19}L?)?\s*\)")  # Python 2 wrote an L behind long integers
+                       r"""\s*(?P<value>'[^'"]*'|"[^'"]*"|\[[^\[\]]*\]|\([^()]*\)|True|False)"""
+                       r"""\s*(,|(?=}))""")
+# Python 2 wrote an L behind long integers
+NPY_SHAPE = re.compile(r"\((\s*\d{1,19}L?\s*,)*(\s*\d{1,19}L?)?\s*\)")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @contextmanager
 def replacing(path):
-    """A binary file to write into; it takes path's place when the block ends well, else it vanishes.
+    """A binary file to write into; it takes path's place when the block ends well, else it
+    vanishes.
 
-    Whatever happens, path is the old file or the new one, never half of one: the new one is written beside it. A
-    process that is killed leaves that hidden file (.name.*.tmp) behind; nobody removes it, it could be another's at work.
-    A link stays and the file that it points to is replaced; owner and permissions stay as they were. What is no regular
-    file, such as a pipe or /dev/null, is not replaced but written into, when the block has ended well.
+    Whatever happens, path is the old file or the new one, never half of one: the new one is written
+    beside it. A process that is killed leaves that hidden file (.name.*.tmp) behind; nobody removes
+    it, it could be another's at work. A link stays and the file that it points to is replaced;
+    owner and permissions stay as they were. What is no regular file, such as a pipe or /dev/null,
+    is not replaced but written into, when the block has ended well.
     """
     path = Path(path)
     try:
@@ -58,16 +64,19 @@ def replacing(path):
     if old and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
     if old and not stat.S_ISREG(old.st_mode):
-        with tempfile.TemporaryFile() as file:  # zip files need to go back, and half of one helps nobody
+        # zip files need to go back, and half of one helps nobody
+        with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
             with _pipe(path) if stat.S_ISFIFO(old.st_mode) else open(path, "wb") as target:
                 shutil.copyfileobj(file, target)
         return
-    if old and not os.access(path, os.W_OK):  # to replace it would take no more than the right to write into its folder
+    # to replace it would take no more than the right to write into its folder
+    if old and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "the file is write-protected", str(path))
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")  # names have at most 255 bytes
+    # names have at most 255 bytes
+    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")
     try:
         with _created(temporary, target, old) as file:
             yield file
@@ -86,18 +95,21 @@ def _naming(target):
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"cannot write {target}: there is no folder {target.parent}") from None
+        raise FileNotFoundError(f"cannot write {target}: there is no folder "
+                                f"{target.parent}") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from None
 
 
 def _created(temporary, target, old):
-    """A new file, open for writing, with the owner and permissions of the old one, if there is one."""
-    permissions = 0o666 if old is None else old.st_mode & 0o777  # as they are from the start, so that secrets stay secret
+    """A new file, open for writing, with owner and permissions of the old one, if there is one."""
+    # as they are from the start, so that secrets stay secret
+    permissions = 0o666 if old is None else old.st_mode & 0o777
     with _naming(target):
         file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, permissions))
     if old is not None:
-        with suppress(OSError, AttributeError):  # only root may give files away, and Windows has no chown
+        # only root may give files away, and Windows has no chown
+        with suppress(OSError, AttributeError):
             os.chown(temporary, old.st_uid, old.st_gid)
         with suppress(OSError):  # some file systems have no permissions
             os.chmod(temporary, permissions)
@@ -105,7 +117,9 @@ def _created(temporary, target, old):
 
 
 def _pipe(path):
-    """A named pipe to write into, if somebody reads from it within a second; else a warning, and a file that goes nowhere."""
+    """A named pipe to write into, if somebody reads from it within a second; else a warning, and a
+    file that goes nowhere.
+    """
     for _ in range(20):
         try:
             file = open(path, "wb", opener=_open_at_once)
@@ -115,7 +129,8 @@ def _pipe(path):
             if error.errno != errno.ENXIO:  # "no such device or address": the other end is not open
                 raise
             sleep(0.05)
-    warnings.warn(f"nobody reads from the pipe {path}: nothing was written", RuntimeWarning, stacklevel=5)
+    warnings.warn(f"nobody reads from the pipe {path}: nothing was "
+                  "written", RuntimeWarning, stacklevel=5)
     return open(os.devnull, "wb")
 
 
@@ -130,9 +145,11 @@ def _sync(folder):
 
 
 def clean(text, most=300):
-    """Text of others, from a file or a server, for a message: without control characters, and cut to so many characters.
+    """Text of others, from a file or a server, for a message: without control characters, and cut
+    to so many characters.
 
-    Escape codes would reach the terminal, line breaks and marks of writing direction would fake a message.
+    Escape codes would reach the terminal, line breaks and marks of writing direction would fake a
+    message.
     """
     text = str(text)
     cut = text if len(text) <= most else text[:most - 3] + "..."
@@ -140,17 +157,22 @@ def clean(text, most=300):
 
 
 def listed(names, most=10):
-    """Names of others for a message, cleaned and separated by commas: so many of them, and how many more there are."""
+    """Names of others for a message, cleaned and separated by commas: so many of them, and how many
+    more there are.
+    """
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(clean(name, 80) for name in names[:most]) + more
 
 
 def expanded(path):
-    """A Path whose ~ is the home folder; FileNotFoundError where there is none, so that no folder named ~ appears."""
+    """A Path whose ~ is the home folder; FileNotFoundError where there is none, so that no folder
+    named ~ appears.
+    """
     path = os.path.expanduser(os.fspath(path))
     if re.match(r"~(?![^/\\])", path):
-        raise FileNotFoundError(f"this system names no home folder (HOME is not set), so {path} is nowhere: "
+        raise FileNotFoundError(f"this system names no home folder (HOME is not set), so {path} "
+                                "is nowhere: "
                                 "name a folder without ~, or set HOME")
     return Path(path)
 
@@ -160,18 +182,22 @@ def blaming(what):
     """Turn any error of the block into a ValueError that begins with what, the file or the part of it at fault."""
     try:
         yield
-    except Exception as error:  # broken content fails in a dozen ways inside gzip, zipfile, zlib, struct and json
+    # broken content fails in a dozen ways inside gzip, zipfile, zlib, struct and json
+    except Exception as error:
         raise ValueError(f"{what}: {clean(error) or type(error).__name__}") from None
 
 
 def _content(path, most=math.inf):
-    """The bytes of a regular file; ValueError for one larger than most, and for pipes and devices, which never end."""
+    """The bytes of a regular file; ValueError for one larger than most, and for pipes and devices,
+    which never end.
+    """
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is no regular file")
         if status.st_size > most:
-            raise ValueError(f"{path} has {status.st_size:,} bytes, more than the {most:,} that it can need")
+            raise ValueError(f"{path} has {status.st_size:,} bytes, more than the {most:,} that "
+                             "it can need")
         return file.read(status.st_size)
 
 
@@ -180,26 +206,32 @@ def _open_at_once(path, flags):
 
 
 def _check_announced(announced, size, most=math.inf):
-    """Refuse a file that announces more than 1 MiB + 200 times its size: real images deflate to a fifth, bombs to 1/1000.
+    """Refuse a file that announces more than 1 MiB + 200 times its size: real images deflate to a
+    fifth, bombs to 1/1000.
 
     most: how much can be right, where that is known.
     """
     believed = min(most, 2 ** 20 + 200 * size)
     if announced > believed:
-        raise ValueError(f"it announces {announced:,} bytes, from a file of {size:,} bytes at most {believed:,} are believed")
+        raise ValueError(f"it announces {announced:,} bytes, from a file of {size:,} bytes at "
+                         f"most {believed:,} are believed")
 
 
 def _check_name(name):
     """ValueError for an array's name that could not be saved, or that has no place in a message."""
-    # npz strips .npy and turns \ into / on some systems, safetensors reserves one name: no two names may become one.
-    text = isinstance(name, str) and name.isprintable() and "\\" not in name and len(name) <= MOST_NAME
-    if not text or name.endswith(".npy") or name in ("", "__metadata__"):
-        raise ValueError(f"{quoted(name)} cannot be an array's name; it must be printable text without \\, at most "
+    # npz strips .npy and turns \ into / on some systems, safetensors reserves one name: no two
+    # names may become one.
+    text = isinstance(name, str) and name.isprintable() and len(name) <= MOST_NAME
+    if not text or "\\" in name or name.endswith(".npy") or name in ("", "__metadata__"):
+        raise ValueError(f"{quoted(name)} cannot be an array's name; it must be printable text "
+                         "without \\, at most "
                          f"{MOST_NAME:,} characters, must not end in .npy and not be __metadata__")
 
 
 def quoted(name):
-    """A name of others in quotation marks, with its control characters written out and cut to a sensible length."""
+    """A name of others in quotation marks, with its control characters written out and cut to a
+    sensible length.
+    """
     return clean(repr(name), 80)
 
 
@@ -214,17 +246,21 @@ def _array(data, dtype, shape, order="C"):
 
 
 def read_idx(path, most=math.inf):
-    """The uint8 array, read-only, in an IDX file: 0, 0, type, number of dimensions, sizes as big-endian uint32, data.
+    """The uint8 array, read-only, in an IDX file: 0, 0, type, number of dimensions, sizes as
+    big-endian uint32, data.
 
-    gzip is recognised by its first bytes, not by the name. most: bytes of the unpacked file, where it is known how large
-    it can be. Raises ValueError for all but 1 to 4 dimensions of unsigned bytes, for more or less data than announced,
-    and where more is announced than most, or than 1 MiB + 200 times the file's size.
+    gzip is recognised by its first bytes, not by the name. most: bytes of the unpacked file, where
+    it is known how large it can be. Raises ValueError for all but 1 to 4 dimensions of unsigned
+    bytes, for more or less data than announced, and where more is announced than most, or than 1
+    MiB + 200 times the file's size.
     """
     return parse_idx(_content(path, packed(most)), path, most)
 
 
 def packed(most):
-    """The largest gzip file in bytes that most bytes need: it may be longer than what cannot be packed, by headers."""
+    """The largest gzip file in bytes that most bytes need: it may be longer than what cannot be
+    packed, by headers.
+    """
     return most + most // 1000 + 1000 if most < math.inf else most
 
 
@@ -260,7 +296,8 @@ def idx_bytes(array):
 
 def idx_parts(array):
     """The same in two parts, header and data, without a copy of an array in C order."""
-    return IDX_MAGIC + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes(), memoryview(np.ascontiguousarray(array))
+    header = IDX_MAGIC + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    return header, memoryview(np.ascontiguousarray(array))
 
 
 def save(path, arrays):
@@ -301,9 +338,10 @@ def _storable(path, arrays):
 def read_npz(path, most=math.inf):
     """The dict of name -> array in an npz file, a zip file of .npy members, stored or deflated.
 
-    Raises ValueError that names file, member and fault: other members, two of one name, encryption, wrong checksums, objects,
-    data that do not fill their shape, members that announce more than 1 MiB + 200 times the file's size in all, or more
-    than most bytes. `np.load` would allocate whatever a header announces before it looks for the data.
+    Raises ValueError that names file, member and fault: other members, two of one name, encryption,
+    wrong checksums, objects, data that do not fill their shape, members that announce more than 1
+    MiB + 200 times the file's size in all, or more than most bytes. `np.load` would allocate
+    whatever a header announces before it looks for the data.
     """
     content, arrays = _content(path, packed(most)), {}
     with blaming(f"{path} is damaged or not an npz file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -320,37 +358,47 @@ def read_npz(path, most=math.inf):
 
 
 def unzipped(archive, member, most):
-    """The bytes of a member of an open zip file, stored or deflated; ValueError if it announces or holds more than most."""
+    """The bytes of a member of an open zip file, stored or deflated; ValueError if it announces or
+    holds more than most.
+    """
     if member.file_size > most:
         raise ValueError(f"it announces {member.file_size:,} bytes, at most {most:,} can be right")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # bzip2 and lzma take memory as they like
-        raise ValueError(f"compression {member.compress_type} is not supported, only 0 (stored) and 8 (deflated)")
+    # bzip2 and lzma take memory as they like
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"compression {member.compress_type} is not supported, only 0 (stored) "
+                         "and 8 (deflated)")
     with archive.open(member) as stream:
-        return stream.read(member.file_size)  # read() without a size is unbounded, whatever the directory says
+        # read() without a size is unbounded, whatever the directory says
+        return stream.read(member.file_size)
 
 
 def _parse_npy(data):
     """The array in the bytes of an .npy file of version 1.0.
 
-    The header is a dict of Python's, {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }, padded with spaces. It is
-    matched, not evaluated: Python's parser takes a hundred times as long, and a minute for a megabyte made for it.
+    The header is a dict of Python's, {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), },
+    padded with spaces. It is matched, not evaluated: Python's parser takes a hundred times as long,
+    and a minute for a megabyte made for it.
     """
     if data[:8] != b"\x93NUMPY\x01\x00":
-        raise ValueError("it should begin with the magic bytes of NumPy's format, version 1.0 (the others are for structured "
+        raise ValueError("it should begin with the magic bytes of NumPy's format, version 1.0 "
+                         "(the others are for structured "
                          f"arrays), not with {data[:8].hex(' ') or 'nothing'}")
     end = 10 + int.from_bytes(data[8:10], "little")
     if end > min(len(data), 10 + MOST_NPY_HEADER):
         raise ValueError(f"its header of {end - 10:,} bytes is too large, or ends early")
     fields = _npy_fields(data[10:end].decode("latin-1"))
-    kind, shape = re.fullmatch(r"([<>|=]?)([a-z]\d+)", fields["descr"].strip(QUOTES)), fields["shape"]
+    descr, shape = fields["descr"].strip(QUOTES), fields["shape"]
+    kind = re.fullmatch(r"([<>|=]?)([a-z]\d+)", descr)
     if not kind or kind[2] not in NPY_CODES:
-        raise ValueError(f"dtype {clean(fields['descr'].strip(QUOTES), 40)} is not supported (no objects: they could run code), "
+        raise ValueError(f"dtype {clean(descr, 40)} is not supported (no "
+                         "objects: they could run code), "
                          f"only {', '.join(DTYPES)}")
     if not NPY_SHAPE.fullmatch(shape):
         raise ValueError(f"not the shape of an array: {clean(shape)}")
     dtype = np.dtype(NPY_CODES[kind[2]]).newbyteorder(kind[1] if kind[1] in ("<", ">") else "=")
     sizes = tuple(map(int, re.findall(r"\d+", shape)))
-    return _array(memoryview(data)[end:], dtype, sizes, "F" if fields["fortran_order"] == "True" else "C")
+    order = "F" if fields["fortran_order"] == "True" else "C"
+    return _array(memoryview(data)[end:], dtype, sizes, order)
 
 
 def _npy_fields(text):
@@ -359,8 +407,10 @@ def _npy_fields(text):
     while (field := NPY_FIELD.match(text, position)) and field["key"] not in fields:
         fields[field["key"]] = field["value"]
         position = field.end()
-    if not text.startswith("{") or text[position:].strip() != "}" or set(fields) != {"descr", "fortran_order", "shape"}:
-        raise ValueError(f"its header should be {{'descr': ..., 'fortran_order': ..., 'shape': ...}}, not {clean(text, 80)}")
+    whole = text.startswith("{") and text[position:].strip() == "}"
+    if not whole or set(fields) != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"its header should be {{'descr': ..., 'fortran_order': ..., 'shape': "
+                         f"...}}, not {clean(text, 80)}")
     return fields
 
 
@@ -387,11 +437,13 @@ def read_safetensors(path):
     arrays, position = {}, 0
     with blaming(f"{path} is damaged or not a safetensors file"):
         length = int.from_bytes(content[:8], "little")
-        header = str(content[8:8 + length], "utf-8") if length <= min(len(content) - 8, MOST_HEADER) else ""
+        fits = length <= min(len(content) - 8, MOST_HEADER)
+        header = str(content[8:8 + length], "utf-8") if fits else ""
         if not header.startswith("{", JSON_SPACE.match(header).end()):
             raise ValueError(f"it should begin with its header's length and {{, but the length would be {length:,} bytes")
         entries, data = _parse_header(header), content[8 + length:]
-        for name, (begin, end, dtype, shape) in sorted(entries.items(), key=lambda item: item[1][:2]):
+        in_order = sorted(entries.items(), key=lambda item: item[1][:2])
+        for name, (begin, end, dtype, shape) in in_order:
             with blaming(f"array {quoted(name)}"):
                 if begin != position or end < begin:  # data that leave the file are too short for their shape
                     raise ValueError(f"data from {begin} to {end} do not follow the data before, which end at {position}")
@@ -403,9 +455,11 @@ def read_safetensors(path):
 
 
 def _parse_header(text):
-    """{name: (begin, end, dtype, shape)} of a safetensors header; its metadata are checked and forgotten.
+    """{name: (begin, end, dtype, shape)} of a safetensors header; its metadata are checked and
+    forgotten.
 
-    One entry after the other: JSON that is none of this would take thirty times its size before one could look at it.
+    One entry after the other: JSON that is none of this would take thirty times its size before one
+    could look at it.
     """
     header, entries = _Header(text), {}
     dtypes = {code: np.dtype(name).newbyteorder("<") for name, code in DTYPES.items()}
@@ -421,15 +475,19 @@ def _parse_header(text):
                     raise ValueError("its header has a key twice")
                 entry = header.entry()
                 _check_entry(entry, dtypes)
-                entries[name] = (*entry["data_offsets"], dtypes[entry["dtype"]], tuple(entry["shape"]))
+                dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
+                entries[name] = (*entry["data_offsets"], dtype, shape)
     header.skip()
     if header.at < len(text):
-        raise ValueError(f"its header goes on after its end, with {clean(text[header.at:header.at + 80], 40)}")
+        raise ValueError("its header goes on after its end, with "
+                         f"{clean(text[header.at:header.at + 80], 40)}")
     return entries
 
 
 class _Header:
-    """A place in the text of a JSON header; each method reads what must stand there and moves behind it."""
+    """A place in the text of a JSON header; each method reads what must stand there and moves
+    behind it.
+    """
 
     def __init__(self, text):
         self.text, self.at = text, 0
@@ -455,7 +513,9 @@ class _Header:
         return text
 
     def keys(self):
-        """Yield the keys of an object one by one; whoever takes the next has read the value of this one."""
+        """Yield the keys of an object one by one; whoever takes the next has read the value of this
+        one.
+        """
         self.expect("{")
         if self.take("}"):
             return
@@ -468,7 +528,9 @@ class _Header:
             self.expect(",")
 
     def entry(self):
-        """The dict of one array: it holds no further dict, so its end is the next brace, and that is near."""
+        """The dict of one array: it holds no further dict, so its end is the next brace, and that
+        is near.
+        """
         self.skip()
         begin, end = self.at, self.text.find("}", self.at, self.at + MOST_ENTRY) + 1
         if not self.text.startswith("{", begin) or not end:
@@ -489,14 +551,16 @@ EXPECTED = "expected dtype, shape [...] and data_offsets [begin, end]"
 
 def _check_entry(entry, dtypes):
     if (set(entry) != {"dtype", "shape", "data_offsets"} or not isinstance(entry["shape"], list)
-            or not isinstance(entry["data_offsets"], list) or [type(n) for n in entry["data_offsets"]] != [int, int]):
+            or not isinstance(entry["data_offsets"], list)
+            or [type(n) for n in entry["data_offsets"]] != [int, int]):
         raise ValueError(f"{EXPECTED}, found {clean(entry, 150)}")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in dtypes:
         raise ValueError(f"NumPy has no dtype {quoted(entry['dtype'])}, only {', '.join(dtypes)}")
 
 
 def _check_metadata(metadata):
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+    if not isinstance(metadata, dict) or not all(
+            isinstance(text, str) for pair in metadata.items() for text in pair):
         raise ValueError("metadata must be a dict from str to str")
 
 
@@ -515,7 +579,8 @@ def write_safetensors(path, arrays, metadata=None):
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
-        raise ValueError(f"cannot save to {path}: names and metadata take {len(text):,} bytes, and a header has "
+        raise ValueError(f"cannot save to {path}: names and metadata take {len(text):,} bytes, "
+                         "and a header has "
                          f"at most {MOST_HEADER:,}, else nobody reads it back")
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)

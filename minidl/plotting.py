@@ -161,7 +161,9 @@ def _plain(values):
 
 
 def folder():
-    """Where figures are saved: $MINIDL_FIGURES (~ is the home folder), or figures/ in the working folder; made if need be."""
+    """Where figures are saved: $MINIDL_FIGURES (~ is the home folder), or figures/ in the working
+    folder; made if need be.
+    """
     path = expanded(os.environ.get("MINIDL_FIGURES") or "figures")
     path.mkdir(parents=True, exist_ok=True)
     return path

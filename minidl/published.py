@@ -12,7 +12,8 @@ from time import monotonic
 
 import numpy as np
 
-from .files import blaming, clean, idx_bytes, idx_parts, packed, parse_idx, read_idx, replacing, unzipped
+from .files import (blaming, clean, idx_bytes, idx_parts, packed, parse_idx, read_idx, replacing,
+                    unzipped)
 from .progress import bar, shows_bars
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -65,7 +66,9 @@ def _check_file(name, file, array, source):
 
 
 def read(file, folder):
-    """The array in one of the published FILES in a folder; what is larger than any of its kind is not even unpacked."""
+    """The array in one of the published FILES in a folder; what is larger than any of its kind is
+    not even unpacked.
+    """
     return read_idx(folder / f"{file}.gz", SIZES[FILES.index(file)])
 
 
@@ -86,8 +89,10 @@ def fetch(name, folder):
             try:
                 _install(name, file, folder, _download(url, most(file)))
                 break
-            except (OSError, ValueError, RuntimeError) as error:  # the last: a browser has no threads
-                problems.append(f"{url}: {clean(error) or type(error).__name__}")  # a server's words may be in it
+            # the last: a browser has no threads
+            except (OSError, ValueError, RuntimeError) as error:
+                # a server's words may be in it
+                problems.append(f"{url}: {clean(error) or type(error).__name__}")
         if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
             raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n  "
                                     + "\n  ".join(problems) + "\n" + by_hand(name, folder))
@@ -116,13 +121,15 @@ def pack(path, sets):
 
 def unpack(path, cache):
     """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError if it is not one."""
-    with open(path, "rb") as zipped, blaming(f"{path} cannot be unpacked"), zipfile.ZipFile(zipped) as archive:
+    with open(path, "rb") as zipped, blaming(f"{path} cannot be "
+                                             "unpacked"), zipfile.ZipFile(zipped) as archive:
         present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
         for name in present:
             for file in FILES:
                 member = f"{name}/{file}.gz"
                 with blaming(member):
-                    _install(name, file, cache / name, [unzipped(archive, archive.getinfo(member), most(file))])
+                    content = unzipped(archive, archive.getinfo(member), most(file))
+                    _install(name, file, cache / name, [content])
     if not present:
         raise ValueError(f"{path} holds no data set; `python -m minidl data --pack` writes such a file")
     return present
@@ -145,7 +152,8 @@ def _install(name, file, folder, pieces):
     """Write pieces of bytes as folder/file.gz, if together they are that published file; else ValueError."""
     content = b"".join(pieces)
     if content[:100].lstrip().startswith(b"<"):
-        raise ValueError("what came is a web page, perhaps of a network that wants a login first: open the address in a browser")
+        raise ValueError("what came is a web page, perhaps of a network that wants a login first: "
+                         "open the address in a browser")
     _check_file(name, file, parse_idx(content, "what came", SIZES[FILES.index(file)]), "what came")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{file}.gz") as target:
@@ -153,15 +161,20 @@ def _install(name, file, folder, pieces):
 
 
 def _download(url, most):
-    """Yield what a server answers, piece by piece; TimeoutError if it is too slow, ValueError if it is more than most.
+    """Yield what a server answers, piece by piece; TimeoutError if it is too slow, ValueError if it
+    is more than most.
 
-    A thread asks the server, and this one waits for it no longer than the clock allows: looking up the name, connecting,
-    redirections, headers, lengths of chunks and what follows the data can all be made to last for ever.
+    A thread asks the server, and this one waits for it no longer than the clock allows: looking up
+    the name, connecting, redirections, headers, lengths of chunks and what follows the data can all
+    be made to last for ever.
     """
     if not shows_bars():
         print(f"downloading {url}", file=sys.stderr, flush=True)
-    from urllib.request import Request, urlopen  # takes as long as half of minidl, and no thread should do it
-    request, pieces, enough = Request(url, headers={"User-Agent": "minidl"}), queue.SimpleQueue(), threading.Event()
+    # takes as long as half of minidl, and no thread should do it
+    from urllib.request import Request, urlopen
+    request = Request(url, headers={"User-Agent": "minidl"})
+    pieces = queue.SimpleQueue()
+    enough = threading.Event()
 
     def ask():
         try:
@@ -171,7 +184,8 @@ def _download(url, most):
                 while not enough.is_set() and (piece := answer.read1(2 ** 16)):
                     pieces.put(piece)
             pieces.put(b"")
-        except Exception as error:  # its words only: the error itself would keep the connection open
+        # its words only: the error itself would keep the connection open
+        except Exception as error:
             pieces.put(str(error) or type(error).__name__)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -179,7 +193,8 @@ def _download(url, most):
     try:
         total = _next(pieces, patience, "no answer")
         if total is not None and total > most:
-            raise ValueError(f"the answer would be {total:,} bytes long, at most {most:,} can be right")
+            raise ValueError(f"the answer would be {total:,} bytes long, at most {most:,} can be "
+                             "right")
         with bar(total=total, desc=url.rsplit("/")[-1], unit="B", unit_scale=True) as progress:
             while piece := _next(pieces, patience, f"slower than {SLOWEST:,} bytes per second"):
                 received += len(piece)
@@ -194,9 +209,11 @@ def _download(url, most):
 
 
 def _next(pieces, patience, complaint):
-    """What the thread of `_download` has put next: the length of the answer, then bytes, at the end none of them.
+    """What the thread of `_download` has put next: the length of the answer, then bytes, at the end
+    none of them.
 
-    OSError for words, its complaint; TimeoutError, with a complaint of our own, when patience has ended.
+    OSError for words, its complaint; TimeoutError, with a complaint of our own, when patience has
+    ended.
     """
     try:
         piece = pieces.get(timeout=max(0, patience - monotonic()))
