@@ -82,7 +82,9 @@ def test_a_wrong_folder_in_the_environment_is_not_passed_over(tmp_path, monkeypa
         data.load("digits")
 
 
-@pytest.mark.parametrize("variable", ["MINIDL_DATA", "XDG_CACHE_HOME", "KERAS_HOME", "MINIDL_FIGURES"])
+@pytest.mark.parametrize(
+    "variable", ["MINIDL_DATA", "XDG_CACHE_HOME", "KERAS_HOME", "MINIDL_FIGURES"]
+)
 def test_a_home_folder_in_the_environment_is_the_home_folder(tmp_path, monkeypatch, variable):
     """As a Dockerfile or a file of settings writes it, where no shell replaces ~."""
     monkeypatch.chdir(tmp_path)
@@ -95,22 +97,32 @@ def test_a_home_folder_in_the_environment_is_the_home_folder(tmp_path, monkeypat
     assert "~" not in os.listdir(tmp_path)
 
 
-def test_without_a_home_folder_the_digits_are_there_and_what_needs_one_says_so(tmp_path, monkeypatch, capsys):
+def test_without_a_home_folder_the_digits_are_there_and_what_needs_one_says_so(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("KERAS_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     assert len(data.load("digits")[0][0]) == 10_000
     for call in (data.cache, lambda: data.load("mnist")):
-        with pytest.raises(FileNotFoundError, match=r"names no home folder .*XDG_CACHE_HOME can name one"):
+        with pytest.raises(
+            FileNotFoundError, match=r"names no home folder .*XDG_CACHE_HOME can name one"
+        ):
             call()
     monkeypatch.setenv("MINIDL_DATA", "~/sets")
     with pytest.raises(FileNotFoundError, match="names no home folder"):
         data.load("digits")
     monkeypatch.delenv("MINIDL_DATA")
-    assert cli.main(["data"]) == 0 and cli.main(["data", "mnist"]) == 1 and cli.main(["doctor"]) in (0, 1)
+    assert (
+        cli.main(["data"]) == 0
+        and cli.main(["data", "mnist"]) == 1
+        and cli.main(["doctor"]) in (0, 1)
+    )
     out, error = capsys.readouterr()
-    assert "set XDG_CACHE_HOME to a folder of yours" in out and "XDG_CACHE_HOME can name one" in error
+    assert (
+        "set XDG_CACHE_HOME to a folder of yours" in out and "XDG_CACHE_HOME can name one" in error
+    )
     assert os.listdir(tmp_path) == []
 
 
@@ -241,9 +253,15 @@ def test_a_size_of_batches_that_is_none_is_refused(size):
     assert len(list(data.batches(np.zeros((4, 2)), np.zeros(4), np.int64(2)))) == 2
 
 
-@pytest.mark.parametrize("x, y, rng, kind, fault", [
-    (np.zeros((0, 2)), np.zeros(0), None, ValueError, "need samples"), (np.zeros((3, 2)), np.zeros(4), None, ValueError, "4 labels"),
-    (3.0, 4.0, None, ValueError, "one entry per sample"), (np.zeros((3, 2)), np.zeros(3), 0, TypeError, "rng is a NumPy Generator")])
+@pytest.mark.parametrize(
+    "x, y, rng, kind, fault",
+    [
+        (np.zeros((0, 2)), np.zeros(0), None, ValueError, "need samples"),
+        (np.zeros((3, 2)), np.zeros(4), None, ValueError, "4 labels"),
+        (3.0, 4.0, None, ValueError, "one entry per sample"),
+        (np.zeros((3, 2)), np.zeros(3), 0, TypeError, "rng is a NumPy Generator"),
+    ],
+)
 def test_wrong_batches_are_refused_when_they_are_asked_for(x, y, rng, kind, fault):
     """And not at the first of them, which may come much later."""
     with pytest.raises(kind, match=fault):
@@ -339,7 +357,9 @@ def test_a_scaling_takes_any_number_of_samples_of_the_shape_it_knows(fit):
         if part != np.s_[:, ::-1]:
             assert np.array_equal(scaling(x[part]), expected[part])
     assert np.array_equal(scaling(x.tolist()), expected.astype(np.float64))
-    assert np.array_equal(scaling(np.asfortranarray(x)), expected) and np.array_equal(scaling(x[None]), expected[None])
+    assert np.array_equal(scaling(np.asfortranarray(x)), expected) and np.array_equal(
+        scaling(x[None]), expected[None]
+    )
     assert fit(x, axis=None)(np.zeros((2, 9))).shape == (2, 9), "one number for all fits any shape"
 
 
@@ -376,20 +396,32 @@ def test_scaling_takes_no_memory_beside_its_result(fit, axis):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("x, axis, kind, fault", [
-    (np.array([[1.0, np.nan], [2, 3]]), 0, ValueError, "NaN or inf"), (np.array([[1.0, np.inf], [2, 3]]), None, ValueError, "NaN or inf"),
-    (np.zeros((0, 3)), 0, ValueError, "at least one sample"), (np.zeros((3, 0)), 0, ValueError, "at least one sample"),
-    (np.float64(3), 0, ValueError, "at least one sample"), (np.array([["1"]]), 0, TypeError, "must hold numbers"),
-    (np.zeros((2, 2), complex), 0, TypeError, "must hold numbers"), (np.array([[None]]), 0, TypeError, "must hold numbers"),
-    (np.eye(3), 1, ValueError, "axis is 0"), (np.eye(3), -1, ValueError, "axis is 0"), (np.eye(3), "0", ValueError, "axis is 0"),
-    (np.eye(3), (0, 1), ValueError, "axis is 0")])
+@pytest.mark.parametrize(
+    "x, axis, kind, fault",
+    [
+        (np.array([[1.0, np.nan], [2, 3]]), 0, ValueError, "NaN or inf"),
+        (np.array([[1.0, np.inf], [2, 3]]), None, ValueError, "NaN or inf"),
+        (np.zeros((0, 3)), 0, ValueError, "at least one sample"),
+        (np.zeros((3, 0)), 0, ValueError, "at least one sample"),
+        (np.float64(3), 0, ValueError, "at least one sample"),
+        (np.array([["1"]]), 0, TypeError, "must hold numbers"),
+        (np.zeros((2, 2), complex), 0, TypeError, "must hold numbers"),
+        (np.array([[None]]), 0, TypeError, "must hold numbers"),
+        (np.eye(3), 1, ValueError, "axis is 0"),
+        (np.eye(3), -1, ValueError, "axis is 0"),
+        (np.eye(3), "0", ValueError, "axis is 0"),
+        (np.eye(3), (0, 1), ValueError, "axis is 0"),
+    ],
+)
 def test_data_that_cannot_be_scaled_are_refused(x, axis, kind, fault):
     for fit in (data.standardization, data.min_max):
         with pytest.raises(kind, match=fault):
             fit(x, axis)
 
 
-@pytest.mark.parametrize("shift, scale", [(0, 0), (np.nan, 1), (0, np.inf), (np.zeros(3), np.array([1, 0, 1]))])
+@pytest.mark.parametrize(
+    "shift, scale", [(0, 0), (np.nan, 1), (0, np.inf), (np.zeros(3), np.array([1, 0, 1]))]
+)
 def test_a_scaling_of_ones_own_is_checked_too(shift, scale):
     with pytest.raises(ValueError, match="finite numbers, and no scale of 0"):
         data.Scaling(shift, scale)

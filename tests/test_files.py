@@ -124,10 +124,24 @@ def test_equal_arrays_give_equal_files(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name, array", [
-    ("a", np.array([None])), ("a", np.array(["text"])), ("a", np.zeros(1, complex)), ("a", np.zeros(1, "f4,i4")),
-    ("a", np.zeros(1, "M8[s]")), ("x" * 10_001, np.zeros(1)), ("", np.zeros(1)), ("a\0b", np.zeros(1)),
-    ("a\\b", np.zeros(1)), ("a.npy", np.zeros(1)), ("__metadata__", np.zeros(1)), ("\ud800", np.zeros(1)), (3, np.zeros(1))])
+@pytest.mark.parametrize(
+    "name, array",
+    [
+        ("a", np.array([None])),
+        ("a", np.array(["text"])),
+        ("a", np.zeros(1, complex)),
+        ("a", np.zeros(1, "f4,i4")),
+        ("a", np.zeros(1, "M8[s]")),
+        ("x" * 10_001, np.zeros(1)),
+        ("", np.zeros(1)),
+        ("a\0b", np.zeros(1)),
+        ("a\\b", np.zeros(1)),
+        ("a.npy", np.zeros(1)),
+        ("__metadata__", np.zeros(1)),
+        ("\ud800", np.zeros(1)),
+        (3, np.zeros(1)),
+    ],
+)
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path, suffix, name, array):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"old")
@@ -165,17 +179,23 @@ def write(path, content=b"new"):
 
 
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
-    """Through two links and another folder; a link to nothing makes the file, one to itself is an error."""
+    """Through two links; a link to nothing makes the file, one to itself is an error."""
     (tmp_path / "folder").mkdir()
     real = tmp_path / "folder" / "real"
     real.write_bytes(b"old")
     (tmp_path / "one").symlink_to(Path("folder") / "real")
     (tmp_path / "two").symlink_to("one")
     write(tmp_path / "two")
-    assert (tmp_path / "two").is_symlink() and (tmp_path / "one").is_symlink() and real.read_bytes() == b"new"
+    assert (
+        (tmp_path / "two").is_symlink()
+        and (tmp_path / "one").is_symlink()
+        and real.read_bytes() == b"new"
+    )
     (tmp_path / "early").symlink_to(tmp_path / "folder" / "late")
     write(tmp_path / "early")
-    assert (tmp_path / "early").is_symlink() and (tmp_path / "folder" / "late").read_bytes() == b"new"
+    assert (tmp_path / "early").is_symlink() and (
+        tmp_path / "folder" / "late"
+    ).read_bytes() == b"new"
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(OSError, match="loop"):
         write(tmp_path / "loop")
@@ -192,7 +212,9 @@ def test_permissions_stay_and_new_files_have_those_of_the_umask(tmp_path, mode):
     before = os.umask(0o027)
     try:
         with files.replacing(path) as file:
-            assert os.fstat(file.fileno()).st_mode & 0o777 == mode, "before the first byte: it may be a secret"
+            assert os.fstat(file.fileno()).st_mode & 0o777 == mode, (
+                "before the first byte: it may be a secret"
+            )
             file.write(b"new")
         write(tmp_path / "another")
     finally:
@@ -201,7 +223,9 @@ def test_permissions_stay_and_new_files_have_those_of_the_umask(tmp_path, mode):
     assert (tmp_path / "another").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
+)
 def test_the_owner_of_a_file_that_root_writes_stays(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -209,11 +233,16 @@ def test_the_owner_of_a_file_that_root_writes_stays(tmp_path):
     path.chmod(0o600)
     write(path)
     status = path.stat()
-    assert (status.st_uid, status.st_gid, status.st_mode & 0o777, path.read_bytes()) == (12345, 54321, 0o600, b"new")
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777, path.read_bytes()) == (
+        12345,
+        54321,
+        0o600,
+        b"new",
+    )
 
 
 def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):
-    """To rename over it takes only the right to write into its folder; root may write everything, hence the patch."""
+    """To rename over it takes only the right to write into its folder; root may all: the patch."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     monkeypatch.setattr(os, "access", lambda name, mode: False)
@@ -231,8 +260,12 @@ def test_a_pipe_and_a_device_are_written_into(tmp_path):
     reader.start()
     files.save(pipe, {"a": np.arange(100_000)})  # more than a pipe holds at a time
     reader.join(30)
-    assert pipe.is_fifo() and np.array_equal(np.load(io.BytesIO(received[0]))["a"], np.arange(100_000))
-    with pytest.warns(RuntimeWarning, match="nobody reads from the pipe .*pipe.npz: nothing was written"):
+    assert pipe.is_fifo() and np.array_equal(
+        np.load(io.BytesIO(received[0]))["a"], np.arange(100_000)
+    )
+    with pytest.warns(
+        RuntimeWarning, match="nobody reads from the pipe .*pipe.npz: nothing was written"
+    ):
         files.save(pipe, {"a": np.zeros(3)})
     assert pipe.is_fifo()
     (tmp_path / "null.npz").symlink_to(os.devnull)
@@ -244,16 +277,29 @@ def test_a_pipe_and_a_device_are_written_into(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["null.npz", "pipe.npz"]
 
 
-@pytest.mark.parametrize("name, fault", [("nowhere/file", "there is no folder .*nowhere$"), ("file/inside", "Not a directory|no folder"),
-                                         (300 * "x", "too long|Invalid"), ("~/file", "there is no folder")])
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("nowhere/file", "there is no folder .*nowhere$"),
+        ("file/inside", "Not a directory|no folder"),
+        (300 * "x", "too long|Invalid"),
+        ("~/file", "there is no folder"),
+    ],
+)
 def test_what_cannot_be_written_is_named_without_the_temporary_name(tmp_path, name, fault):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match=fault) as caught:
         write(tmp_path / name)
-    assert ".tmp" not in str(caught.value) and str(tmp_path) in str(caught.value) and os.listdir(tmp_path) == ["file"]
+    assert (
+        ".tmp" not in str(caught.value)
+        and str(tmp_path) in str(caught.value)
+        and os.listdir(tmp_path) == ["file"]
+    )
 
 
-def test_a_folder_that_may_not_be_written_is_named_without_the_temporary_name(tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_written_is_named_without_the_temporary_name(
+    tmp_path, monkeypatch
+):
     real = os.open
 
     def refused(path, *arguments, **options):
@@ -266,7 +312,9 @@ def test_a_folder_that_may_not_be_written_is_named_without_the_temporary_name(tm
     assert ".tmp" not in str(caught.value)
 
 
-def test_a_file_that_windows_keeps_for_its_reader_is_named_without_the_temporary_name(tmp_path, monkeypatch):
+def test_a_file_that_windows_keeps_for_its_reader_is_named_without_the_temporary_name(
+    tmp_path, monkeypatch
+):
     def refused(temporary, path):
         raise PermissionError(13, "Access is denied", str(temporary), None, str(path))
     monkeypatch.setattr(os, "replace", refused)
@@ -308,7 +356,9 @@ def test_a_system_like_windows_writes_too(tmp_path, monkeypatch):
         monkeypatch.delattr(os, name, raising=False)
     for _ in range(2):
         files.save(tmp_path / "a.npz", {"a": np.ones(3)})
-    assert os.listdir(tmp_path) == ["a.npz"] and np.array_equal(files.load(tmp_path / "a.npz")["a"], np.ones(3))
+    assert os.listdir(tmp_path) == ["a.npz"] and np.array_equal(
+        files.load(tmp_path / "a.npz")["a"], np.ones(3)
+    )
 
 
 DISK_FULL = """
@@ -321,7 +371,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 numbers = np.random.default_rng(0).random((300, 300))
 fig, ax = plotting.figure()
 ax.imshow(numbers)
-for write in (lambda: files.save("a.npz", {"a": numbers}), lambda: files.save("a.safetensors", {"a": numbers}),
+for write in (lambda: files.save("a.npz", {"a": numbers}),
+              lambda: files.save("a.safetensors", {"a": numbers}),
               lambda: files.write_csv("a.csv", ["a"], numbers), lambda: plotting.show(fig, "a")):
     try:
         write()
@@ -337,10 +388,22 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path):
     names = ["a.csv", "a.npz", "a.png", "a.safetensors"]
     for name in names:
         (tmp_path / name).write_bytes(b"old")
-    environment = os.environ | {"PYTHONPATH": str(Path(files.__file__).parents[1]), "MPLBACKEND": "agg", "MINIDL_FIGURES": "."}
-    result = subprocess.run([sys.executable, "-c", DISK_FULL], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(files.__file__).parents[1]),
+        "MPLBACKEND": "agg",
+        "MINIDL_FIGURES": ".",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", DISK_FULL],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
-    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == dict.fromkeys(names, b"old")
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == dict.fromkeys(
+        names, b"old"
+    )
 
 
 def test_two_writers_at_once_do_not_mix(tmp_path):
@@ -443,9 +506,9 @@ DAMAGED = [
     ("npz", zipped(npy(PAIR, shape=(3,))), "needs 12 bytes, there are 8"),
     ("npz", zipped(npy(PAIR, shape=(-1, -2))), "not the shape"),
     ("npz", zipped(npy(PAIR, shape=(2, True))), "not the shape"),
-    ("npz", zipped(npy(PAIR, shape=(2 ** 63,))), "not the shape"),
+    ("npz", zipped(npy(PAIR, shape=(2**63,))), "not the shape"),
     ("npz", zipped(npy(PAIR, shape=(1,) * 65)), "not the shape"),
-    ("npz", zipped(npy(np.zeros(0), shape=(0, 2 ** 62))), "0.npy"),
+    ("npz", zipped(npy(np.zeros(0), shape=(0, 2**62))), "0.npy"),
     ("npz", zipped(npy(PAIR, descr="|O")), "object"),
     ("npz", zipped(npy(PAIR, descr="<U1")), "dtype <U1"),
     ("npz", zipped(npy(PAIR, descr="<c8")), "dtype <c8"),
@@ -455,13 +518,21 @@ DAMAGED = [
     ("npz", zipped(NPY[:8] + (65_000).to_bytes(2, "little") + b" " * 65_000), "large"),
     ("safetensors", b"", "begin with"),
     ("safetensors", tensors({}, length=3), "header"),
-    ("safetensors", tensors({}, length=2 ** 64 - 1), "the length would be 18,446,744,073,709,551,615"),
+    (
+        "safetensors",
+        tensors({}, length=2**64 - 1),
+        "the length would be 18,446,744,073,709,551,615",
+    ),
     ("safetensors", tensors(b"[]"), "begin with"),
     ("safetensors", tensors(b"{]"), 'should have " at character 1'),
     ("safetensors", tensors("{}".encode("utf-16-le")), 'should have "'),
     ("safetensors", tensors(b'{"\xff": 1}'), "utf-8"),
     ("safetensors", tensors(b'{"a":' * 100_000), "damaged"),
-    ("safetensors", tensors(json.dumps({"a": entry()}).encode()[:-1] + b', "a": {}}', DATA), "twice"),
+    (
+        "safetensors",
+        tensors(json.dumps({"a": entry()}).encode()[:-1] + b', "a": {}}', DATA),
+        "twice",
+    ),
     ("safetensors", tensors(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "twice"),
     ("safetensors", tensors({"__metadata__": {"epoch": 3}}), "metadata"),
     ("safetensors", tensors({"__metadata__": ["a"]}), "metadata"),
@@ -473,16 +544,24 @@ DAMAGED = [
     ("safetensors", tensors({"a": entry(shape=[-1, -2])}, DATA), "not the shape"),
     ("safetensors", tensors({"a": entry(shape=[True, 2])}, DATA), "not the shape"),
     ("safetensors", tensors({"a": entry(shape=[2.0])}, DATA), "not the shape"),
-    ("safetensors", tensors({"a": entry(shape=[0, 2 ** 63], end=0)}), "not the shape"),
-    ("safetensors", tensors({"a": entry(shape=[10 ** 99] * 30_000)}, DATA), "expected dtype"),
+    ("safetensors", tensors({"a": entry(shape=[0, 2**63], end=0)}), "not the shape"),
+    ("safetensors", tensors({"a": entry(shape=[10**99] * 30_000)}, DATA), "expected dtype"),
     ("safetensors", tensors({"a": entry(shape=[3])}, DATA), "needs 12 bytes, there are 8"),
     ("safetensors", tensors({"a": entry(end=8.0)}, DATA), "expected dtype"),
     ("safetensors", tensors({"a": entry(begin=False)}, DATA), "expected dtype"),
     ("safetensors", tensors({"a": entry(begin=-8, end=0)}, DATA), "do not follow"),
     ("safetensors", tensors({"a": entry(begin=8, end=0)}, DATA), "do not follow"),
     ("safetensors", tensors({"a": entry(begin=4, end=12)}, bytes(12)), "do not follow"),
-    ("safetensors", tensors({"a": entry(), "b": entry(begin=4, end=12)}, bytes(12)), "array 'b': .*do not follow"),
-    ("safetensors", tensors({"a": entry(), "b": entry(begin=0, end=8)}, DATA), "array 'b': .*do not follow"),
+    (
+        "safetensors",
+        tensors({"a": entry(), "b": entry(begin=4, end=12)}, bytes(12)),
+        "array 'b': .*do not follow",
+    ),
+    (
+        "safetensors",
+        tensors({"a": entry(), "b": entry(begin=0, end=8)}, DATA),
+        "array 'b': .*do not follow",
+    ),
     ("safetensors", tensors({"a": entry(shape=[0], begin=0, end=-4)}, DATA), "do not follow"),
     ("safetensors", tensors({"a": entry()}, bytes(4)), "needs 8 bytes, there are 4"),
     ("safetensors", tensors({"a": entry()}, bytes(12)), "end after 8 bytes"),
@@ -526,8 +605,16 @@ def test_a_safetensors_header_that_could_not_be_read_back_is_not_written(tmp_pat
     assert path.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("header", [b"\t\n{}\r ", b" {}", b" " * 4096 + b"{}", b'{ "a" : { "data_offsets" : [ 0 , 8 ] ,\n"shape": [2], "dtype"'
-                                    b': "F32" } , "__metadata__": {"a": "}{", "\\u00e9": ""} }'])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\t\n{}\r ",
+        b" {}",
+        b" " * 4096 + b"{}",
+        b'{ "a" : { "data_offsets" : [ 0 , 8 ] ,\n"shape": [2], "dtype"'
+        b': "F32" } , "__metadata__": {"a": "}{", "\\u00e9": ""} }',
+    ],
+)
 def test_a_safetensors_header_may_have_white_space_wherever_json_has_it(tmp_path, header):
     """In front, too: writers align the data so, and the reference implementation reads it."""
     (tmp_path / "x.safetensors").write_bytes(tensors(header, DATA if b"F32" in header else b""))
@@ -535,28 +622,52 @@ def test_a_safetensors_header_may_have_white_space_wherever_json_has_it(tmp_path
     assert_same(loaded, {"a": np.zeros(2, "f4")} if b"F32" in header else {})
 
 
-@pytest.mark.parametrize("header", [
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", "{'descr':'<f4','fortran_order':False,'shape':(2,)}",
-    "{'shape': (2L,), 'fortran_order': False, 'descr': '<f4'}  \n", '{"descr": "<f4", "fortran_order": False, "shape": ( 2, )}',
-    "{'descr': '=f4', 'fortran_order': True, 'shape': (2,), }", "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }",
+        "{'descr':'<f4','fortran_order':False,'shape':(2,)}",
+        "{'shape': (2L,), 'fortran_order': False, 'descr': '<f4'}  \n",
+        '{"descr": "<f4", "fortran_order": False, "shape": ( 2, )}',
+        "{'descr': '=f4', 'fortran_order': True, 'shape': (2,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n",
+    ],
+)
 def test_headers_of_other_writers_of_npy_are_read(tmp_path, header):
     """As C++, Rust and Python 2 write them, and older versions of NumPy."""
     text = header.encode()
-    member = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + np.array(PAIR, "=f4" if "=" in header else "<f4").tobytes()
+    member = (
+        b"\x93NUMPY\1\0"
+        + len(text).to_bytes(2, "little")
+        + text
+        + np.array(PAIR, "=f4" if "=" in header else "<f4").tobytes()
+    )
     (tmp_path / "x.npz").write_bytes(zipped(member))
     assert_same(files.load(tmp_path / "x.npz"), {"0": PAIR})
 
 
-@pytest.mark.parametrize("header", [
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'shape': (2,)}", "{'descr': '<f4', 'fortran_order': False}",
-    "{'descr': '<f4', 'fortran_order': 0, 'shape': (2,)}", "{'descr': '<f4', 'fortran_order': False, 'shape': (1 + 1,)}",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': [2]}", "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)} ()",
-    "{'descr': __import__('os').getpid(), 'fortran_order': False, 'shape': (2,)}", "",
-    "{'descr': '<f4', 'fortran_order': False, 'shape': " + "(" * 9000 + ")" * 900 + "}"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'shape': (2,)}",
+        "{'descr': '<f4', 'fortran_order': False}",
+        "{'descr': '<f4', 'fortran_order': 0, 'shape': (2,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1 + 1,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': [2]}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)} ()",
+        "{'descr': __import__('os').getpid(), 'fortran_order': False, 'shape': (2,)}",
+        "",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': " + "(" * 9000 + ")" * 900 + "}",
+    ],
+)
 def test_a_header_of_npy_that_says_anything_else_is_refused_unevaluated(tmp_path, header):
     text = header.encode()
-    (tmp_path / "x.npz").write_bytes(zipped(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + PAIR.tobytes()))
-    with pytest.raises(ValueError, match=r"member '0\.npy': (its header should be|not the shape)") as caught:
+    (tmp_path / "x.npz").write_bytes(
+        zipped(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + PAIR.tobytes())
+    )
+    with pytest.raises(
+        ValueError, match=r"member '0\.npy': (its header should be|not the shape)"
+    ) as caught:
         files.load(tmp_path / "x.npz")
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
@@ -564,7 +675,9 @@ def test_a_header_of_npy_that_says_anything_else_is_refused_unevaluated(tmp_path
 def test_pythons_parser_sees_no_header_of_a_file(tmp_path, monkeypatch):
     """It took a minute for a megabyte of headers that were made for it."""
     files.save(tmp_path / "x.npz", ARRAYS)
-    monkeypatch.setattr("builtins.compile", lambda *arguments, **options: pytest.fail("parsed as Python"))
+    monkeypatch.setattr(
+        "builtins.compile", lambda *arguments, **options: pytest.fail("parsed as Python")
+    )
     monkeypatch.setattr("ast.literal_eval", lambda text: pytest.fail("parsed as Python"))
     assert_same(files.load(tmp_path / "x.npz"), ARRAYS)
 
@@ -572,12 +685,25 @@ def test_pythons_parser_sees_no_header_of_a_file(tmp_path, monkeypatch):
 HALF_A_MILLION = 500_000
 
 
-@pytest.mark.parametrize("header", [
-    b'{"a":[' + b"{}," * (HALF_A_MILLION // 3) + b"{}]}", b'{"a":' + b"[" * HALF_A_MILLION, b'{"a":' * (HALF_A_MILLION // 5),
-    b'{"a":{"dtype":"F32","data_offsets":[0,8],"shape":[' + b"1," * (HALF_A_MILLION // 2) + b"1]}}",
-    b'{"__metadata__":{' + b",".join(b'"%x":""' % i for i in range(HALF_A_MILLION // 9)) + b"},3}",
-    b'{"__metadata__":[' + b'"",' * (HALF_A_MILLION // 3) + b'""]}', b"{" + b'"a":{},' * (HALF_A_MILLION // 7) + b"}",
-    b'{"' + b"x" * HALF_A_MILLION + b'":{}}', b"[" + b"1e5," * (HALF_A_MILLION // 4) + b"1]"], ids=lambda header: header[:20].decode())
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":[' + b"{}," * (HALF_A_MILLION // 3) + b"{}]}",
+        b'{"a":' + b"[" * HALF_A_MILLION,
+        b'{"a":' * (HALF_A_MILLION // 5),
+        b'{"a":{"dtype":"F32","data_offsets":[0,8],"shape":['
+        + b"1," * (HALF_A_MILLION // 2)
+        + b"1]}}",
+        b'{"__metadata__":{'
+        + b",".join(b'"%x":""' % i for i in range(HALF_A_MILLION // 9))
+        + b"},3}",
+        b'{"__metadata__":[' + b'"",' * (HALF_A_MILLION // 3) + b'""]}',
+        b"{" + b'"a":{},' * (HALF_A_MILLION // 7) + b"}",
+        b'{"' + b"x" * HALF_A_MILLION + b'":{}}',
+        b"[" + b"1e5," * (HALF_A_MILLION // 4) + b"1]",
+    ],
+    ids=lambda header: header[:20].decode(),
+)
 def test_json_that_describes_no_arrays_takes_no_more_than_a_few_times_its_size(tmp_path, header):
     path = tmp_path / "x.safetensors"
     path.write_bytes(tensors(header))
@@ -598,7 +724,11 @@ NASTY = "\x1b]0;owned\x07\x9b2J\u202egnp.\nall is well\u2028"
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_names_in_a_file_reach_no_message_raw_or_whole(tmp_path, suffix, name):
     path = tmp_path / f"x{suffix}"
-    path.write_bytes(tensors({name: entry()}, DATA) if suffix == ".safetensors" else zipped(NPY, name=name + ".npy"))
+    path.write_bytes(
+        tensors({name: entry()}, DATA)
+        if suffix == ".safetensors"
+        else zipped(NPY, name=name + ".npy")
+    )
     with pytest.raises(ValueError, match="cannot be an array's name") as caught:
         files.load(path)
     message = str(caught.value).removeprefix(str(path))
@@ -625,7 +755,9 @@ def test_nobody_waits_for_a_pipe_or_reads_a_device_without_end(tmp_path, kind):
 
 def test_where_there_is_no_home_no_folder_of_that_name_appears(monkeypatch):
     assert files.expanded("~/x") == Path.home() / "x" and files.expanded("x/~/y") == Path("x/~/y")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where HOME is not set and the user has no entry
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # as where HOME is not set and the user has no entry
     for path in ("~", "~/x", "~\\x", Path("~/x")):
         with pytest.raises(FileNotFoundError, match="names no home folder"):
             files.expanded(path)

@@ -131,8 +131,14 @@ class Handler(BaseHTTPRequestHandler):
     def dripping_trailer(self, file, body):
         """All the data are there, and then it does not end."""
         length = f"{len(body):x}".encode()
-        self.drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + length + b"\r\n" + body + b"\r\n0\r\n",
-                   b"X: x\r\n")
+        self.drips(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + length
+            + b"\r\n"
+            + body
+            + b"\r\n0\r\n",
+            b"X: x\r\n",
+        )
 
     def dripping_end(self, file, body):
         """A file without a length that is whole, and goes on."""
@@ -153,11 +159,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def rude(self, file, body):
         """The reason that a server gives is shown to the user."""
-        self.wfile.write("HTTP/1.1 500 \x1b]0;owned\x07\x9b2J\u202e".encode("latin-1", "replace") + b"!" * 60_000 + b"\r\n\r\n")
+        self.wfile.write(
+            "HTTP/1.1 500 \x1b]0;owned\x07\x9b2J\u202e".encode("latin-1", "replace")
+            + b"!" * 60_000
+            + b"\r\n\r\n"
+        )
 
     def bomb(self, file, body):
         """300 times its size, and of a size that no published file has."""
-        self.answer(gzip.compress(b"\0\0\x08\x01" + (60 * 10 ** 6).to_bytes(4, "big") + bytes(60 * 10 ** 6), 9))
+        self.answer(
+            gzip.compress(b"\0\0\x08\x01" + (60 * 10**6).to_bytes(4, "big") + bytes(60 * 10**6), 9)
+        )
 
     def log_message(self, *arguments):
         pass
@@ -246,8 +258,16 @@ def test_without_a_stderr_there_is_no_bar_and_no_error(server, monkeypatch):
 
 BAD = ["truncated", "truncated_without_length", "altered", "login_page", "failing", "absent", "silent", "slow", "endless",
        "moved_for_ever", "moved_to_a_file", "too_long_by_its_header", "rude", "bomb"]
-DRIPPING = ["dripping_status", "dripping_header", "dripping_headers", "dripping_chunk_length", "dripping_trailer",
-            "dripping_end", "continuing", "moved_slowly"]
+DRIPPING = [
+    "dripping_status",
+    "dripping_header",
+    "dripping_headers",
+    "dripping_chunk_length",
+    "dripping_trailer",
+    "dripping_end",
+    "continuing",
+    "moved_slowly",
+]
 
 
 @pytest.fixture
@@ -273,7 +293,9 @@ def test_a_server_that_drips_holds_nobody_for_ever(server, monkeypatch, how):
     """Wherever it drips: each piece comes in time for the socket, and the whole never ends."""
     server(how, "good")
     monkeypatch.setattr(published, "TIMEOUT", 1)
-    monkeypatch.setattr(published, "FILES", published.FILES[:1])  # fetch then asks for one file alone
+    monkeypatch.setattr(
+        published, "FILES", published.FILES[:1]
+    )  # fetch then asks for one file alone
     folder = data.cache() / "mnist"
     worker = threading.Thread(target=published.fetch, args=("mnist", folder), daemon=True)
     worker.start()
@@ -284,7 +306,9 @@ def test_a_server_that_drips_holds_nobody_for_ever(server, monkeypatch, how):
 
 def test_a_login_page_is_called_a_web_page(server):
     server("login_page")
-    with pytest.raises(FileNotFoundError, match="what came is a web page, perhaps of a network that wants a login"):
+    with pytest.raises(
+        FileNotFoundError, match="what came is a web page, perhaps of a network that wants a login"
+    ):
         data.load("mnist")
 
 
@@ -298,7 +322,7 @@ def test_what_a_server_says_is_cleaned_and_cut(server):
 
 
 def largest(call):
-    """The most memory in bytes that was taken at a time while call() ran, beyond what there was before."""
+    """The most memory in bytes that call() took at a time."""
     tracemalloc.start()
     try:
         call()
@@ -308,7 +332,7 @@ def largest(call):
 
 
 def announcing(n):
-    """A gzip file of random and constant bytes, 100 times its size when unpacked: a bound by its own size believes it."""
+    """A gzip file that unpacks to 100 times its size: a bound by its own size believes it."""
     start = b"\0\0\x08\x01" + n.to_bytes(4, "big") + RNG.bytes(n // 120)
     return gzip.compress(start + bytes(n + 8 - len(start)), 6)
 
@@ -319,7 +343,9 @@ def test_no_more_is_unpacked_than_the_published_file_has(file, tmp_path):
     bomb, size = announcing(60_000_000), published.SIZES[published.FILES.index(file)]
 
     def refused():
-        with pytest.raises(ValueError, match=f"at most {size:,} are believed|at most .* can be right|more than"):
+        with pytest.raises(
+            ValueError, match=f"at most {size:,} are believed|at most .* can be right|more than"
+        ):
             published._install("mnist", file, tmp_path / "cache", [bomb])
         (tmp_path / f"{file}.gz").write_bytes(bomb)
         with pytest.raises(ValueError, match="believed|can need"):
@@ -335,9 +361,14 @@ def test_a_published_file_is_installed_in_little_more_memory_than_it_has(tmp_pat
     content = gzip.compress(idx_bytes(images), 1)
     md5 = hashlib.md5(idx_bytes(images)).hexdigest()
     del images
-    monkeypatch.setitem(published.SETS, "mnist", published.Published((), (md5, *MD5[1:]), "MIT", 1, ()))
+    monkeypatch.setitem(
+        published.SETS, "mnist", published.Published((), (md5, *MD5[1:]), "MIT", 1, ())
+    )
     pieces = (content[i:i + 2 ** 16] for i in range(0, len(content), 2 ** 16))
-    assert largest(lambda: published._install("mnist", published.FILES[0], tmp_path, pieces)) < 100_000_000
+    assert (
+        largest(lambda: published._install("mnist", published.FILES[0], tmp_path, pieces))
+        < 100_000_000
+    )
     assert (tmp_path / f"{published.FILES[0]}.gz").read_bytes() == content
 
 
