@@ -28,9 +28,8 @@ import numpy as np
 
 IDX_MAGIC = b"\0\0\x08"  # two zeros and the type code of unsigned bytes, the only one that image sets use
 MOST_HEADER = 100_000_000  # bytes of a safetensors header, the bound of the reference implementation
+MOST_ENTRY = 4_000  # characters of an array's entry in it; 64 sizes of 20 digits take 1,400
 MOST_NPY_HEADER = 10_000  # bytes of an .npy's header, NumPy's own bound
-# characters of one array's entry in a safetensors header; 64 sizes of 20 digits take 1,400
-MOST_ENTRY = 4_000
 MOST_NAME = 10_000  # characters of an array's name; zip files hold 65,535 bytes
 # What can be stored: NumPy's and safetensors' names, in the order in which the latter lays arrays out, large items first.
 DTYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
@@ -40,15 +39,14 @@ QUOTES = "'\""
 NPY_FIELD = re.compile(r"""\s*(?P<q>['"])(?P<key>descr|fortran_order|shape)(?P=q)\s*:"""
                        r"""\s*(?P<value>'[^'"]*'|"[^'"]*"|\[[^\[\]]*\]|\([^()]*\)|True|False)"""
                        r"""\s*(,|(?=}))""")
-# Python 2 wrote an L behind long integers
+# Python 2 wrote an L behind long integers.
 NPY_SHAPE = re.compile(r"\((\s*\d{1,19}L?\s*,)*(\s*\d{1,19}L?)?\s*\)")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @contextmanager
 def replacing(path):
-    """A binary file to write into; it takes path's place when the block ends well, else it
-    vanishes.
+    """A binary file to write into; it takes path's place when the block ends well, or vanishes.
 
     Whatever happens, path is the old file or the new one, never half of one: the new one is written
     beside it. A process that is killed leaves that hidden file (.name.*.tmp) behind; nobody removes
@@ -64,19 +62,19 @@ def replacing(path):
     if old and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
     if old and not stat.S_ISREG(old.st_mode):
-        # zip files need to go back, and half of one helps nobody
+        # Whoever writes a zip file goes back in it, and half of one helps nobody.
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
             with _pipe(path) if stat.S_ISFIFO(old.st_mode) else open(path, "wb") as target:
                 shutil.copyfileobj(file, target)
         return
-    # to replace it would take no more than the right to write into its folder
+    # To replace it would take no more than the right to write into its folder.
     if old and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "the file is write-protected", str(path))
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    # names have at most 255 bytes
-    temporary = target.with_name(f".{target.name[:40]}.{os.urandom(4).hex()}.tmp")
+    short = target.name[:40]  # names have at most 255 bytes
+    temporary = target.with_name(f".{short}.{os.urandom(4).hex()}.tmp")
     try:
         with _created(temporary, target, old) as file:
             yield file
@@ -103,13 +101,12 @@ def _naming(target):
 
 def _created(temporary, target, old):
     """A new file, open for writing, with owner and permissions of the old one, if there is one."""
-    # as they are from the start, so that secrets stay secret
+    # Those of the old one from the start, so that a secret is one at every moment.
     permissions = 0o666 if old is None else old.st_mode & 0o777
     with _naming(target):
         file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, permissions))
     if old is not None:
-        # only root may give files away, and Windows has no chown
-        with suppress(OSError, AttributeError):
+        with suppress(OSError, AttributeError):  # only root gives files away; Windows has no chown
             os.chown(temporary, old.st_uid, old.st_gid)
         with suppress(OSError):  # some file systems have no permissions
             os.chmod(temporary, permissions)
@@ -117,8 +114,9 @@ def _created(temporary, target, old):
 
 
 def _pipe(path):
-    """A named pipe to write into, if somebody reads from it within a second; else a warning, and a
-    file that goes nowhere.
+    """A named pipe to write into; a warning and a file that goes nowhere if nobody reads from it.
+
+    Whoever starts both ends may need a moment, so it is tried for a second.
     """
     for _ in range(20):
         try:
@@ -129,8 +127,8 @@ def _pipe(path):
             if error.errno != errno.ENXIO:  # "no such device or address": the other end is not open
                 raise
             sleep(0.05)
-    warnings.warn(f"nobody reads from the pipe {path}: nothing was "
-                  "written", RuntimeWarning, stacklevel=5)
+    warnings.warn(f"nobody reads from the pipe {path}: nothing was written",
+                  RuntimeWarning, stacklevel=5)
     return open(os.devnull, "wb")
 
 
@@ -145,8 +143,7 @@ def _sync(folder):
 
 
 def clean(text, most=300):
-    """Text of others, from a file or a server, for a message: without control characters, and cut
-    to so many characters.
+    """Text from a file or a server for a message: no control characters, cut to so many characters.
 
     Escape codes would reach the terminal, line breaks and marks of writing direction would fake a
     message.
@@ -157,23 +154,21 @@ def clean(text, most=300):
 
 
 def listed(names, most=10):
-    """Names of others for a message, cleaned and separated by commas: so many of them, and how many
-    more there are.
-    """
+    """Names from a file for a message, cleaned: so many of them, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(clean(name, 80) for name in names[:most]) + more
 
 
 def expanded(path):
-    """A Path whose ~ is the home folder; FileNotFoundError where there is none, so that no folder
-    named ~ appears.
+    """A Path whose ~ is the home folder.
+
+    FileNotFoundError where there is none: else a folder named ~ would appear.
     """
     path = os.path.expanduser(os.fspath(path))
     if re.match(r"~(?![^/\\])", path):
         raise FileNotFoundError(f"this system names no home folder (HOME is not set), so {path} "
-                                "is nowhere: "
-                                "name a folder without ~, or set HOME")
+                                "is nowhere: name a folder without ~, or set HOME")
     return Path(path)
 
 
@@ -182,14 +177,14 @@ def blaming(what):
     """Turn any error of the block into a ValueError that begins with what, the file or the part of it at fault."""
     try:
         yield
-    # broken content fails in a dozen ways inside gzip, zipfile, zlib, struct and json
-    except Exception as error:
+    except Exception as error:  # broken content fails in a dozen ways in gzip, zipfile and zlib
         raise ValueError(f"{what}: {clean(error) or type(error).__name__}") from None
 
 
 def _content(path, most=math.inf):
-    """The bytes of a regular file; ValueError for one larger than most, and for pipes and devices,
-    which never end.
+    """The bytes of a regular file.
+
+    ValueError for one larger than most, and for pipes and devices, which may never end.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         status = os.fstat(file.fileno())
@@ -206,10 +201,9 @@ def _open_at_once(path, flags):
 
 
 def _check_announced(announced, size, most=math.inf):
-    """Refuse a file that announces more than 1 MiB + 200 times its size: real images deflate to a
-    fifth, bombs to 1/1000.
+    """Refuse a file that announces more than 1 MiB + 200 times its size.
 
-    most: how much can be right, where that is known.
+    Real images deflate to a fifth, bombs to 1/1000. most: how much can be right, if that is known.
     """
     believed = min(most, 2 ** 20 + 200 * size)
     if announced > believed:
@@ -224,14 +218,12 @@ def _check_name(name):
     text = isinstance(name, str) and name.isprintable() and len(name) <= MOST_NAME
     if not text or "\\" in name or name.endswith(".npy") or name in ("", "__metadata__"):
         raise ValueError(f"{quoted(name)} cannot be an array's name; it must be printable text "
-                         "without \\, at most "
-                         f"{MOST_NAME:,} characters, must not end in .npy and not be __metadata__")
+                         f"without \\, at most {MOST_NAME:,} characters, must not end in .npy "
+                         "and not be __metadata__")
 
 
 def quoted(name):
-    """A name of others in quotation marks, with its control characters written out and cut to a
-    sensible length.
-    """
+    """A name from a file in quotation marks, cut, with its control characters written out."""
     return clean(repr(name), 80)
 
 
@@ -258,9 +250,7 @@ def read_idx(path, most=math.inf):
 
 
 def packed(most):
-    """The largest gzip file in bytes that most bytes need: it may be longer than what cannot be
-    packed, by headers.
-    """
+    """The bytes of the largest gzip file that most bytes need: some grow a little."""
     return most + most // 1000 + 1000 if most < math.inf else most
 
 
@@ -358,17 +348,15 @@ def read_npz(path, most=math.inf):
 
 
 def unzipped(archive, member, most):
-    """The bytes of a member of an open zip file, stored or deflated; ValueError if it announces or
-    holds more than most.
-    """
+    """The bytes of a member of an open zip file, stored or deflated; ValueError for more than most."""
     if member.file_size > most:
         raise ValueError(f"it announces {member.file_size:,} bytes, at most {most:,} can be right")
-    # bzip2 and lzma take memory as they like
+    # Those of bzip2 and lzma take memory as they like.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"compression {member.compress_type} is not supported, only 0 (stored) "
                          "and 8 (deflated)")
     with archive.open(member) as stream:
-        # read() without a size is unbounded, whatever the directory says
+        # Without a size, read() is unbounded, whatever the directory says.
         return stream.read(member.file_size)
 
 
@@ -377,12 +365,12 @@ def _parse_npy(data):
 
     The header is a dict of Python's, {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), },
     padded with spaces. It is matched, not evaluated: Python's parser takes a hundred times as long,
-    and a minute for a megabyte made for it.
+    a minute for a megabyte made for it.
     """
     if data[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError("it should begin with the magic bytes of NumPy's format, version 1.0 "
-                         "(the others are for structured "
-                         f"arrays), not with {data[:8].hex(' ') or 'nothing'}")
+                         "(the others are for structured arrays), "
+                         f"not with {data[:8].hex(' ') or 'nothing'}")
     end = 10 + int.from_bytes(data[8:10], "little")
     if end > min(len(data), 10 + MOST_NPY_HEADER):
         raise ValueError(f"its header of {end - 10:,} bytes is too large, or ends early")
@@ -390,9 +378,8 @@ def _parse_npy(data):
     descr, shape = fields["descr"].strip(QUOTES), fields["shape"]
     kind = re.fullmatch(r"([<>|=]?)([a-z]\d+)", descr)
     if not kind or kind[2] not in NPY_CODES:
-        raise ValueError(f"dtype {clean(descr, 40)} is not supported (no "
-                         "objects: they could run code), "
-                         f"only {', '.join(DTYPES)}")
+        raise ValueError(f"dtype {clean(descr, 40)} is not supported (no objects: they could run "
+                         f"code), only {', '.join(DTYPES)}")
     if not NPY_SHAPE.fullmatch(shape):
         raise ValueError(f"not the shape of an array: {clean(shape)}")
     dtype = np.dtype(NPY_CODES[kind[2]]).newbyteorder(kind[1] if kind[1] in ("<", ">") else "=")
@@ -580,8 +567,7 @@ def write_safetensors(path, arrays, metadata=None):
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
         raise ValueError(f"cannot save to {path}: names and metadata take {len(text):,} bytes, "
-                         "and a header has "
-                         f"at most {MOST_HEADER:,}, else nobody reads it back")
+                         f"and a header has at most {MOST_HEADER:,}, else nobody reads it back")
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in arrays:

@@ -263,8 +263,7 @@ class Dropout(Module):
     def __init__(self, rate, rng=None):
         if not 0 <= rate < 1:
             raise ValueError(f"Dropout needs a rate from 0 up to but not 1, got {rate!r}")
-        # A seed becomes a Generator at once, which a checkpoint holds; a Generator stays what it
-        # is.
+        # A seed becomes a Generator at once, which a checkpoint holds; a Generator stays as it is.
         self.rate, self.rng = float(rate), rng if rng is None else np.random.default_rng(rng)
 
     def forward(self, x):

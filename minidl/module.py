@@ -112,9 +112,7 @@ class Module:
         yield from self._named(np.ndarray)
 
     def named_generators(self):
-        """Yield (dotted name, generator): where randomness comes from, NumPy's generators of all
-        kinds, and Python's.
-        """
+        """Yield (dotted name, generator): where randomness comes from, of NumPy or of Python."""
         numpy = (np.random.Generator, np.random.BitGenerator, np.random.RandomState)
         yield from self._named((*numpy, random.Random))
 
@@ -177,8 +175,8 @@ class Module:
         missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
         given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
         faults = [f"missing: {name}" for name in missing] if strict else []
-        faults += ["not in the model: "
-                   f"{files.clean(name, 80)}" for name in surplus] if strict else []
+        names = [files.clean(name, 80) for name in surplus] if strict else []
+        faults += [f"not in the model: {name}" for name in names]
         faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
                    for name, array in given.items() if array.shape != own[name].shape]
         if faults:
@@ -198,10 +196,8 @@ class Module:
         state = files.load(path)
         if "epochs" in state and any(name.startswith("optimizer.") for name in state):
             raise ValueError(f"{path} is a checkpoint, which holds a whole run and not weights "
-                             "alone: use "
-                             "model.load_checkpoint(path) of a compiled Sequential, or "
-                             "checkpoints.load_checkpoint(path, "
-                             "model, optimizer)")
+                             "alone: use model.load_checkpoint(path) of a compiled Sequential, or "
+                             "checkpoints.load_checkpoint(path, model, optimizer)")
         try:
             self.load_state_dict(state)
         except ValueError as error:

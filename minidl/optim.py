@@ -101,8 +101,8 @@ class Optimizer:
         Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed then.
         """
         own, given = ({name: f"shape {np.shape(a)}" for name, a in d.items()} for d in (self.state_dict(), state))
-        faults = [f"{clean(name, 80)}: expected {own.get(name, 'nothing')}, got "
-                  f"{given.get(name, 'nothing')}"
+        faults = [f"{clean(name, 80)}: "
+                  f"expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
             faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []

@@ -161,16 +161,16 @@ def _install(name, file, folder, pieces):
 
 
 def _download(url, most):
-    """Yield what a server answers, piece by piece; TimeoutError if it is too slow, ValueError if it
-    is more than most.
+    """Yield what a server answers, piece by piece.
 
+    TimeoutError if it is too slow, ValueError if it is more than most, OSError for what else happens.
     A thread asks the server, and this one waits for it no longer than the clock allows: looking up
     the name, connecting, redirections, headers, lengths of chunks and what follows the data can all
     be made to last for ever.
     """
     if not shows_bars():
         print(f"downloading {url}", file=sys.stderr, flush=True)
-    # takes as long as half of minidl, and no thread should do it
+    # Takes as long as the import of half of minidl, and no thread should do it.
     from urllib.request import Request, urlopen
     request = Request(url, headers={"User-Agent": "minidl"})
     pieces = queue.SimpleQueue()
@@ -181,11 +181,12 @@ def _download(url, most):
             with urlopen(request, timeout=TIMEOUT) as answer:
                 size = answer.headers.get("Content-Length", "")
                 pieces.put(int(size) if size.isdecimal() and len(size) < 20 else None)
-                while not enough.is_set() and (piece := answer.read1(2 ** 16)):
+                left = most
+                while left >= 0 and not enough.is_set() and (piece := answer.read1(2 ** 16)):
+                    left -= len(piece)
                     pieces.put(piece)
             pieces.put(b"")
-        # its words only: the error itself would keep the connection open
-        except Exception as error:
+        except Exception as error:  # its words only: the error itself keeps the connection open
             pieces.put(str(error) or type(error).__name__)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -209,11 +210,9 @@ def _download(url, most):
 
 
 def _next(pieces, patience, complaint):
-    """What the thread of `_download` has put next: the length of the answer, then bytes, at the end
-    none of them.
+    """What the thread of `_download` has put next: the answer's length, then bytes, none at the end.
 
-    OSError for words, its complaint; TimeoutError, with a complaint of our own, when patience has
-    ended.
+    OSError for words, its complaint; TimeoutError with our own complaint when patience has ended.
     """
     try:
         piece = pieces.get(timeout=max(0, patience - monotonic()))

@@ -64,18 +64,16 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
         rng=None, initial_epoch=0, verbose=1):
     """Train model on x, y; returns a History.
 
-    loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels)
-    as arrays. callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch;
-    None keeps their order. A last batch of one sample joins the batch before it (see
-    `data.batches`). initial_epoch: where a resumed run goes on; with the same weights, buffers,
-    optimizer and random generators it is the same run, and callbacks, too, go on where a checkpoint
-    was loaded. verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per
-    epoch.
+    loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels) as arrays.
+    callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch; None keeps their order.
+    A last batch of one sample joins the batch before it (see `data.batches`). initial_epoch: where a resumed run
+    goes on; with the same weights, buffers, optimizer and random generators it is the same run,
+    in which callbacks, too, go on with the states that load_checkpoint has found.
+    verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
 
-    Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when
-    the loss is no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and
-    epochs done until then, and the model can be used and trained on. (Ctrl-C within an update can
-    leave it done for the first parameters only.)
+    Raises ValueError or TypeError before any work for data that do not fit, DivergenceError when the loss is
+    no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
+    the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
     """
     loss = lookup(loss, LOSSES, "loss")
     metrics = named_metrics(metrics, loss)
