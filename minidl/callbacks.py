@@ -4,11 +4,14 @@ import dis
 import inspect
 import math
 import re
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from string import Formatter
 
-from .files import checked_suffix, write_csv
+import numpy as np
+
+from .files import checked_suffix, clean, write_csv
 from .habits import unknown
 from .plotting import LOOKS, figure, legend
 from .progress import format_number, table
@@ -29,8 +32,51 @@ class History:
     history["loss"] is short for history.history["loss"]; print(history) shows a table, a row per epoch.
     """
 
-    def __init__(self):
+    callbacks = ()  # those at work, while the run lasts
+    states = {}  # and afterwards what they asked to keep: see callback_states
+    resumed = False  # whether this stands for the run of a checkpoint, until a fit goes on with it
+
+    def __init__(self, earlier=None):
+        """earlier: the History that load_checkpoint left, if this run goes on with it."""
         self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
+        if isinstance(earlier, History) and earlier.resumed:
+            self.states, self.resumed = earlier.states, True
+
+    def callback_states(self):
+        """{"EarlyStopping.best": 0.5, ...}: what the callbacks ask a checkpoint to keep."""
+        if not self.callbacks:
+            return self.states
+        return {f"{name}.{key}": value for name, callback in _by_name(self.callbacks).items()
+                for key, value in callback.state_dict().items()}
+
+    @contextmanager
+    def keeping(self, callbacks):
+        """Inside the block callback_states() asks these callbacks, afterwards it has their answer.
+
+        If this run goes on with that of a checkpoint, the callbacks first take over the states that
+        they had there.
+        """
+        for name, callback in _by_name(callbacks).items() if self.resumed else ():
+            state = {key.removeprefix(f"{name}."): value for key, value in self.states.items()
+                     if key.startswith(f"{name}.")}
+            try:
+                if state:
+                    callback.load_state_dict(state)
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                raise ValueError(f"the checkpoint's state of {name} does not fit this callback: "
+                                 f"{type(error).__name__}: {clean(error)}") from error
+        self.resumed = False
+        self.callbacks = callbacks
+        try:
+            yield
+        finally:
+            # Not the callbacks: they know the model, which knows this; circles keep memory.
+            self.states, self.callbacks = self.callback_states(), ()
+
+    def __getstate__(self):
+        """Copies go without the states of callbacks, which may hold all weights."""
+        without = ("callbacks",) if self.resumed else ("callbacks", "states")
+        return {key: value for key, value in vars(self).items() if key not in without}
 
     def __getitem__(self, name):
         if name not in self.history:
@@ -122,6 +168,24 @@ class Callback:
 
     def on_train_batch_end(self, batch, logs=None):
         """After a step; logs has the loss and metrics of this batch."""
+
+    def state_dict(self):
+        """{name: number or array} for a checkpoint, so that a run can go on as if never stopped."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Take over such a dict, of arrays, after on_train_begin of a run that goes on.
+
+        Raise ValueError for what does not fit.
+        """
+
+
+def _by_name(callbacks):
+    """{name: callback}, named after their classes, the second EarlyStopping EarlyStopping_1."""
+    names = [type(callback).__name__ for callback in callbacks]
+    numbers = [names[:i].count(name) for i, name in enumerate(names)]
+    names = [f"{name}_{n}" if n else name for name, n in zip(names, numbers)]
+    return dict(zip(names, callbacks))
 
 
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
@@ -253,6 +317,17 @@ class _Monitor(Callback):
             raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run measures only "
                              f"{', '.join(measured)}" + ": " * bool(hints) + ", and ".join(hints))
 
+    def state_dict(self):
+        """The best number until now."""
+        return {"best": float(self.best)}
+
+    def load_state_dict(self, state):
+        """Compare with the best number of the run before it was interrupted."""
+        best = float(state["best"])
+        if math.isnan(best):
+            raise ValueError("the best number is NaN")
+        self.best = best
+
     def improved(self, logs):
         """Whether this epoch's number is better than all before by more than min_delta; NaN never is."""
         self.check_measured(logs)
@@ -280,8 +355,44 @@ class EarlyStopping(_Monitor):
     def on_train_begin(self, logs=None):
         """Forget an earlier run."""
         super().on_train_begin()
-        self.best_epoch = self.best_weights = None
+        self.best_epoch = self.best_weights = self.last_weights = None
         self.wait = 0
+
+    def state_dict(self):
+        """The best number with its epoch and weights, and how many epochs ago that was.
+
+        After the run also the weights of its last epoch, if the best were restored: a longer run
+        would go on with those.
+        """
+        state = super().state_dict() | {"wait": self.wait}
+        if self.best_epoch is not None:
+            state["best_epoch"] = self.best_epoch
+        for kind, weights in (("best", self.best_weights), ("last", self.last_weights)):
+            state |= {f"{kind}_weights.{name}": array for name, array in (weights or {}).items()}
+        return state
+
+    def load_state_dict(self, state):
+        """Go on waiting where the run was interrupted.
+
+        ValueError if its best weights are another model's.
+        """
+        super().load_state_dict(state)
+        wait, own, given = int(state["wait"]), self.model.state_dict(), {}
+        for kind in ("best", "last"):
+            prefix = f"{kind}_weights."
+            weights = {name.removeprefix(prefix): array for name, array in state.items()
+                       if name.startswith(prefix)}
+            given[kind] = weights
+            if weights and _shapes(weights) != _shapes(own):
+                raise ValueError(f"its {kind} weights are those of another model")
+        if ("best_epoch" in state) != bool(given["best"]) or wait < 0:
+            raise ValueError("best_epoch and best_weights belong together, and wait is a number "
+                             "of epochs")
+        self.wait, self.best_weights = wait, given["best"] or None
+        self.best_epoch = int(state["best_epoch"]) if given["best"] else None
+        restored = all(np.array_equal(own[name], array) for name, array in given["best"].items())
+        if given["last"] and restored:  # else somebody has chosen other weights since
+            self.model.load_state_dict(given["last"])
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the weights of the best epoch, count the others."""
@@ -294,7 +405,12 @@ class EarlyStopping(_Monitor):
     def on_train_end(self, logs=None):
         """Go back to the best epoch."""
         if self.restore_best_weights and self.best_weights is not None:
+            self.last_weights = self.model.state_dict() if self.wait else None
             self.model.load_state_dict(self.best_weights)
+
+
+def _shapes(arrays):
+    return {name: array.shape for name, array in arrays.items()}
 
 
 class ModelCheckpoint(_Monitor):

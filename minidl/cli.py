@@ -177,7 +177,11 @@ def _sets():
 
 
 def _cache():
-    folder = next(path for path in (data.cache(), *data.cache().parents) if os.path.exists(path))
+    try:
+        cache = data.cache()
+    except FileNotFoundError as error:  # there is no home folder
+        return str(error), "set XDG_CACHE_HOME to a folder of yours"
+    folder = next(path for path in (cache, *cache.parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=folder):
             return f"{data.cache()} can be written", None

@@ -4,6 +4,7 @@ The rule is by type, in the order of assignment: a Parameter is trained, a NumPy
 (remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
 """
 
+import random
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
@@ -224,6 +225,11 @@ class Module:
         """Yield (dotted name, array): what is remembered but not trained, such as running means."""
         yield from self._named(np.ndarray)
 
+    def named_generators(self):
+        """Yield (dotted name, generator): where randomness comes from, of NumPy or of Python."""
+        numpy = (np.random.Generator, np.random.BitGenerator, np.random.RandomState)
+        yield from self._named((*numpy, random.Random))
+
     def _named(self, kind):
         seen = set()
         self.settle_new_layers()
@@ -318,10 +324,13 @@ class Module:
         own = self._state()
         missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
         given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
-        faults = [f"missing: {name}" for name in missing] + [f"not in the model: {name}" for name in surplus] if strict else []
+        faults = [f"missing: {name}" for name in missing] if strict else []
+        names = [files.clean(name, 80) for name in surplus] if strict else []
+        faults += [f"not in the model: {name}" for name in names]
         faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
                    for name, array in given.items() if array.shape != own[name].shape]
         if faults:
+            faults[20:] = [f"... and {len(faults) - 20:,} more"] if len(faults) > 20 else []
             raise ValueError("\n  ".join([f"nothing was loaded, the state does not fit this {type(self).__name__}:", *faults])
                              + "\nBuild the model with the layers it had when the state was saved")
         for name, array in given.items():
@@ -335,6 +344,10 @@ class Module:
     def load_weights(self, path):
         """Take over what save_weights wrote for a model of the same layers; ValueError as load_state_dict."""
         state = files.load(path)
+        if "epochs" in state and any(name.startswith("optimizer.") for name in state):
+            raise ValueError(f"{path} is a checkpoint, which holds a whole run and not weights "
+                             "alone: use model.load_checkpoint(path) of a compiled Sequential, or "
+                             "checkpoints.load_checkpoint(path, model, optimizer)")
         try:
             self.load_state_dict(state)
         except ValueError as error:

@@ -9,6 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
+from .files import clean
 from .tensor import Tensor
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
@@ -100,9 +101,11 @@ class Optimizer:
         Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed then.
         """
         own, given = ({name: f"shape {np.shape(a)}" for name, a in d.items()} for d in (self.state_dict(), state))
-        faults = [f"{name}: expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
+        faults = [f"{clean(name, 80)}: "
+                  f"expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
+            faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
             raise ValueError(f"this is not the state of {type(self).__name__} with these parameters; {'; '.join(faults)}")
         arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}

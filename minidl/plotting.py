@@ -5,9 +5,10 @@ beamer and a black-and-white printer. matplotlib is imported when the first figu
 """
 
 import os
-from pathlib import Path
 
 import numpy as np
+
+from .files import expanded, replacing
 
 # The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network, dashed.
 LOOKS = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", (0, (5, 1, 1, 1)))]
@@ -160,8 +161,10 @@ def _plain(values):
 
 
 def folder():
-    """Where figures are saved: $MINIDL_FIGURES, or figures/ in the working folder; made if need be."""
-    path = Path(os.environ.get("MINIDL_FIGURES") or "figures")
+    """Where figures are saved: $MINIDL_FIGURES (~ is the home folder), or figures/ in the working
+    folder; made if need be.
+    """
+    path = expanded(os.environ.get("MINIDL_FIGURES") or "figures")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -270,7 +273,8 @@ def show(fig, name):
         fig.canvas.manager.pyplot_show()  # blocks in a script, returns at once in an interactive session
         return
     path = folder() / f"{name}.png"
-    fig.savefig(path)
+    with replacing(path) as file:
+        fig.savefig(file, format="png")
     print(f"figure: {path}")
     if plt.get_backend().lower() == "agg":
         plt.close(fig)  # nobody will look at it again; a notebook still has to

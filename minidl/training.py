@@ -46,7 +46,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels) as arrays.
     callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch; None keeps their order.
     A last batch of one sample joins the batch before it (see `data.batches`). initial_epoch: where a resumed run
-    goes on; with the same weights, buffers, optimizer and random generators it is the same run.
+    goes on; with the same weights, buffers, optimizer and random generators it is the same run,
+    in which callbacks, too, go on with the states that load_checkpoint has found.
     verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that would not be trained
@@ -73,7 +74,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     watch = Watch(x, y, loss, batch_size, optimizer, seen, shuffled=rng is not None)
     for text in watch.before(validation_data):
         say(text)
-    model.history = history = History()
+    model.history = history = History(getattr(model, "history", None) if initial_epoch else None)
     model.stop_training = False
     model.train()
 
@@ -96,7 +97,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
         measured = None if measured is None or may_add_numbers(callback) else measured
     logs = {}
     tell("on_train_begin", logs)
-    with closing(Progress(epochs, len(x), batch_size, verbose)) as progress:
+    with closing(Progress(epochs, len(x), batch_size, verbose)) as progress, \
+            history.keeping(callbacks):
         for epoch in range(initial_epoch, epochs):
             if not model.stop_training:
                 tell("on_epoch_begin", epoch, {})
@@ -129,7 +131,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             _check_untouched(callbacks, model, optimizer)
             if model.stop_training:
                 break
-    tell("on_train_end", logs)
+        tell("on_train_end", logs)
     return history
 
 

@@ -8,6 +8,7 @@ import pytest
 from minidl import (Activation, BatchNorm, Dense, Dropout, EarlyStopping, Flatten, LambdaCallback,
                     LearningRateScheduler, ModelCheckpoint, Module, Parameter, Sequential, Tensor,
                     data, initializers, optim, training)
+from minidl import files as data_files
 from minidl import functional as F
 from minidl.layers import ACTIVATIONS
 
@@ -373,6 +374,58 @@ ERRORS = {
         lambda: net().load("m.npz"), AttributeError,
         "Sequential has no attribute 'load': write model = Sequential.load(path), which makes a "
         "new model; load_weights(path) fills this one"),
+    # --- Files and data
+    "a state with the names of another file": (
+        lambda: net(input_shape=20).load_state_dict(
+            net(input_shape=20).state_dict() | {f"\x1b[2J{i}": X for i in range(99)}), ValueError,
+        re.compile(r"nothing was loaded, the state does not fit this Sequential:"
+                   r"(\n  not in the model: \?\[2J\d+){20}\n  \.\.\. and 79 more\n"
+                   r"Build the model with the layers it had when the state was saved")),
+    "an optimizer's state of another model": (
+        lambda: optim.SGD(net(input_shape=20).parameters(), lr=0.1).load_state_dict(
+            {"steps": np.array(0), "updates": np.zeros(6), **{f"\x1b{i}": X for i in range(12)}}),
+        ValueError, re.compile(r"this is not the state of SGD with these parameters; "
+                               r"(\?\d: expected nothing, got shape \(40, 20\); ){10}and 2 more")),
+    "a folder that is missing": (
+        lambda: net(input_shape=20).save_weights("absent/w.npz"), FileNotFoundError,
+        "cannot write absent/w.npz: there is no folder absent"),
+    "a name for a file that is a folder": (
+        lambda: data_files.write_csv(".", ["a"], []), IsADirectoryError,
+        ". is a folder, not a file to write"),
+    "a size of batches": (
+        lambda: data.batches(X, Y, "32"), ValueError,
+        "the size of batches is a whole number of samples, at least 1, got '32'"),
+    "a seed for a generator": (
+        lambda: data.batches(X, Y, 32, 0), TypeError,
+        "rng is a NumPy Generator, np.random.default_rng(0) for example, or None, got 0"),
+    "batches of nothing": (
+        lambda: data.batches(X[:0], Y[:0], 32), ValueError,
+        "batches need samples and as many labels, got 0 samples and 0 labels"),
+    "a share in per cent": (
+        lambda: data.split(X, Y, 20), ValueError,
+        "the share to hold out is a number between 0 and 1, 0.2 for example, got 20"),
+    "labels in a column for one_hot": (
+        lambda: data.one_hot(Y[:, None]), ValueError,
+        f"one_hot takes whole class numbers of shape (n,), got {Y.dtype} of shape (40, 1); "
+        "y.reshape(-1).astype(int) makes them of a column or of floats"),
+    "a number of classes": (
+        lambda: data.one_hot(Y, 5.0), ValueError,
+        "classes is how many there are, a whole number, got 5.0"),
+    "a scaling of other features": (
+        lambda: data.standardization(X)(X[:, :1]), ValueError,
+        "this Scaling was fitted on samples of shape (20,), but x of shape (40, 1) does not end "
+        "like that"),
+    "a scaling of NaN": (
+        lambda: data.min_max(NAN), ValueError,
+        "a Scaling needs finite numbers, and no scale of 0: is there NaN or inf in the training "
+        "data? np.argwhere(~np.isfinite(x)) finds them"),
+    "a scaling of each sample by itself": (
+        lambda: data.standardization(X, axis=1), ValueError,
+        "axis is 0, for each feature by itself, or None, for all alike, got 1: every sample, in "
+        "training and test, gets the same shift and scale"),
+    "epochs of a checkpoint": (
+        lambda: compiled(input_shape=20).save_checkpoint("run.npz", 2.0), ValueError,
+        "epochs is how many are done, a whole number from 0 up, got 2.0"),
 }
 
 

@@ -13,9 +13,10 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "course", "habits", "settings"],
-    ["functional", "gradcheck", "parts", "published", "callbacks", "checkpoints", "handout"],
-    ["data", "module", "initializers"],
+    ["files", "habits", "settings"],
+    ["tensor", "plotting", "progress", "schedules", "course"],
+    ["functional", "gradcheck", "parts", "published", "callbacks", "handout"],
+    ["data", "module", "initializers", "checkpoints"],
     ["layers", "optim", "sweeps"],
     ["binding", "checks", "health", "inside", "saving"],
     ["training"],
