@@ -13,9 +13,9 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "course"],
-    ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
-    ["data", "module", "initializers"],
+    ["tensor", "plotting", "progress", "files", "schedules", "streams"],
+    ["functional", "gradcheck", "published", "callbacks", "checkpoints", "course"],
+    ["data", "module", "initializers", "handout"],
     ["layers", "optim", "identity"],
     ["training", "inside", "sweeps"],
     ["sequential", "experiments"],
