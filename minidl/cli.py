@@ -44,9 +44,9 @@ def main(arguments=None):
     try:
         return options.run(options) or 0
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, OSError) and (unwritten := streams.lost()):  # `| head`, a full disk: see streams.py
-            raise unwritten from None
-        print(error, file=sys.stderr)
+        unwritten = streams.lost(error)
+        if not isinstance(unwritten, BrokenPipeError):  # who pipes into `head` has read enough
+            print(streams.sentence(unwritten) if unwritten else error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -309,7 +309,7 @@ def _execute(code, line, path, namespace, mode="exec"):
     except SystemExit as end:
         return end
     except BaseException as error:  # Ctrl-C as well
-        if unwritten := streams.lost():
+        if isinstance(error, OSError) and (unwritten := streams.lost(error)):
             raise SystemExit(streams.sentence(unwritten)) from None
         if isinstance(error, KeyboardInterrupt):
             print("\ninterrupted (KeyboardInterrupt)", file=sys.stderr)
