@@ -269,7 +269,7 @@ def step(path):
         except EOFError:
             print()
             word = "q"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UnicodeDecodeError):
             word = "?"
         error = None
         if word == "q":

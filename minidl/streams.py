@@ -16,9 +16,8 @@ def repair():
         null = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
         os.set_inheritable(null.fileno(), True)  # a program that this one starts needs them, too
         setattr(sys, name, null)
-    for stream in (sys.stdin, sys.stdout):
-        if hasattr(stream, "reconfigure"):  # not in a notebook
-            stream.reconfigure(errors="replace")
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="replace")
     if "stdout" in closed:
         print("stdout is closed: what is printed is lost", file=sys.stderr)
 
