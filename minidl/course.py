@@ -44,8 +44,8 @@ BLOCK = re.compile(r"""
 INLINE = re.compile(r"""
     `(?P<code> [^`]+ )` | \$(?P<math> [^$]+ )\$ | \[(?P<link> [^]]+ )\]\((?P<url> [^)\s]+ )\)
   | \*\*(?P<bold> (?=\S).+?(?<=\S) )\*\* | \*(?P<italic> [^*\s](?:[^*]*[^*\s])? )\*""", re.DOTALL | re.VERBOSE)
-MARK = re.compile(r"#[ \t]*%%+(?:\s|$)")  # as jupytext reads it: not "# %%time", which is a magic in a comment
-MARKDOWN = re.compile(r"(?:^|\s)\[(?:markdown|md)\](?:\s|$)")
+MARK = re.compile(r"#[ \t]*%%+(?=\s|\[|$)")  # as jupytext reads it: not "# %%time", which is a magic in a comment
+MARKDOWN = re.compile(r"(?:%|\s)\[(?:markdown|md)\](?:\s|$)")
 
 
 class Cell(NamedTuple):
@@ -145,28 +145,25 @@ def _said(body):
 def read(path):
     """The text of a Python file as Python reads it: with any newlines, a byte order mark, a coding in the first lines."""
     content = Path(path).read_bytes()
-    if b"\0" in content:
-        raise ValueError(f"{path} is not saved as UTF-8" + (" but as UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
-                         + ", and Python cannot run it: choose UTF-8 in your editor's Save As")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content.count(b"\0") > len(content) / 3:
+        raise ValueError(f"{path} is saved as UTF-16, which Python cannot run: choose UTF-8 in your editor's Save As")
+    encoding = "utf-8"
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        try:
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        except SyntaxError as error:
+            content.decode("utf-8")  # if this fails, it is the reason
+            raise ValueError(f"{path}: Python cannot read its first lines, {error}") from None
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, content, error.start) from None
-    except SyntaxError as error:
-        if "utf-8" not in str(error):
-            raise ValueError(f"{path}: {error}") from None
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, content, error.start) from None
+        line = content.count(b"\n", 0, error.start) + 1
+        remedy = "" if "utf" in encoding else f"; its first lines say {encoding}, correct them if it is saved as UTF-8"
+        raise ValueError(f"{path}, line {line}: the byte {content[error.start]:#04x} is not {encoding.upper()}, so Python cannot run it"
+                         + (remedy or ": save the file as UTF-8, or name its encoding in the first line, # coding: latin-1")) from None
+    if "\0" in text:
+        raise ValueError(f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: Python cannot run a file with a zero byte in "
+                         "it: delete the line and write it anew")
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _not_utf8(path, content, place):
-    line = content.count(b"\n", 0, place) + 1
-    return ValueError(f"{path}, line {line}: the byte {content[place]:#04x} is no UTF-8, and Python cannot run it: save the file as "
-                      "UTF-8, or name its encoding in the first line, # coding: latin-1")
 
 
 def _marks(text):
@@ -190,8 +187,8 @@ def blocks(markdown):
 def highlight(code):
     """(kind, text) of each piece of Python code; kind: keyword, string, number, comment, or nothing for the rest."""
     starts, done = [0, 0], 0
-    for line in code.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    for line in code.split("\n"):  # splitlines() would also split at form feeds
+        starts.append(starts[-1] + len(line) + 1)
     try:
         for token in tokenize.generate_tokens(io.StringIO(code).readline):
             kind = tokenize.tok_name[token.type].lower()
