@@ -4,21 +4,25 @@ Whatever can change the result must change the name. So it is made of the settin
 objects; of the code of all functions and classes that are met on the way, and the text of their files and of all files of
 the project that those import; of minidl's own text, NumPy's version, the MINIDL_ variables and the images behind the names
 of data sets. What cannot be told apart is refused. Not seen are other files and variables that a job reads by itself,
-unless a setting names the file, and lists and objects of a module, into which a job may write: give them as settings.
+unless a setting names the file, and lists and dicts of a module into which the job writes: give them as settings.
 """
 
 import ast
 import copyreg
 import dis
 import hashlib
+import inspect
 import json
 import os
 import reprlib
+import random
 import sys
 import sysconfig
+import textwrap
 from importlib import util
 from pathlib import Path
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +31,8 @@ from . import data
 PACKAGE = Path(__file__).resolve().parent
 WITHOUT_EFFECT = "MINIDL_FIGURES", "MINIDL_OFFLINE"  # variables that change no number
 PLAIN = type(None), bool, int, complex, str, bytes, type(...)
+GENERATORS = np.random.Generator, np.random.RandomState, random.Random
+READING = {"get", "items", "keys", "values", "index", "count", "copy"}  # methods that leave a list or dict as it is
 
 
 def of_data(name):
@@ -43,7 +49,7 @@ class Namer:
     def __init__(self):
         variables = {name: value for name, value in os.environ.items()
                      if name.startswith("MINIDL_") and name not in WITHOUT_EFFECT}
-        self.arrays, self.files = {}, {}
+        self.arrays, self.files, self.uses, self.written = {}, {}, {}, set()
         texts = [self._file(path) for path in sorted(PACKAGE.glob("*.py"))]
         self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()), _data_sets(), texts]
 
@@ -51,10 +57,12 @@ class Namer:
         """24 letters and digits; ValueError for a job or settings that a later run could not recognise."""
         self.reached, self.modules, self.active = {}, set(), set()
         what = [self._describe(job), [[name, self._describe(value)] for name, value in sorted(settings.items())]]
-        code = {}
-        while new := self.reached.keys() - code.keys():
-            for key in new:
-                code[key] = [_qualified(self.reached[key]), self._code(self.reached[key])]
+        written = None
+        while self.written != written:  # again, once it is known what any of the functions writes into
+            written, code = set(self.written), {}
+            while new := self.reached.keys() - code.keys():
+                for key in new:
+                    code[key] = [_qualified(self.reached[key]), self._code(self.reached[key])]
         texts = self._texts()
         text = json.dumps([self.surroundings, what, sorted(map(json.dumps, code.values())), texts])
         return _digest(text.encode())[:24]
@@ -134,38 +142,52 @@ class Namer:
     def _code(self, value):
         """What Python made of a function or class: a file may have changed since it was imported."""
         if isinstance(value, FunctionType):
-            names = _names(value.__code__)
-            written = {step.argval for step in dis.get_instructions(value.__code__) if step.opname == "STORE_GLOBAL"}
-            used = {name: self._seen(value.__globals__[name], names)
-                    for name in sorted(names - written) if name in value.__globals__}
-            held = [self._seen(cell.cell_contents, names) for cell in value.__closure__ or ()]
+            if id(value) not in self.uses:
+                self.uses[id(value)] = value, _use(value)  # kept, so that no other function gets its id
+            use = self.uses[id(value)][1]
+            self.written |= use.written
+            stored = {step.argval for step in dis.get_instructions(value.__code__) if step.opname == "STORE_GLOBAL"}
+            found = {name: value.__globals__[name] for name in sorted(use.names - stored) if name in value.__globals__}
+            for name in use.loaded & found.keys():
+                if isinstance(found[name], GENERATORS):
+                    raise ValueError(f"{_qualified(value)} uses the random generator {name!r} of its file, so that its results depend "
+                                     "on what ran before: make a generator in the job, from a seed among its settings")
+            held = dict(zip(value.__code__.co_freevars, (cell.cell_contents for cell in value.__closure__ or ())))
             defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
-            return [_instructions(value.__code__), used, held, [self._seen(item, names) for item in defaults]]
-        members = {name: self._seen(member, ()) for name, member in sorted(vars(value).items())
+            return [_instructions(value.__code__), self._found(found, use), self._found(held, use),
+                    [self._seen(item, use, False) for item in defaults]]
+        members = {name: member for name, member in sorted(vars(value).items())
                    if name not in ("__dict__", "__weakref__", "__module__")}
-        return [[self._seen(base, ()) for base in value.__bases__], members]
+        return [[self._seen(base, None, False) for base in value.__bases__], self._found(members, None)]
 
-    def _seen(self, value, names):
-        """What code finds in its module, class, closure or defaults; of what it may write into, only the type.
+    def _found(self, values, use):
+        return {name: self._seen(value, use, name in self.written) for name, value in values.items()}
 
-        names: those that the code uses, to look up in modules of the project.
-        """
+    def _seen(self, value, use, written):
+        """What code finds in its module, class, closure or defaults; of a list or dict into which it writes, only the type."""
         if isinstance(value, ModuleType):
-            inside = names if _of_the_project(getattr(value, "__file__", None)) else ()
-            return {name: self._seen(vars(value)[name], ()) for name in sorted(inside) if name in vars(value)}
+            inside = use.names if use and _of_the_project(getattr(value, "__file__", None)) else ()
+            return self._found({name: vars(value)[name] for name in sorted(inside) if name in vars(value)
+                                and not isinstance(vars(value)[name], ModuleType)}, use)
         if isinstance(value, FunctionType | type):
             self._reach(value)
             return _qualified(value)
         if isinstance(value, staticmethod | classmethod):
-            return self._seen(value.__func__, names)
+            return self._seen(value.__func__, use, written)
         if isinstance(value, property):
-            return [self._seen(function, names) for function in (value.fget, value.fset, value.fdel)]
-        if isinstance(value, tuple):
-            return [self._seen(item, names) for item in value]
+            return [self._seen(function, use, written) for function in (value.fget, value.fset, value.fdel)]
+        if isinstance(value, list | dict | set) and written:
+            return type(value).__name__
+        if type(value) in (list, tuple):
+            return [type(value).__name__, *(self._seen(item, use, written) for item in value)]
+        if type(value) is dict:
+            return ["dict", *([repr(key), self._seen(item, use, written)] for key, item in value.items())]
         if type(value) in PLAIN:
             return repr(value)
-        constant = isinstance(value, float | np.generic | np.ndarray | frozenset)
-        return self._describe(value) if constant else type(value).__name__
+        try:
+            return self._describe(value)
+        except ValueError:  # it cannot be told apart, but its file's text counts
+            return type(value).__name__
 
     # --- Files
 
@@ -223,9 +245,38 @@ def _instructions(code):
     return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars]
 
 
+class Use(NamedTuple):
+    """Names that a function uses: all, attributes too; those it loads; those of what it writes into."""
+
+    names: set
+    loaded: set
+    written: set
+
+
+def _use(function):
+    """The Use of a function: of its text, or of its bytecode where there is no text, when it may write into anything."""
+    names = _names(function.__code__)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError, TypeError):
+        return Use(names, names, names)
+    loaded, written = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}, set()
+    for node in ast.walk(tree):
+        into = None
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr not in READING:
+            into = node.func.value  # x.append(1)
+        elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            into = node.value  # x[0] = 1, x.a = 1
+        while isinstance(into, ast.Subscript):
+            into = into.value
+        written |= {into.id} if isinstance(into, ast.Name) else {into.attr} if isinstance(into, ast.Attribute) else set()
+    return Use(names, loaded, written)
+
+
 def _names(code):
-    """The global names and attributes that a function uses, and those within it."""
-    return {*code.co_names}.union(*(_names(item) for item in code.co_consts if isinstance(item, CodeType)))
+    """The global names, attributes and free variables that a function uses, and those within it."""
+    within = (_names(item) for item in code.co_consts if isinstance(item, CodeType))
+    return {*code.co_names, *code.co_freevars}.union(*within)
 
 
 def _of_the_project(path):

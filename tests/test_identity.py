@@ -23,16 +23,36 @@ JOBS = '''
 import functools
 from dataclasses import dataclass
 import helper
+import numpy as np
 from helper import twice
 
-SCALE, CALLS = 1, []
+SCALE, CALLS, COUNT, TOTAL = 1, [], {"n": 0}, 0
+CONFIG = {"rates": [1]}
+RNG = np.random.default_rng(0)
 
 def job(n, factor=1):
     return {"v": n * factor * SCALE}
 
 def counting(n):
+    global TOTAL
     CALLS.append(n)
-    return {"v": n}
+    COUNT["n"] += 1
+    TOTAL += 1
+    Job.calls.append(n)
+    return {"v": n + len(CALLS) * 0}
+
+def drawing(n):
+    return {"v": RNG.random()}
+
+def drawing_by_itself(n):
+    class Own: pass
+    Own.RNG = np.random.default_rng(n)
+    return {"v": Own.RNG.random()}
+
+def configured(n):
+    result = {}
+    result["v"] = n * CONFIG.get("rates")[0] * OPTIONS.rate
+    return result
 
 def helped(n):
     return {"v": twice(n)}
@@ -45,7 +65,7 @@ def lazy(n):
     return {"v": rare.thrice(n)}
 
 class Job:
-    power = 1
+    power, layers, calls = 1, [1, 2], []
     def __init__(self, scale):
         self.scale = scale
     def run(self, n):
@@ -66,6 +86,8 @@ class Slotted:
 @dataclass
 class Options:
     rate: float = 0.1
+
+OPTIONS = Options()
 
 def scaled(factor):
     def decorate(function):
@@ -213,6 +235,18 @@ def change(**values):
     return lambda module, patch: [patch.setattr(module, key, value) for key, value in values.items()]
 
 
+def change_config(module, patch):
+    patch.setitem(module.CONFIG, "rates", [1, 2])
+
+
+def change_options(module, patch):
+    patch.setattr(module.OPTIONS, "rate", 0.2)
+
+
+def change_layers(module, patch):
+    patch.setattr(module.Job, "layers", [3])
+
+
 def change_class(module, patch):
     patch.setattr(module.Job, "power", 2)
 
@@ -231,7 +265,8 @@ def change_module(module, patch):
 
 @pytest.mark.parametrize("job, changed", [
     ("job", change(SCALE=100)), ("job", change_default), ("cached", change(SCALE=100)), ("Job.of_class", change_class),
-    ("Job.of_class", change_method), ("by_module", change_module), ("helped", change(twice=abs))])
+    ("Job.of_class", change_method), ("configured", change_config), ("configured", change_options), ("Job.of_class", change_layers),
+    ("by_module", change_module), ("helped", change(twice=abs))])
 def test_what_a_program_changes_in_the_code_counts(job, changed, jobs, monkeypatch):
     job = functools.reduce(getattr, job.split("."), jobs)
     before = name(job, n=1)
@@ -243,6 +278,12 @@ def test_a_list_into_which_a_job_writes_does_not_count(jobs, tmp_path):
     for _ in range(2):
         experiments.sweep({"n": [1, 2]}, jobs.counting, cache=tmp_path)
     assert jobs.CALLS == [1, 2]
+
+
+def test_a_generator_of_the_file_is_refused_since_its_draws_depend_on_what_ran_before(jobs, tmp_path):
+    with pytest.raises(ValueError, match="drawing uses the random generator 'RNG' of its file"):
+        experiments.sweep({"n": [1, 2]}, jobs.drawing, cache=tmp_path)
+    assert experiments.sweep({"n": [1]}, jobs.drawing_by_itself, cache=tmp_path).results == [jobs.drawing_by_itself(1)]
 
 
 @pytest.mark.parametrize("file", ["jobs.py", "helper.py", "deeper/__init__.py", "deeper/base.py", "deeper/leaf.py", "rare.py"])
