@@ -113,6 +113,10 @@ class Comparison:
     def __init__(self, runs, seeds):
         self.runs, self.seeds = runs, list(seeds)
 
+    def __repr__(self):
+        names = ", ".join(map(repr, self.runs))
+        return f"<Comparison of {names} with seeds {self.seeds}; .table(0.85), .array(name, 'accuracy'), plotting.compare(it)>"
+
     def array(self, name, what):
         """`losses`, `accuracy`, `seconds` or `eval_steps` of one network as an array (seeds, steps)."""
         if what not in ("losses", "accuracy", "seconds", "eval_steps"):
@@ -240,6 +244,8 @@ def _check_builders(builders, seeds):
         if len({id(model) for model in models}) < len(models):
             raise ValueError(f"builder {name!r} returns the same network each time, which would then be trained on and on: "
                              "make a new one in the builder")
+        if any(model.shuffle_rng is None for model in models):
+            continue  # a Module of the user's that keeps the order of the samples
         first, again, *other = (model.shuffle_rng.bit_generator.state for model in models)
         if first != again:
             raise ValueError(f"builder {name!r} returns different networks for the seed {seeds[0]!r}: let all randomness come from "
@@ -301,12 +307,17 @@ def _within(eval_steps, steps):
     return sorted({int(step) for step in eval_steps if step <= steps})
 
 
-@dataclass
+@dataclass(repr=False)
 class LearningRateRange:
     """Final losses by learning rate: `losses[name]` has shape (seeds, rates), inf where the run diverged."""
 
     rates: np.ndarray
     losses: dict
+
+    def __repr__(self):
+        names = ", ".join(map(repr, self.losses))
+        return (f"<LearningRateRange of {names} at {len(self.rates)} rates from {self.rates[0]:g} to {self.rates[-1]:g}; "
+                ".losses[name], .largest(name, below=1.0), plotting.lr_range(it)>")
 
     def largest(self, name, below):
         """The largest rate whose final loss is below a bound, one per seed; 0 if there is none."""

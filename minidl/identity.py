@@ -49,7 +49,7 @@ class Namer:
     def __init__(self):
         variables = {name: value for name, value in os.environ.items()
                      if name.startswith("MINIDL_") and name not in WITHOUT_EFFECT}
-        self.arrays, self.files, self.uses, self.written = {}, {}, {}, set()
+        self.arrays, self.files, self.imports, self.uses, self.written = {}, {}, {}, {}, set()
         texts = [self._file(path) for path in sorted(PACKAGE.glob("*.py"))]
         self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()), _data_sets(), texts]
 
@@ -205,8 +205,9 @@ class Namer:
             path = None if module in found else _path(module)
             if path and os.path.isfile(path) and (module in self.modules or _of_the_project(path)):
                 found[module] = self._file(path)
-                if path.endswith(".py") and _of_the_project(path):
-                    waiting += _imports(module, path)
+                if module not in self.imports:
+                    self.imports[module] = _imports(module, path) if _of_the_project(path) else []
+                waiting += self.imports[module]
         return sorted(found.items())
 
 
@@ -302,16 +303,18 @@ def _path(module):
 
 def _imports(module, path):
     """The names of all modules that a module's text may import, wherever it does."""
-    parts = module.split(".") if path.endswith("__init__.py") else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(Path(path).read_bytes())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+    parts, found = module.split(".") if path.endswith("__init__.py") else module.split(".")[:-1], set()
+    try:
+        nodes = [*ast.walk(ast.parse(Path(path).read_bytes()))]
+    except (SyntaxError, ValueError):  # a compiled one, or a text for another Python that is imported on some condition only
+        nodes = []
+    for node in nodes:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
             above = parts[:len(parts) + 1 - node.level] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        else:
-            continue
         for name in names:
             steps = name.split(".")
-            yield from (".".join(steps[:n]) for n in range(1, len(steps) + 1))
+            found |= {".".join(steps[:n]) for n in range(1, len(steps) + 1)}
+    return sorted(found)

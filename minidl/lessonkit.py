@@ -47,7 +47,7 @@ class Lesson:
         """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is missing, saying why."""
         try:
             train, test = data.load(self.dataset)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SystemExit(f"no data: {error}") from None
         print(f"data set {self.dataset}: {len(train[0])} training and {len(test[0])} test images; seed {self.seed}")
         if self.permuted:

@@ -53,13 +53,18 @@ def processes(n):
                 os.environ[name] = value
 
 
-@dataclass
+@dataclass(repr=False)
 class Sweep:
     """What a sweep found: the axes of its grid, and of each job the settings and the results, in the order of the grid."""
 
     axes: dict
     settings: list
     results: list
+
+    def __repr__(self):
+        axes = ", ".join(f"{name} ({len(values)})" for name, values in self.axes.items())
+        names = ", ".join(map(str, dict.fromkeys(name for result in self.results for name in result)))
+        return f"<Sweep over {axes or 'nothing'}: {len(self.results)} jobs with {names}; .array(name), .to_csv(path)>"
 
     def array(self, name):
         """One result of all jobs as an array: first an axis for each key of the grid, then those of the result itself.
@@ -116,10 +121,10 @@ def sweep(grid, job, executor=None, cache=None):
         paths = [folder / f"{namer.name(job, settings)}.npz" for settings in points]
     futures, results = [], []
     try:
-        futures += [executor.submit(_done, job, *task) for task in zip(points, paths)] if executor else []
+        futures += [executor.submit(_done, job, *task) for task in zip(points, paths)] if executor is not None else []
         with bar(total=len(points), desc="runs", leave=False) as progress:
             for i, task in enumerate(zip(points, paths)):
-                results.append(futures[i].result() if executor else _done(job, *task))
+                results.append(futures[i].result() if executor is not None else _done(job, *task))
                 progress.update()
     except BrokenExecutor as error:
         raise type(error)(f"{error}\nA script that uses processes must begin its work below `if __name__ == \"__main__\":`, or "
@@ -186,7 +191,7 @@ def _check_executor(executor, job, points):
         return
     if not hasattr(executor, "submit"):
         raise TypeError(f"an executor is a pool of workers, `with processes(2) as pool: sweep(..., executor=pool)`, got {executor!r}")
-    if "ProcessPool" in type(executor).__name__:
+    if type(executor).__module__ == "concurrent.futures.process":  # others have their own ways to send a function
         functions = [job, *(value for value in points[0].values() if callable(value))]
         try:
             pickle.dumps(functions)

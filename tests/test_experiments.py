@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Sequential, Tensor, data, experiments, plotting, sweeps
+from minidl import Activation, BatchNorm, Dense, Module, Sequential, Tensor, data, experiments, plotting, sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -484,3 +484,44 @@ def test_last_steps_are_all_if_there_are_fewer():
     assert r.final_loss(2) == 2.5 and r.final_loss(99) == 1.5
 
 
+
+
+def test_results_say_what_they_hold_in_one_line():
+    assert repr(experiments.sweep(GRID, job)) == "<Sweep over lr (3), seed (2): 6 jobs with loss, losses, seed; .array(name), .to_csv(path)>"
+    assert repr(experiments.Comparison({"BN": [], "plain": []}, range(2))).startswith("<Comparison of 'BN', 'plain' with seeds [0, 1];")
+    table = experiments.LearningRateRange(np.array([0.1, 1]), {"BN": np.zeros((1, 2))})
+    assert repr(table).startswith("<LearningRateRange of 'BN' at 2 rates from 0.1 to 1;")
+
+
+class Ordered(Module):
+    """A network of one's own that sees the samples in their order."""
+
+    shuffle_rng = None
+
+    def __init__(self, seed):
+        self.dense = Dense(5, rng=np.random.default_rng(seed))
+
+    def forward(self, x):
+        return self.dense(x)
+
+
+def test_a_module_of_ones_own_is_compared_too():
+    result = experiments.compare({"own": Ordered}, toy_data(), lr=0.1, steps=3, eval_steps=[3], seeds=(0, 1))
+    one, two = result.array("own", "losses")
+    assert np.isfinite(one).all() and not np.array_equal(one, two)
+
+
+UNGUARDED = """
+from minidl import experiments
+def job(n):
+    return {"n": n}
+with experiments.processes(1) as pool:
+    experiments.sweep({"n": [1]}, job, pool)
+"""
+
+
+def test_a_script_without_a_guard_for_its_processes_is_told_so(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                            text=True)
+    assert result.returncode == 1 and 'below `if __name__ == "__main__":`' in result.stderr.splitlines()[-1]
