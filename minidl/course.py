@@ -293,7 +293,8 @@ def _new_main(path):
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__, sys.argv = str(path), [str(path)]
     if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = str(Path(path).parent)  # so that it finds files beside it
+        sys.path.append(sys.path[0])  # last, it may be where minidl is
+        sys.path[0] = str(Path(path).parent)  # so that the lesson finds files beside it
     return vars(main)
 
 

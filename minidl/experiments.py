@@ -20,8 +20,9 @@ from . import identity, training
 from .callbacks import Callback
 from .data import find, load
 from .files import write_csv
+from .habits import unknown
 from .module import Module
-from .optim import SGD
+from .optim import SGD, Optimizer
 from .progress import table
 from .sweeps import processes, sweep  # noqa: F401
 
@@ -89,6 +90,8 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     """
     _check_whole("steps", steps, 1)
     _check_model(model, "run")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"run needs an optimizer, such as optimizer=optim.SGD(lr=0.1), got {optimizer!r}")
     (x, y), test_data = _checked_data(data)
     eval_steps = np.array(_within(eval_steps, steps), int)
     recorder = _Recorder(test_data, eval_steps.tolist(), steps)
@@ -116,6 +119,13 @@ class Comparison:
     def __repr__(self):
         names = ", ".join(map(repr, self.runs))
         return f"<Comparison of {names} with seeds {self.seeds}; .table(0.85), .array(name, 'accuracy'), plotting.compare(it)>"
+
+    def __getattr__(self, name):
+        array = "array(name, {0!r}) has it of one network, as an array (seeds, steps)".format(name)
+        raise unknown("a Comparison", name, {
+            "losses": array, "accuracy": array, "seconds": array, "eval_steps": array, "history": "runs[name] is a list of Run, one per "
+            "seed", "plot": "plotting.compare(result) draws it", "summary": "table(target=0.85) is a text", "best": "table(target=0.85) "
+            "has the medians"})
 
     def array(self, name, what):
         """`losses`, `accuracy`, `seconds` or `eval_steps` of one network as an array (seeds, steps)."""
@@ -151,6 +161,8 @@ class Comparison:
 
     def table(self, target, at=()):
         """A text table: median over seeds of the accuracy at some steps, and of steps and seconds to the target."""
+        if not hasattr(at, "__iter__"):
+            raise TypeError(f"at is a list of steps, at=[{at}], got {at!r}")
         head = ["", *(f"step {s}" for s in at), f"steps to {target:.0%}", "seconds to it", "ms per step"]
         rows = [head]
         for name, runs in self.runs.items():

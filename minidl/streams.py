@@ -65,8 +65,8 @@ def guarded(all_said=False):
 
 def watch():
     """The same for a script that has no `with` around its work, and for Ctrl-C; for the rest of this process."""
+    repair()
     if sys.excepthook is sys.__excepthook__ and "ipykernel" not in sys.modules:  # a debugger or a notebook has its own
-        repair()
         sys.excepthook = _say
         atexit.register(_last)
 

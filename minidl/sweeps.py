@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import blaming, load, save, write_csv
+from .habits import unknown
 from .identity import Namer
 from .progress import bar
 
@@ -65,6 +66,11 @@ class Sweep:
         axes = ", ".join(f"{name} ({len(values)})" for name, values in self.axes.items())
         names = ", ".join(map(str, dict.fromkeys(name for result in self.results for name in result)))
         return f"<Sweep over {axes or 'nothing'}: {len(self.results)} jobs with {names}; .array(name), .to_csv(path)>"
+
+    def __getattr__(self, name):
+        table = "to_csv(path) writes a table, .settings and .results are lists of dicts"
+        raise unknown("a Sweep", name, {"plot": "plotting.sweep(result, x='lr', y='loss') draws it", "table": table, "df": table,
+                                        "to_dataframe": table, "to_pandas": table, "grid": ".axes has the values of each key"})
 
     def array(self, name):
         """One result of all jobs as an array: first an axis for each key of the grid, then those of the result itself.

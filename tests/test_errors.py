@@ -372,6 +372,17 @@ ERRORS = {
     "an array that was not recorded": (
         lambda: experiments.Comparison({"a": [RUN]}, [0]).array("a", "loss"), ValueError,
         "a comparison has arrays of losses, accuracy, seconds and eval_steps, not of 'loss'"),
+    "an attribute of a comparison": (
+        lambda: experiments.Comparison({"a": [RUN]}, [0]).losses, AttributeError,
+        "a Comparison has no attribute 'losses': array(name, 'losses') has it of one network, as an array (seeds, steps)"),
+    "an attribute of a sweep": (
+        lambda: experiments.sweep({"seed": [1]}, job).df, AttributeError,
+        "a Sweep has no attribute 'df': to_csv(path) writes a table, .settings and .results are lists of dicts"),
+    "a step for the table": (
+        lambda: experiments.Comparison({"a": [RUN]}, [0]).table(0.85, at=100), TypeError, "at is a list of steps, at=[100], got 100"),
+    "a name for an optimizer": (
+        lambda: experiments.run(net(), DATA, optimizer="sgd", steps=2), TypeError,
+        "run needs an optimizer, such as optimizer=optim.SGD(lr=0.1), got 'sgd'"),
 }
 
 

@@ -13,7 +13,7 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "streams"],
+    ["tensor", "plotting", "progress", "files", "schedules", "streams", "habits"],
     ["functional", "gradcheck", "published", "callbacks", "checkpoints", "course"],
     ["data", "module", "initializers", "handout"],
     ["layers", "optim", "identity"],
