@@ -17,7 +17,7 @@ NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup
 
 
 def main(arguments=None):
-    """Run one command; returns the exit code. arguments: a list of words, by default those of the command line."""
+    """Run one command; returns the exit code. arguments: by default, those of the program."""
     parser = argparse.ArgumentParser(prog="python -m minidl")
     commands = parser.add_subparsers(metavar="command")
     sets = commands.add_parser("data", help="list, fetch, pack and unpack data sets")
@@ -55,7 +55,8 @@ def main(arguments=None):
 
 def _data(options):
     if options.unpack is not None and options.name:
-        raise ValueError(f"--unpack installs all sets that are in the file; leave {options.name} out")
+        raise ValueError(f"--unpack installs all sets that are in the file; leave {options.name} "
+                         "out")
     if options.pack is not None:
         _pack(options.pack, [options.name] if options.name else list(published.SETS))
     elif options.unpack is not None:
@@ -69,9 +70,11 @@ def _data(options):
 
 
 def _pack(path, names):
-    if not pathlib.Path(path).name or not pathlib.Path(path).parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path!r}: " + (f"there is no folder {pathlib.Path(path).parent}" if path else
-                                                             "name a file, --pack sets.zip"))
+    folder = pathlib.Path(path).parent
+    if not path or not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {path!r}: "
+                                + (f"there is no folder {folder}" if path else
+                                   "name a file, --pack sets.zip"))
     here = {}
     for name in names:
         found = data.find(name)[0] if name in published.SETS else None
@@ -109,7 +112,8 @@ def _lessons(options):
 
 def _lesson(options):
     """Returns the exit code: 1 if a lesson failed."""
-    folder = next((way for way in (options.copy, options.notebook, options.html) if way is not None), None)
+    folder = next((way for way in (options.copy, options.notebook, options.html)
+                   if way is not None), None)
     if folder == "":
         raise ValueError("name a folder to write into: python -m minidl lesson --copy my_lessons")
     paths = [course.find(options.name)] if options.name is not None else course.lessons()
@@ -133,10 +137,11 @@ def _lesson(options):
 
 
 def _doctor(options):
-    """One line for each thing that lessons need; returns the exit code: 1 if one is not as it should be."""
+    """One line for each thing that lessons need; returns 1 if one is not as it should be."""
     ill = 0
     if sys.platform in ("emscripten", "wasi"):
-        print("browser    in the browser: 20 times slower, no processes (no `lesson`, no experiments.processes): open the lessons "
+        print("browser    in the browser: 20 times slower, no processes (no `lesson`, no "
+              "experiments.processes): open the lessons "
               "as notebooks")
     for name, examine in (("versions", _versions), ("BLAS", _blas), ("plots", _plots), ("data", _sets), ("cache", _cache),
                           ("terminal", _terminal)):
@@ -162,7 +167,8 @@ def _versions():
 def _blas():
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
-    found = f"{blas.get('name', 'unknown')} {blas.get('version', '')}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
+    found = (f"{blas.get('name', 'unknown')} {blas.get('version', '')}, OPENBLAS_NUM_THREADS "
+             f"{f'is {threads}' if threads else 'not set'}")
     if "openblas" in blas.get("name", "") and not threads:
         found += " (lessons set it; in scripts of your own set it to 1 before NumPy loads, small nets are fastest so)"
     return found, None

@@ -44,7 +44,8 @@ BLOCK = re.compile(r"""
 INLINE = re.compile(r"""
     `(?P<code> [^`]+ )` | \$(?P<math> [^$]+ )\$ | \[(?P<link> [^]]+ )\]\((?P<url> [^)\s]+ )\)
   | \*\*(?P<bold> (?=\S).+?(?<=\S) )\*\* | \*(?P<italic> [^*\s](?:[^*]*[^*\s])? )\*""", re.DOTALL | re.VERBOSE)
-MARK = re.compile(r"#[ \t]*%%+(?=\s|\[|$)")  # as jupytext reads it: not "# %%time", which is a magic in a comment
+# as jupytext reads it: not "# %%time", which is a magic in a comment
+MARK = re.compile(r"#[ \t]*%%+(?=\s|\[|$)")
 MARKDOWN = re.compile(r"(?:%|\s)\[(?:markdown|md)\](?:\s|$)")
 
 
@@ -78,7 +79,8 @@ def find(name, folder=None):
     if name.lower().endswith(".py") and Path(name).is_file():
         return Path(name).resolve()
     if re.search(r"[/\\]|\.(py|ipynb)$", name, re.IGNORECASE):
-        raise FileNotFoundError(f"there is no lesson {name}: a lesson of your own is named by the path of its .py file, those of "
+        raise FileNotFoundError(f"there is no lesson {name}: a lesson of your own is named by the "
+                                "path of its .py file, those of "
                                 "minidl by their numbers")
     known = lessons(folder)
     found = [path for path in known if (int(path.stem[:2]) == int(name) if name.isdecimal() else name in path.stem)]
@@ -99,8 +101,9 @@ def about(path):
 
 
 def cells(path):
-    """The cells of a lesson: `# %% [markdown]` begins prose in comments, any other `# %%` code. The last has no code.
+    """The cells of a lesson: `# %% [markdown]` begins prose in comments, any other `# %%` code.
 
+    The last has no code.
     Raises ValueError that names file and line for a text that Python would not read either.
     """
     text = read(path)
@@ -108,7 +111,8 @@ def cells(path):
     marks = [*_marks(text), len(lines) + 1]
     found, prose = [], []
     preamble = "\n".join(lines[:marks[0] - 1])
-    if len(marks) == 1 or re.search(r"^\s*[^#\s]", preamble, re.MULTILINE):  # not just a coding or jupytext's settings
+    # not just a coding or jupytext's settings
+    if len(marks) == 1 or re.search(r"^\s*[^#\s]", preamble, re.MULTILINE):
         found += _code_cell([], preamble, 1)
     for start, end in zip(marks, marks[1:]):
         body, line = "\n".join(lines[start:end - 1]), start + 1
@@ -130,7 +134,7 @@ def _code_cell(prose, body, line):
 
 
 def _said(body):
-    """(prose, code) of a Markdown cell: comments or, as jupytext may write it, a text in quotes; then code, perhaps."""
+    """(prose, code) of a Markdown cell: comments, or a text in quotes; then code, perhaps."""
     if re.match(r"\s*r?(\"{3}|'{3})", body):
         try:
             text = ast.parse(body).body[0]
@@ -143,10 +147,11 @@ def _said(body):
 
 
 def read(path):
-    """The text of a Python file as Python reads it: with any newlines, a byte order mark, a coding in the first lines."""
+    """A file's text as Python reads it: any newlines, a byte order mark, a named encoding."""
     content = Path(path).read_bytes()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content.count(b"\0") > len(content) / 3:
-        raise ValueError(f"{path} is saved as UTF-16, which Python cannot run: choose UTF-8 in your editor's Save As")
+        raise ValueError(f"{path} is saved as UTF-16, which Python cannot run: choose UTF-8 in "
+                         "your editor's Save As")
     encoding = "utf-8"
     try:
         try:
@@ -157,11 +162,15 @@ def read(path):
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        remedy = "" if "utf" in encoding else f"; its first lines say {encoding}, correct them if it is saved as UTF-8"
-        raise ValueError(f"{path}, line {line}: the byte {content[error.start]:#04x} is not {encoding.upper()}, so Python cannot run it"
-                         + (remedy or ": save the file as UTF-8, or name its encoding in the first line, # coding: latin-1")) from None
+        remedy = "" if "utf" in encoding else (f"; its first lines say {encoding}, correct them "
+                                               "if it is saved as UTF-8")
+        raise ValueError(f"{path}, line {line}: the byte {content[error.start]:#04x} is not "
+                         f"{encoding.upper()}, so Python cannot run it"
+                         + (remedy or ": save the file as UTF-8, or name its encoding in the first "
+                                      "line, # coding: latin-1")) from None
     if "\0" in text:
-        raise ValueError(f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: Python cannot run a file with a zero byte in "
+        raise ValueError(f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: Python "
+                         "cannot run a file with a zero byte in "
                          "it: delete the line and write it anew")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -174,8 +183,10 @@ def _marks(text):
             read_to = token.end[0]
             if token.type == tokenize.COMMENT and token.start[1] == 0 and MARK.match(token.string):
                 marks.append(token.start[0])
-    except (tokenize.TokenError, SyntaxError):  # the rest is no Python, or a text in quotes does not end
-        marks += [number for number, line in enumerate(text.split("\n"), 1) if number > read_to and MARK.match(line)]
+    # the rest is no Python, or a text in quotes does not end
+    except (tokenize.TokenError, SyntaxError):
+        marks += [number for number, line in enumerate(text.split("\n"), 1) if number > read_to
+                  and MARK.match(line)]
     return marks
 
 
@@ -203,7 +214,7 @@ def highlight(code):
 
 
 def launch(mode, path):
-    """Run a lesson on this terminal; returns the exit code. mode: "step" through its cells, or "run" them all."""
+    """Run a lesson on this terminal; returns the exit code. mode: "step" or "run"."""
     cells(path)  # if it cannot be read, say so here
     child = subprocess.Popen(**_process(mode, path))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the child, which must not inherit this
@@ -215,7 +226,7 @@ def launch(mode, path):
 
 
 def check(path, **variables):
-    """Run a lesson without a display, with these environment variables; print and return the Outcome."""
+    """Run a lesson without a display, with these variables; print and return the Outcome."""
     print(f"{path.stem.replace('_', ' ', 1):32}", end="", flush=True)
     mark, began = secrets.token_hex(), perf_counter()
     result = subprocess.run(**_process("run", path, mark, PYTHONIOENCODING="utf-8", MPLBACKEND="agg", **variables),
@@ -233,8 +244,10 @@ def check(path, **variables):
 
 def _process(mode, path, mark="", **variables):
     if sys.platform in ("emscripten", "wasi"):
-        raise OSError("a lesson is run in a process of its own, and a browser has none: open the lesson as a notebook, or run it "
-                      f"in this process: import runpy; runpy.run_path({str(path)!r}, run_name='__main__')")
+        raise OSError("a lesson is run in a process of its own, and a browser has none: open the "
+                      "lesson as a notebook, or run it "
+                      f"in this process: import runpy; runpy.run_path({str(path)!r}, "
+                      "run_name='__main__')")
     return {"args": [sys.executable, "-m", "minidl.course", mode, str(path), mark],
             "env": {"OPENBLAS_NUM_THREADS": "1", **os.environ, **variables}}
 
@@ -299,11 +312,14 @@ def _new_main(path):
 
 
 def _execute(code, line, path, namespace, mode="exec"):
-    """Run code that stands at this line of the file; returns the exception, shown without the frames of this file."""
-    features = (name for name in __future__.all_feature_names if namespace.get(name) is getattr(__future__, name))
-    future = sum(getattr(__future__, name).compiler_flag for name in features)  # imported by a cell before
+    """Run code that stands at this line of the file; returns the exception, which it shows."""
+    features = (name for name in __future__.all_feature_names
+                if namespace.get(name) is getattr(__future__, name))
+    # imported by a cell before
+    future = sum(getattr(__future__, name).compiler_flag for name in features)
     try:
-        exec(compile("\n" * (line - 1) + code, str(path), mode, future, dont_inherit=True), namespace)
+        exec(compile("\n" * (line - 1) + code, str(path), mode, future, dont_inherit=True),
+             namespace)
     except SystemExit as end:
         return end
     except BaseException as error:  # Ctrl-C as well

@@ -52,7 +52,8 @@ def write(folder, names, contents):
         with tempfile.TemporaryFile(dir=folder):
             pass  # now, and not when the contents have been made
     except OSError as error:
-        raise type(error)(f"nothing written: {folder} cannot be written ({error.strerror}); name a folder of yours") from None
+        raise type(error)(f"nothing written: {folder} cannot be written ({error.strerror}); name a "
+                          "folder of yours") from None
     for name, content in zip(names, contents, strict=True):
         with replacing(folder / name) as file:
             file.write(content)

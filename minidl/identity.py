@@ -1,10 +1,12 @@
 """What a job's result depends on, as a name: under it a sweep with a cache keeps the result.
 
-Whatever can change the result must change the name. So it is made of the settings, by type and content; of the state of
-objects; of the code of all functions and classes that are met on the way, and the text of their files and of all files of
-the project that those import; of minidl's own text, NumPy's version, the MINIDL_ variables and the images behind the names
-of data sets. What cannot be told apart is refused. Not seen are other files and variables that a job reads by itself,
-unless a setting names the file, and lists and dicts of a module into which the job writes: give them as settings.
+Whatever can change the result must change the name. So it is made of the settings, by type and
+content; of the state of objects; of the code of all functions and classes that are met on the way,
+and the text of their files and of all files of the project that those import; of minidl's own text,
+NumPy's version, the MINIDL_ variables and the images behind the names of data sets. What cannot be
+told apart is refused. Not seen are other files and variables that a job reads by itself, unless a
+setting names the file, and lists and dicts of a module into which the job writes: give them as
+settings.
 """
 
 import ast
@@ -32,11 +34,12 @@ PACKAGE = Path(__file__).resolve().parent
 WITHOUT_EFFECT = "MINIDL_FIGURES", "MINIDL_OFFLINE"  # variables that change no number
 PLAIN = type(None), bool, int, complex, str, bytes, type(...)
 GENERATORS = np.random.Generator, np.random.RandomState, random.Random
-READING = {"get", "items", "keys", "values", "index", "count", "copy"}  # methods that leave a list or dict as it is
+# methods that leave a list or dict as it is
+READING = {"get", "items", "keys", "values", "index", "count", "copy"}
 
 
 def of_data(name):
-    """A checksum of the images that `data.load(name)` gives: "published" where only the published set counts."""
+    """A checksum of the images of `data.load(name)`; "published" where only that set counts."""
     found, _ = data.find(name)
     if found is None or name in data.published.SETS and not found.own:
         return "published"
@@ -51,14 +54,17 @@ class Namer:
                      if name.startswith("MINIDL_") and name not in WITHOUT_EFFECT}
         self.arrays, self.files, self.imports, self.uses, self.written = {}, {}, {}, {}, set()
         texts = [self._file(path) for path in sorted(PACKAGE.glob("*.py"))]
-        self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()), _data_sets(), texts]
+        self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()),
+                             _data_sets(), texts]
 
     def name(self, job, settings):
-        """24 letters and digits; ValueError for a job or settings that a later run could not recognise."""
+        """24 letters and digits; ValueError for what a later run could not recognise."""
         self.reached, self.modules, self.active = {}, set(), set()
-        what = [self._describe(job), [[name, self._describe(value)] for name, value in sorted(settings.items())]]
+        what = [self._describe(job),
+                [[name, self._describe(value)] for name, value in sorted(settings.items())]]
         written = None
-        while self.written != written:  # again, once it is known what any of the functions writes into
+        # again, once it is known what any of the functions writes into
+        while self.written != written:
             written, code = set(self.written), {}
             while new := self.reached.keys() - code.keys():
                 for key in new:
@@ -95,37 +101,44 @@ class Namer:
     def _container(self, value, kind):
         if kind is np.ndarray and not value.dtype.hasobject:
             if id(value) not in self.arrays:
-                self.arrays[id(value)] = value, _digest(value)  # kept, so that no other array gets its id
+                # kept, so that no other array gets its id
+                self.arrays[id(value)] = value, _digest(value)
             return self.arrays[id(value)][1]
         if kind is np.ndarray:
             return ["objects", value.shape, self._describe(value.ravel().tolist())]
         if kind in (list, tuple):
             return [kind.__name__, *map(self._describe, value)]
         if kind is dict:
-            return ["dict", *([self._describe(key), self._describe(item)] for key, item in value.items())]
+            return ["dict",
+                    *([self._describe(key), self._describe(item)] for key, item in value.items())]
         if kind in (set, frozenset):
             return [kind.__name__, *sorted(json.dumps(self._describe(item)) for item in value)]
         try:
             special = copyreg.dispatch_table.get(kind)
-            parts = special(value) if special else value.__reduce_ex__(4)  # what pickle would keep of the object
+            # what pickle would keep of the object
+            parts = special(value) if special else value.__reduce_ex__(4)
         except Exception:
             raise _refusal(value) from None
         if isinstance(parts, str):  # a global name
             self._reach(getattr(value, "__wrapped__", None))  # by functools.cache, for example
             return [getattr(value, "__module__", None), parts]
         make, arguments, state, items, pairs, *_ = (*parts, None, None, None)
-        return [self._describe(kind), *map(self._describe, (make, arguments, state, list(items or ()), list(pairs or ())))]
+        return [self._describe(kind),
+                *map(self._describe,
+                     (make, arguments, state, list(items or ()), list(pairs or ())))]
 
     def _callable(self, value):
         if isinstance(value, MethodType):
             self._reach(value.__func__)
             return ["method", self._describe(value.__self__), _qualified(value.__func__)]
-        if isinstance(value, BuiltinMethodType) and not isinstance(value.__self__, ModuleType | None):
+        owner = getattr(value, "__self__", None)
+        if isinstance(value, BuiltinMethodType) and not isinstance(owner, ModuleType | None):
             return ["method", self._describe(value.__self__), value.__name__]
         module = found = sys.modules.get(value.__module__)
         for part in value.__qualname__.split("."):
             found = getattr(found, part, None)
-        if found is not value or not (getattr(module, "__file__", None) or module.__spec__):  # as in a notebook
+        # as in a notebook
+        if found is not value or not (getattr(module, "__file__", None) or module.__spec__):
             raise _refusal(value)
         self._reach(value)
         return _qualified(value)
@@ -140,34 +153,46 @@ class Namer:
                 self.reached[id(value)] = value
 
     def _code(self, value):
-        """What Python made of a function or class: a file may have changed since it was imported."""
+        """What Python made of a function or class: its file may have changed since."""
         if isinstance(value, FunctionType):
             if id(value) not in self.uses:
-                self.uses[id(value)] = value, _use(value)  # kept, so that no other function gets its id
+                # kept, so that no other function gets its id
+                self.uses[id(value)] = value, _use(value)
             use = self.uses[id(value)][1]
             self.written |= use.written
-            stored = {step.argval for step in dis.get_instructions(value.__code__) if step.opname == "STORE_GLOBAL"}
-            found = {name: value.__globals__[name] for name in sorted(use.names - stored) if name in value.__globals__}
+            stored = {step.argval for step in dis.get_instructions(value.__code__)
+                      if step.opname == "STORE_GLOBAL"}
+            found = {name: value.__globals__[name] for name in sorted(use.names - stored)
+                     if name in value.__globals__}
             for name in use.loaded & found.keys():
                 if isinstance(found[name], GENERATORS):
-                    raise ValueError(f"{_qualified(value)} uses the random generator {name!r} of its file, so that its results depend "
-                                     "on what ran before: make a generator in the job, from a seed among its settings")
-            held = dict(zip(value.__code__.co_freevars, (cell.cell_contents for cell in value.__closure__ or ())))
+                    raise ValueError(f"{_qualified(value)} uses the random generator {name!r} of "
+                                     "its file, so that its results depend "
+                                     "on what ran before: make a generator in the job, from a seed "
+                                     "among its settings")
+            held = dict(zip(value.__code__.co_freevars,
+                            (cell.cell_contents for cell in value.__closure__ or ())))
             defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
             return [_instructions(value.__code__), self._found(found, use), self._found(held, use),
                     [self._seen(item, use, False) for item in defaults]]
         members = {name: member for name, member in sorted(vars(value).items())
                    if name not in ("__dict__", "__weakref__", "__module__")}
-        return [[self._seen(base, None, False) for base in value.__bases__], self._found(members, None)]
+        return [[self._seen(base, None, False) for base in value.__bases__],
+                self._found(members, None)]
 
     def _found(self, values, use):
-        return {name: self._seen(value, use, name in self.written) for name, value in values.items()}
+        return {name: self._seen(value, use, name in self.written)
+                for name, value in values.items()}
 
     def _seen(self, value, use, written):
-        """What code finds in its module, class, closure or defaults; of a list or dict into which it writes, only the type."""
+        """What code finds in its module, class, closure or defaults.
+
+        Of a list or dict into which it writes, only the type.
+        """
         if isinstance(value, ModuleType):
             inside = use.names if use and _of_the_project(getattr(value, "__file__", None)) else ()
-            return self._found({name: vars(value)[name] for name in sorted(inside) if name in vars(value)
+            return self._found({name: vars(value)[name] for name in sorted(inside)
+                                if name in vars(value)
                                 and not isinstance(vars(value)[name], ModuleType)}, use)
         if isinstance(value, FunctionType | type):
             self._reach(value)
@@ -175,13 +200,15 @@ class Namer:
         if isinstance(value, staticmethod | classmethod):
             return self._seen(value.__func__, use, written)
         if isinstance(value, property):
-            return [self._seen(function, use, written) for function in (value.fget, value.fset, value.fdel)]
+            return [self._seen(function, use, written)
+                    for function in (value.fget, value.fset, value.fdel)]
         if isinstance(value, list | dict | set) and written:
             return type(value).__name__
         if type(value) in (list, tuple):
             return [type(value).__name__, *(self._seen(item, use, written) for item in value)]
         if type(value) is dict:
-            return ["dict", *([repr(key), self._seen(item, use, written)] for key, item in value.items())]
+            return ["dict",
+                    *([repr(key), self._seen(item, use, written)] for key, item in value.items())]
         if type(value) in PLAIN:
             return repr(value)
         try:
@@ -198,7 +225,7 @@ class Namer:
         return self.files[path]
 
     def _texts(self):
-        """[module, checksum of its file] of the modules of all that was met, of those that they import, and so on."""
+        """[module, checksum of its file] of all that was met, of what that imports, and so on."""
         found, waiting = {}, sorted(self.modules)
         while waiting:
             module = waiting.pop()
@@ -221,7 +248,8 @@ def _digest(content):
 def _data_sets():
     """{name: checksum} of the images that a job can load by name, or what is wrong with them."""
     found = {}
-    for name in data.NAMES if os.environ.get("MINIDL_DATA") else ("digits",):  # elsewhere published sets are checked by md5
+    # elsewhere published sets are checked by md5
+    for name in data.NAMES if os.environ.get("MINIDL_DATA") else ("digits",):
         try:
             found[name] = of_data(name)
         except (OSError, ValueError) as error:
@@ -230,8 +258,10 @@ def _data_sets():
 
 
 def _refusal(value):
-    return ValueError(f"{reprlib.repr(value)} has nothing by which a later run would know it again: a sweep with a cache takes "
-                      "numbers, strings, arrays, functions and classes defined at the top of a file, and objects that pickle "
+    return ValueError(f"{reprlib.repr(value)} has nothing by which a later run would know it "
+                      "again: a sweep with a cache takes "
+                      "numbers, strings, arrays, functions and classes defined at the top of a "
+                      "file, and objects that pickle "
                       "can save; make the rest inside the job")
 
 
@@ -242,12 +272,13 @@ def _qualified(value):
 def _instructions(code):
     """Bytecode, constants and names of a function and of those within it."""
     constants = [_instructions(item) if isinstance(item, CodeType) else
-                 sorted(map(repr, item)) if isinstance(item, frozenset) else repr(item) for item in code.co_consts]
+                 sorted(map(repr, item)) if isinstance(item, frozenset) else repr(item)
+                 for item in code.co_consts]
     return [code.co_code.hex(), constants, code.co_names, code.co_varnames, code.co_freevars]
 
 
 class Use(NamedTuple):
-    """Names that a function uses: all, attributes too; those it loads; those of what it writes into."""
+    """Names in a function: all, attributes too; those it loads; what it writes into."""
 
     names: set
     loaded: set
@@ -255,7 +286,7 @@ class Use(NamedTuple):
 
 
 def _use(function):
-    """The Use of a function: of its text, or of its bytecode where there is no text, when it may write into anything."""
+    """The Use of a function, from its text; where there is none, it may write into anything."""
     names = _names(function.__code__)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -264,13 +295,15 @@ def _use(function):
     loaded, written = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}, set()
     for node in ast.walk(tree):
         into = None
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr not in READING:
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and called.attr not in READING:
             into = node.func.value  # x.append(1)
         elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
             into = node.value  # x[0] = 1, x.a = 1
         while isinstance(into, ast.Subscript):
             into = into.value
-        written |= {into.id} if isinstance(into, ast.Name) else {into.attr} if isinstance(into, ast.Attribute) else set()
+        if isinstance(into, ast.Name | ast.Attribute):
+            written.add(into.id if isinstance(into, ast.Name) else into.attr)
     return Use(names, loaded, written)
 
 
@@ -303,10 +336,13 @@ def _path(module):
 
 def _imports(module, path):
     """The names of all modules that a module's text may import, wherever it does."""
-    parts, found = module.split(".") if path.endswith("__init__.py") else module.split(".")[:-1], set()
+    parts, found = module.split("."), set()
+    if not path.endswith("__init__.py"):
+        parts.pop()
     try:
         nodes = [*ast.walk(ast.parse(Path(path).read_bytes()))]
-    except (SyntaxError, ValueError):  # a compiled one, or a text for another Python that is imported on some condition only
+    # a compiled one, or a text for another Python that is imported on some condition only
+    except (SyntaxError, ValueError):
         nodes = []
     for node in nodes:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

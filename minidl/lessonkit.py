@@ -22,12 +22,14 @@ class Lesson:
     must fail: $MINIDL_BN=identity makes BatchNorm only scale and shift, without normalising; $MINIDL_LABELS=permuted
     gives each image the label of another one, so that nothing can be learned.
 
-    From here on the script ends in one sentence where its output cannot be written, as in `| head`, and after Ctrl-C.
+    From here on the script ends in one sentence where its output cannot be written, as in `| head`,
+    and after Ctrl-C.
     """
 
     def __init__(self, name):
         if not isinstance(name, str) or not name or any(c in name for c in '/\\:\n\0'):
-            raise ValueError(f"a lesson's name is that of its file, without .py and without folders, got {name!r}")
+            raise ValueError("a lesson's name is that of its file, without .py and without "
+                             f"folders, got {name!r}")
         streams.watch()
         self.name = name
         self.seed = _whole_number("MINIDL_SEED", 0)
@@ -70,27 +72,33 @@ class Lesson:
     def check(self, name, measured, *, at_least=None, at_most=None, text=None, on_default_data=False, claim=True):
         """Print a CHECK line and remember whether it passed.
 
-        measured: one number; NaN fails. Either at_least or at_most is the bound, a finite number. text: what to print for the
-        number, where it is only known to be larger. on_default_data: the bound was set for the digits; on other data the line
-        reports and cannot fail. claim: whether it claims an effect of BatchNorm, so that it must fail where BatchNorm does
-        nothing. Raises ValueError and TypeError for what could not be checked.
+        measured: one number; NaN fails. Either at_least or at_most is the bound, a finite number.
+        text: what to print for the number, where it is only known to be larger. on_default_data:
+        the bound was set for the digits; on other data the line reports and cannot fail. claim:
+        whether it claims an effect of BatchNorm, so that it must fail where BatchNorm does nothing.
+        Raises ValueError and TypeError for what could not be checked.
         """
         measured = measured.item() if getattr(measured, "shape", None) == () else measured
         if not isinstance(measured, Real):
-            raise TypeError(f"CHECK {name}: measured must be one number, got {measured!r}; of several take the mean or the median")
+            raise TypeError(f"CHECK {name}: measured must be one number, got {measured!r}; of "
+                            "several take the mean or the median")
         bounds = [bound for bound in (at_least, at_most) if bound is not None]
         if len(bounds) != 1 or not isinstance(bounds[0], Real) or not math.isfinite(bounds[0]):
-            raise ValueError(f"CHECK {name}: needs one bound, at_least or at_most, that is a finite number, got "
+            raise ValueError(f"CHECK {name}: needs one bound, at_least or at_most, that is a "
+                             "finite number, got "
                              f"at_least={at_least!r}, at_most={at_most!r}; a range is two CHECKs")
-        if not all(isinstance(words, str) and words and words.isprintable() for words in (name, text or "-")):
-            raise ValueError(f"a CHECK has a name on one line, and perhaps a text, got {name!r}, {text!r}")
+        if not all(isinstance(words, str) and words and words.isprintable()
+                   for words in (name, text or "-")):
+            raise ValueError(f"a CHECK has a name on one line, and perhaps a text, got {name!r}, "
+                             f"{text!r}")
         passed = bool(measured >= at_least if at_most is None else measured <= at_most)
         required = f">= {at_least:.4g}" if at_most is None else f"<= {at_most:.4g}"
         reported = on_default_data and self.dataset != "digits"
         verdict = "REPORTED (the bound is for the digits)" if reported else "PASS" if passed else "FAIL"
         text = text or f"{measured:.4g}"
         self.checks.append({"name": name, "measured": float(measured) if np.isfinite(measured) else None, "text": text,
-                            "at_least": _plain(at_least), "at_most": _plain(at_most), "claim": claim,
+                            "at_least": _plain(at_least), "at_most": _plain(at_most),
+                            "claim": claim,
                             "passed": None if reported else passed})
         print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr that are closed, full, or too poor for a character: one sentence instead of a traceback."""
+"""Streams that are closed, full, or too poor for a character: one sentence, no traceback."""
 
 import atexit
 import os
@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 
 def repair():
-    """Make all three usable: a closed one becomes the null device, a character that one cannot show becomes a ?.
+    """Make all three usable: a closed one becomes the null device, what stdout cannot show a ?.
 
-    Python has None for a stream that was closed (`>&-`), and the next file that is opened would get its number.
+    Python has None for a stream that was closed (`>&-`), and the next file that is opened would get
+    its number.
     """
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for name in closed:
@@ -23,9 +24,10 @@ def repair():
 
 
 def lost(error=None):
-    """The OSError for which what was printed cannot be written, or None; what is printed after that is dropped.
+    """The OSError that keeps what was printed from being written, or None; the rest is dropped.
 
-    error: an exception that perhaps came from there, with nothing left to write; then an empty line tells.
+    error: an exception that perhaps came from there, with nothing left to write; then an empty line
+    tells.
     """
     try:
         if isinstance(error, OSError) and error.errno and error.filename is None:
@@ -47,9 +49,10 @@ def sentence(error):
 
 @contextmanager
 def guarded(all_said=False):
-    """A program's work, which ends in one sentence and with code 1 where its output cannot be written.
+    """A program's work; where its output cannot be written, it ends in a sentence, with code 1.
 
-    all_said: whoever stops reading, as in `| head`, has read enough, and the program ends without a word.
+    all_said: whoever stops reading, as in `| head`, has read enough, and the program ends without a
+    word.
     """
     repair()
     end = None
@@ -58,15 +61,17 @@ def guarded(all_said=False):
     except (OSError, SystemExit) as error:
         end = error
     if error := lost(end):
-        raise SystemExit(1 if all_said and isinstance(error, BrokenPipeError) else sentence(error)) from None
+        raise SystemExit(1 if all_said and isinstance(error, BrokenPipeError)
+                         else sentence(error)) from None
     if end:
         raise end
 
 
 def watch():
-    """The same for a script that has no `with` around its work, and for Ctrl-C; for the rest of this process."""
+    """The same for a script that has no `with` around its work, and for Ctrl-C, from here on."""
     repair()
-    if sys.excepthook is sys.__excepthook__ and "ipykernel" not in sys.modules:  # a debugger or a notebook has its own
+    # a debugger or a notebook has its own
+    if sys.excepthook is sys.__excepthook__ and "ipykernel" not in sys.modules:
         sys.excepthook = _say
         atexit.register(_last)
 

@@ -29,18 +29,20 @@ def processes(n):
 
     Processes that all use all cores for their products get in each other's way and can take several times as long.
     They are started anew, not forked, since a BLAS asks for its number of threads only when NumPy is loaded; so a
-    script that uses them must begin its work below `if __name__ == "__main__":`. Raises RuntimeError where there are
-    no processes, as in a browser.
+    script that uses them must begin its work below `if __name__ == "__main__":`. Raises
+    RuntimeError where there are no processes, as in a browser.
     """
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"processes takes how many to start, a whole number of at least 1, got {n!r}")
+        raise ValueError("processes takes how many to start, a whole number of at least 1, got "
+                         f"{n!r}")
     try:
         if sys.platform in ("emscripten", "wasi"):
             raise ImportError("the browser has none")
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context, synchronize  # noqa: F401
     except (ImportError, NotImplementedError) as error:
-        raise RuntimeError(f"Python cannot start processes here ({error}): leave executor out, and the same sweep runs in this "
+        raise RuntimeError(f"Python cannot start processes here ({error}): leave executor out, and "
+                           "the same sweep runs in this "
                            "one, with the same results") from None
     before = {name: os.environ.pop(name, None) for name in THREADS}
     os.environ.update(dict.fromkeys(THREADS, "1"))  # for the processes to inherit; this one has long had its threads
@@ -64,42 +66,54 @@ class Sweep:
 
     def __repr__(self):
         axes = ", ".join(f"{name} ({len(values)})" for name, values in self.axes.items())
-        names = ", ".join(map(str, dict.fromkeys(name for result in self.results for name in result)))
-        return f"<Sweep over {axes or 'nothing'}: {len(self.results)} jobs with {names}; .array(name), .to_csv(path)>"
+        names = ", ".join(map(str,
+                              dict.fromkeys(name for result in self.results for name in result)))
+        return (f"<Sweep over {axes or 'nothing'}: {len(self.results)} jobs with {names}; "
+                ".array(name), .to_csv(path)>")
 
     def __getattr__(self, name):
         table = "to_csv(path) writes a table, .settings and .results are lists of dicts"
-        raise unknown("a Sweep", name, {"plot": "plotting.sweep(result, x='lr', y='loss') draws it", "table": table, "df": table,
-                                        "to_dataframe": table, "to_pandas": table, "grid": ".axes has the values of each key"})
+        raise unknown("a Sweep", name, {
+            "plot": "plotting.sweep(result, x='lr', y='loss') draws it",
+            "table": table, "df": table, "to_dataframe": table, "to_pandas": table,
+            "grid": ".axes has the values of each key"})
 
     def array(self, name):
-        """One result of all jobs as an array: first an axis for each key of the grid, then those of the result itself.
+        """One result of all jobs as an array: an axis for each key of the grid, then its own.
 
         Raises ValueError if some job has no such result, or one of another shape.
         """
-        lacking = [settings for settings, result in zip(self.settings, self.results) if name not in result]
+        lacking = [settings for settings, result in zip(self.settings, self.results)
+                   if name not in result]
         if lacking:
-            raise ValueError(f"{name!r} is not among the results of {len(lacking)} of {len(self.results)} jobs, the first with "
-                             f"{lacking[0]}; results are {', '.join(map(str, dict.fromkeys(n for r in self.results for n in r)))}")
-        shapes = {np.shape(result[name]): settings for settings, result in zip(self.settings, self.results)}
+            known = ", ".join(map(str, dict.fromkeys(n for r in self.results for n in r)))
+            raise ValueError(f"{name!r} is not among the results of {len(lacking)} of "
+                             f"{len(self.results)} jobs, the first with {lacking[0]}; "
+                             f"results are {known}")
+        shapes = {np.shape(result[name]): settings
+                  for settings, result in zip(self.settings, self.results)}
         if len(shapes) > 1:
             raise ValueError(f"{name!r} has not the same shape in all jobs: "
-                             + ", ".join(f"{shape} with {settings}" for shape, settings in list(shapes.items())[:3])
+                             + ", ".join(f"{shape} with {settings}"
+                                         for shape, settings in list(shapes.items())[:3])
                              + "; take it from .results, or fill the shorter ones up with NaN")
         values = np.array([result[name] for result in self.results])
         return values.reshape(*map(len, self.axes.values()), *values.shape[1:])
 
     def to_csv(self, path):
-        """One line per job: its settings and those of its results that are single numbers; empty where a job has none.
+        """One line per job: its settings and its results that are single numbers, or nothing.
 
         Raises ValueError where a setting and a different result have one name.
         """
         rows = []
         for settings, result in zip(self.settings, self.results):
             single = {name: value for name, value in result.items() if np.ndim(value) == 0}
-            if twice := [name for name in single if name in settings and not _same(single[name], settings[name])]:
-                raise ValueError(f"{twice[0]!r} is a setting, {settings[twice[0]]!r}, and a result, {single[twice[0]]!r}: "
-                                 "a table has one column for both; return the result under another name")
+            if twice := [name for name in single if name in settings
+                         and not _same(single[name], settings[name])]:
+                raise ValueError(f"{twice[0]!r} is a setting, {settings[twice[0]]!r}, and a "
+                                 f"result, {single[twice[0]]!r}: "
+                                 "a table has one column for both; return the result under another "
+                                 "name")
             rows.append(settings | single)
         names = list(dict.fromkeys(name for row in rows for name in row))
         write_csv(path, names, [[row.get(name, "") for name in names] for row in rows])
@@ -109,14 +123,16 @@ def sweep(grid, job, executor=None, cache=None):
     """job(**settings) for every point of the grid, with a progress bar; returns a Sweep.
 
     grid: {"lr": [0.1, 1.0], "seed": [0, 1, 2]}, every combination in this order, the last key fastest; or a
-    list of such settings. job: a function that returns a dict of numbers and arrays; it gets a copy of its settings, as
-    it would in another process. executor: any `concurrent.futures.Executor`; `processes(2)` makes one that suits small
-    networks. To reach another process a job must be a function defined at the top of a file.
+    list of such settings. job: a function that returns a dict of numbers and arrays; it gets a copy
+    of its settings, as it would in another process. executor: any `concurrent.futures.Executor`;
+    `processes(2)` makes one that suits small networks. To reach another process a job must be a
+    function defined at the top of a file.
 
-    cache: a folder where finished jobs are kept, so that a sweep that was interrupted goes on where it was. A job is done
-    anew after a change of anything that `identity` knows to matter: its settings, its code and that of the files it
-    imports, the data; a setting that names a file stands for the file's content. Results must then be numbers, texts,
-    arrays or lists. Raises ValueError and TypeError for what cannot be run or kept, before any work.
+    cache: a folder where finished jobs are kept, so that a sweep that was interrupted goes on where
+    it was. A job is done anew after a change of anything that `identity` knows to matter: its
+    settings, its code and that of the files it imports, the data; a setting that names a file
+    stands for the file's content. Results must then be numbers, texts, arrays or lists. Raises
+    ValueError and TypeError for what cannot be run or kept, before any work.
     """
     from concurrent.futures import BrokenExecutor  # here and not above: `import minidl` stays quick
     axes, points = _points(grid, job)
@@ -127,14 +143,16 @@ def sweep(grid, job, executor=None, cache=None):
         paths = [folder / f"{namer.name(job, settings)}.npz" for settings in points]
     futures, results = [], []
     try:
-        futures += [executor.submit(_done, job, *task) for task in zip(points, paths)] if executor is not None else []
+        if executor is not None:
+            futures += [executor.submit(_done, job, *task) for task in zip(points, paths)]
         with bar(total=len(points), desc="runs", leave=False) as progress:
             for i, task in enumerate(zip(points, paths)):
                 results.append(futures[i].result() if executor is not None else _done(job, *task))
                 progress.update()
     except BrokenExecutor as error:
-        raise type(error)(f"{error}\nA script that uses processes must begin its work below `if __name__ == \"__main__\":`, or "
-                             "each process begins the script anew; else it may have been the memory: use fewer processes") from None
+        raise type(error)(f"{error}\nA script that uses processes must begin its work below "
+                          "`if __name__ == \"__main__\":`, or each process begins the script anew; "
+                          "else it may have been the memory: use fewer processes") from None
     finally:
         for future in futures:
             future.cancel()  # those not begun, when one has failed or Ctrl-C was pressed
@@ -148,18 +166,22 @@ def _same(one, two):
 def _points(grid, job):
     """The axes of the grid and the settings of each job, checked."""
     if not callable(job):
-        raise TypeError(f"a sweep needs a job, a function that returns a dict of numbers and arrays, got {job!r}")
+        raise TypeError("a sweep needs a job, a function that returns a dict of numbers and "
+                        f"arrays, got {job!r}")
     if isinstance(grid, dict):
         axes = {name: _values(name, values) for name, values in grid.items()}
         points = [dict(zip(axes, values)) for values in product(*axes.values())]
     else:
-        points = list(grid) if not isinstance(grid, str | bytes) and hasattr(grid, "__iter__") else [grid]
+        listed = hasattr(grid, "__iter__") and not isinstance(grid, str | bytes)
+        points = list(grid) if listed else [grid]
         axes = {"job": list(range(len(points)))}
         if wrong := [point for point in points if not isinstance(point, dict)]:
-            raise TypeError('a grid is {"lr": [0.1, 1.0], "seed": range(3)}, or a list of settings, each a dict such as '
+            raise TypeError('a grid is {"lr": [0.1, 1.0], "seed": range(3)}, or a list of '
+                            'settings, each a dict such as '
                             f'{{"lr": 0.1, "seed": 2}}; got {wrong[0]!r}')
     if not points:
-        empty = [f" {name!r} has no values" for name, values in axes.items() if not values and isinstance(grid, dict)]
+        empty = [f" {name!r} has no values" for name, values in axes.items() if not values
+                 and isinstance(grid, dict)]
         raise ValueError(f"the grid of this sweep is empty{':' if empty else ''}{','.join(empty)}")
     try:
         signature = inspect.signature(job)
@@ -169,7 +191,8 @@ def _points(grid, job):
         try:
             signature.bind(**settings)
         except TypeError as error:
-            raise TypeError(f"the job cannot be called with the settings {', '.join(map(str, settings)) or '(none)'}: {error}; "
+            raise TypeError("the job cannot be called with the settings "
+                            f"{', '.join(map(str, settings)) or '(none)'}: {error}; "
                             f"it is {getattr(job, '__name__', 'job')}{signature}") from None
     return axes, points
 
@@ -177,16 +200,18 @@ def _points(grid, job):
 def _values(name, values):
     """One axis of a grid as a list."""
     if isinstance(values, str | bytes | dict | set | frozenset) or not hasattr(values, "__iter__"):
-        raise TypeError(f"the grid needs a list of values for {name!r}, got {values!r}: write [{values!r}] for a single one"
-                        if not isinstance(values, dict | set | frozenset) else
-                        f"the grid needs a list of values for {name!r}, in an order of yours, got {values!r}")
+        remedy = f": write [{values!r}] for a single one"
+        if isinstance(values, dict | set | frozenset):
+            remedy = ": these have no order that counts, write [...]"
+        raise TypeError(f"the grid needs a list of values for {name!r}, got {values!r}{remedy}")
     values = list(values)
     try:
         twice = [value for value, times in Counter(values).items() if times > 1]
     except TypeError:  # lists, arrays and dicts cannot be counted
         twice = []
     if twice:
-        raise ValueError(f"{name!r} has the value {twice[0]!r} more than once: the same job twice is no second measurement; "
+        raise ValueError(f"{name!r} has the value {twice[0]!r} more than once: the same job twice "
+                         "is no second measurement; "
                          "to repeat a run, give the grid a list of seeds")
     return values
 
@@ -196,17 +221,22 @@ def _check_executor(executor, job, points):
     if executor is None:
         return
     if not hasattr(executor, "submit"):
-        raise TypeError(f"an executor is a pool of workers, `with processes(2) as pool: sweep(..., executor=pool)`, got {executor!r}")
-    if type(executor).__module__ == "concurrent.futures.process":  # others have their own ways to send a function
+        raise TypeError("an executor is a pool of workers, `with processes(2) as pool: sweep(..., "
+                        f"executor=pool)`, got {executor!r}")
+    # others have their own ways to send a function
+    if type(executor).__module__ == "concurrent.futures.process":
         functions = [job, *(value for value in points[0].values() if callable(value))]
         try:
             pickle.dumps(functions)
         except Exception as error:
-            raise ValueError(f"a job for another process must be a function defined at the top of a file, and so must functions in "
+            raise ValueError("a job for another process must be a function defined at the top of "
+                             "a file, and so must functions in "
                              f"its settings: {error}") from None
         main = sys.modules["__main__"]
-        if not hasattr(main, "__file__") and any(getattr(f, "__module__", "") == "__main__" for f in functions):
-            raise ValueError("another process cannot see what was defined in a notebook or at the prompt: put the job into a "
+        if not hasattr(main, "__file__") and any(getattr(f, "__module__", "") == "__main__"
+                                                 for f in functions):
+            raise ValueError("another process cannot see what was defined in a notebook or at the "
+                             "prompt: put the job into a "
                              "file, jobs.py, and write `from jobs import job`")
 
 
@@ -226,7 +256,8 @@ def _done(job, settings, path):
                 return _unpacked(load(path))
         except ValueError as error:
             print(f"{error}; this job is done again", file=sys.stderr)
-    result = (job if path is None else _copied(job))(**{name: _copied(value) for name, value in settings.items()})
+    result = (job if path is None
+              else _copied(job))(**{name: _copied(value) for name, value in settings.items()})
     if not isinstance(result, dict):
         raise TypeError(f"a job must return a dict of numbers and arrays, got {type(result).__name__}")
     if path is not None:
@@ -235,7 +266,7 @@ def _done(job, settings, path):
 
 
 def _copied(value):
-    """A copy, so that no job changes what the next one gets; of what cannot be copied, such as a lock, the thing itself."""
+    """A copy, so that no job changes what the next one gets; a lock, for example, has none."""
     try:
         return copy.deepcopy(value)
     except Exception:
@@ -243,11 +274,12 @@ def _copied(value):
 
 
 def _packed(result, path):
-    """The results as arrays, so that `_unpacked` returns them with their types: plain Python as JSON, the rest as it is."""
+    """The results as arrays, plain Python as JSON; `_unpacked` returns them with their types."""
     arrays, plain = {}, {}
     for name, value in result.items():
         if not isinstance(name, str):
-            raise TypeError(f"the results of a job need texts as names to be kept in a cache, got {name!r}")
+            raise TypeError("the results of a job need texts as names to be kept in a cache, got "
+                            f"{name!r}")
         if type(value) is np.ndarray:
             arrays[f"array {name}"] = value
         elif isinstance(value, np.generic):
@@ -255,8 +287,10 @@ def _packed(result, path):
         elif _is_plain(value):
             plain[name] = value
         else:
-            raise TypeError(f"a sweep with a cache keeps numbers, texts, arrays and lists of them, and the job returned {name!r} as "
-                            f"{type(value).__name__}; return .numpy() of a Tensor, a list for a tuple, or sweep without a cache")
+            raise TypeError("a sweep with a cache keeps numbers, texts, arrays and lists of them, "
+                            f"and the job returned {name!r} as "
+                            f"{type(value).__name__}; return .numpy() of a Tensor, a list for a "
+                            "tuple, or sweep without a cache")
     text = json.dumps([list(result), plain]).encode()
     return {"plain": np.frombuffer(text, np.uint8), **arrays}
 
@@ -273,4 +307,6 @@ def _is_plain(value):
     """Whether JSON returns the value just as it was."""
     if type(value) is dict:
         return all(type(name) is str and _is_plain(item) for name, item in value.items())
-    return all(map(_is_plain, value)) if type(value) is list else type(value) in (type(None), bool, int, float, str)
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    return type(value) in (type(None), bool, int, float, str)

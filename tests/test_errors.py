@@ -281,7 +281,7 @@ ERRORS = {
         "the grid needs a list of values for 'seed', got 3: write [3] for a single one"),
     "a set for an axis": (
         lambda: experiments.sweep({"seed": {3}}, job), TypeError,
-        "the grid needs a list of values for 'seed', in an order of yours, got {3}"),
+        "the grid needs a list of values for 'seed', got {3}: these have no order that counts, write [...]"),
     "an axis without values": (
         lambda: experiments.sweep({"seed": [], "lr": [1]}, job), ValueError,
         "the grid of this sweep is empty: 'seed' has no values"),
