@@ -187,7 +187,7 @@ for _ in range(10_000):
     y = y + w
 calls = sys.getrecursionlimit()
 if sys.platform == "emscripten":
-    sys.setrecursionlimit(300)  # a browser's own stack ends before Python's 1,000 calls, and the page with it
+    sys.setrecursionlimit(300)  # a browser's stack ends before Python's 1,000 calls
 try:
     print(f"recursion: {by_recursion(y, 1.0, w):.0f}")
 except RecursionError as message:

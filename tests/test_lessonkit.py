@@ -36,23 +36,32 @@ def test_checks_decide_the_exit_code_and_are_written_down(capsys, folder):
 
 
 @pytest.mark.parametrize("name, measured, bounds, kind, message", [
-    ("x", 1.0, {}, ValueError, "CHECK x: needs one bound, at_least or at_most, that is a finite number, got at_least=None, at_most=None"),
+    ("x", 1.0, {}, ValueError, "CHECK x: needs one bound, at_least or at_most, that is a finite "
+                               "number, got at_least=None, at_most=None"),
     ("x", 1.0, {"at_least": 0, "at_most": 2}, ValueError, "a range is two CHECKs"),
     ("x", 1.0, {"at_least": np.nan}, ValueError, "finite number, got at_least=nan"),
-    ("x", 1.0, {"at_most": np.inf}, ValueError, "finite number"), ("x", 1.0, {"at_most": "2"}, ValueError, "finite number"),
+    ("x", 1.0, {"at_most": np.inf}, ValueError, "finite number"),
+    ("x", 1.0, {"at_most": "2"}, ValueError, "finite number"),
     ("x", np.ones(2), {"at_most": 2}, TypeError, "measured must be one number, got array"),
     ("x", np.ones(1), {"at_most": 2}, TypeError, "take the mean or the median"),
-    ("x", "1", {"at_most": 2}, TypeError, "measured must be one number, got '1'"), ("x", None, {"at_most": 2}, TypeError, "got None"),
-    ("", 1.0, {"at_most": 2}, ValueError, "a name on one line"), ("a\nb", 1.0, {"at_most": 2}, ValueError, "a name on one line"),
-    (3, 1.0, {"at_most": 2}, ValueError, "a name on one line"), ("x", 1.0, {"at_most": 2, "text": 3}, ValueError, "perhaps a text")])
-def test_a_check_that_could_not_fail_or_not_be_read_is_refused(name, measured, bounds, kind, message):
+    ("x", "1", {"at_most": 2}, TypeError, "measured must be one number, got '1'"),
+                                                                   ("x", None, {"at_most": 2},
+                                                                    TypeError, "got None"),
+    ("", 1.0, {"at_most": 2}, ValueError, "a name on one line"),
+    ("a\nb", 1.0, {"at_most": 2}, ValueError, "a name on one line"),
+    (3, 1.0, {"at_most": 2}, ValueError, "a name on one line"),
+    ("x", 1.0, {"at_most": 2, "text": 3}, ValueError, "perhaps a text")])
+def test_a_check_that_could_not_fail_or_not_be_read_is_refused(name, measured, bounds, kind,
+                                                               message):
     lesson = Lesson("01_x")
     with pytest.raises(kind, match=message):
         lesson.check(name, measured, **bounds)
     assert lesson.checks == []
 
 
-@pytest.mark.parametrize("measured", [2, True + 1, np.int64(2), np.float32(2), np.array(2.0), Tensor(np.float32(2))], ids=type)
+@pytest.mark.parametrize("measured",
+                         [2, True + 1, np.int64(2), np.float32(2), np.array(2.0),
+                          Tensor(np.float32(2))], ids=type)
 def test_whatever_is_one_number_can_be_checked_and_written_down(measured, capsys, folder):
     lesson = Lesson("01_x")
     lesson.check("x", measured, at_least=np.float32(1.5))
