@@ -92,7 +92,7 @@ def _line(name):
     """What `data` prints for one set: how many images and where, or how to get it."""
     try:
         found, unusable = data.find(name)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return f"{name:14} not usable: {error}"
     if found:
         x_train, _, x_test, _ = found.arrays

@@ -7,6 +7,7 @@ A builder is a function of a seed that returns a Sequential; networks that diffe
 then have the same Dense weights and see the same batches in the same order.
 """
 
+import inspect
 import math
 import sys
 from dataclasses import dataclass
@@ -263,9 +264,11 @@ def _check_builders(builders, seeds):
                         'without}, '
                         f"and not empty, got {builders!r}")
     for name, builder in builders.items():
-        if not callable(builder):
+        try:
+            inspect.signature(builder).bind(seeds[0])
+        except (TypeError, ValueError) as error:
             raise TypeError(f"builder {name!r} must be a function of a seed that returns a new "
-                            f"network, got {builder!r}")
+                            f"network, got {builder!r}: {error}") from None
         models = [builder(seed) for seed in (seeds[0], *seeds[:2])]
         for model in models:
             _check_model(model, f"builder {name!r}")

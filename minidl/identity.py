@@ -17,7 +17,6 @@ import inspect
 import json
 import os
 import reprlib
-import random
 import sys
 import sysconfig
 import textwrap
@@ -33,7 +32,9 @@ from . import data
 PACKAGE = Path(__file__).resolve().parent
 WITHOUT_EFFECT = "MINIDL_FIGURES", "MINIDL_OFFLINE"  # variables that change no number
 PLAIN = type(None), bool, int, complex, str, bytes, type(...)
-GENERATORS = np.random.Generator, np.random.RandomState, random.Random
+OF_EVERY_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__",
+                  "__static_attributes__"}
+GENERATORS = "Generator", "RandomState", "Random"  # by name: NumPy loads its own when needed
 # methods that leave a list or dict as it is
 READING = {"get", "items", "keys", "values", "index", "count", "copy"}
 
@@ -165,7 +166,7 @@ class Namer:
             found = {name: value.__globals__[name] for name in sorted(use.names - stored)
                      if name in value.__globals__}
             for name in use.loaded & found.keys():
-                if isinstance(found[name], GENERATORS):
+                if type(found[name]).__name__ in GENERATORS:
                     raise ValueError(f"{_qualified(value)} uses the random generator {name!r} of "
                                      "its file, so that its results depend "
                                      "on what ran before: make a generator in the job, from a seed "
@@ -176,7 +177,7 @@ class Namer:
             return [_instructions(value.__code__), self._found(found, use), self._found(held, use),
                     [self._seen(item, use, False) for item in defaults]]
         members = {name: member for name, member in sorted(vars(value).items())
-                   if name not in ("__dict__", "__weakref__", "__module__")}
+                   if name not in OF_EVERY_CLASS}
         return [[self._seen(base, None, False) for base in value.__bases__],
                 self._found(members, None)]
 
@@ -337,7 +338,9 @@ def _path(module):
 def _imports(module, path):
     """The names of all modules that a module's text may import, wherever it does."""
     parts, found = module.split("."), set()
-    if not path.endswith("__init__.py"):
+    if package := getattr(sys.modules.get(module), "__package__", None):  # also of `python -m`
+        parts = package.split(".")
+    elif not path.endswith("__init__.py"):
         parts.pop()
     try:
         nodes = [*ast.walk(ast.parse(Path(path).read_bytes()))]

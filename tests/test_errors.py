@@ -74,6 +74,12 @@ def job(seed, lr=1):
 
 NETS = {"a": lambda seed: Sequential([Dense(5)], seed=seed)}
 DATA = (X, Y), (X, Y)
+
+
+def net_without_seed():
+    return net()
+
+
 RUN = experiments.Run(np.zeros(3), np.array([], int), np.array([]), np.array([]))
 
 
@@ -322,7 +328,12 @@ ERRORS = {
         'not empty, got {}'),
     "a network for a builder": (
         compare(builders={"a": 3}), TypeError,
-        "builder 'a' must be a function of a seed that returns a new network, got 3"),
+        "builder 'a' must be a function of a seed that returns a new network, got 3: "
+        "3 is not a callable object"),
+    "a builder without a seed": (
+        compare(builders={"a": net_without_seed}), TypeError,
+        re.compile("builder 'a' must be a function of a seed that returns a new network, "
+                   "got <function .*>: too many positional arguments")),
     "a builder that returns nothing": (
         compare(builders={"a": lambda seed: None}), TypeError,
         "builder 'a' needs a network, a Sequential (or a Module with a shuffle_rng, which shuffles "

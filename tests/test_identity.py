@@ -331,6 +331,21 @@ def test_a_change_of_any_file_that_the_job_imports_starts_anew(file, jobs, tmp_p
     assert name(jobs.lazy, n=1) != before
 
 
+def test_a_program_run_as_a_module_of_a_package_knows_its_neighbours(tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").touch()
+    (tmp_path / "pack" / "main.py").write_text(
+        "from minidl.identity import Namer\ndef job(n):\n    from .near import f\n    return f(n)\n"
+        "print(Namer().name(job, {'n': 1}))\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    names = set()
+    for text in ("def f(n): return 1", "def f(n): return 2"):
+        (tmp_path / "pack" / "near.py").write_text(text)
+        names.add(subprocess.run([sys.executable, "-m", "pack.main"], env=environment, text=True,
+                                 capture_output=True, check=True).stdout)
+    assert len(names) == 2
+
+
 def test_a_change_of_any_other_file_does_not(jobs, tmp_path):
     before = name(jobs.lazy, n=1)
     (tmp_path / "project" / "other.py").write_text("x = 2\n")
