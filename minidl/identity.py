@@ -53,14 +53,14 @@ class Namer:
     def __init__(self):
         variables = {name: value for name, value in os.environ.items()
                      if name.startswith("MINIDL_") and name not in WITHOUT_EFFECT}
-        self.arrays, self.files, self.imports, self.uses, self.written = {}, {}, {}, {}, set()
+        self.arrays, self.files, self.imports, self.uses = {}, {}, {}, {}
         texts = [self._file(path) for path in sorted(PACKAGE.glob("*.py"))]
         self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()),
                              _data_sets(), texts]
 
     def name(self, job, settings):
         """24 letters and digits; ValueError for what a later run could not recognise."""
-        self.reached, self.modules, self.active = {}, set(), set()
+        self.reached, self.modules, self.active, self.written = {}, set(), set(), set()
         what = [self._describe(job),
                 [[name, self._describe(value)] for name, value in sorted(settings.items())]]
         written = None
@@ -222,7 +222,11 @@ class Namer:
     def _file(self, path):
         path = str(path)
         if path not in self.files:
-            self.files[path] = _digest(Path(path).read_bytes())
+            content = hashlib.sha256()
+            with open(path, "rb") as file:
+                while piece := file.read(2 ** 20):  # it may be larger than the memory
+                    content.update(piece)
+            self.files[path] = content.hexdigest()
         return self.files[path]
 
     def _texts(self):

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import tracemalloc
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -367,6 +368,17 @@ def test_a_setting_that_names_a_file_stands_for_its_content(tmp_path):
         path.write_text(text)
         names += [name(plain, x=str(path)), name(plain, x=path)]
     assert len(set(names)) == 5
+
+
+def test_a_file_larger_than_the_memory_can_be_a_setting(tmp_path):
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(50_000_000)
+    tracemalloc.start()
+    try:
+        name(plain, x=str(tmp_path / "large"))
+        assert tracemalloc.get_traced_memory()[1] < 45_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # --- Surroundings ------------------------------------------------------------
