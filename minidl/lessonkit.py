@@ -125,6 +125,9 @@ def scale_and_shift(layer, x):
 def ratio(slow, fast, limit):
     """(slow / fast, text): how many times more; where slow was not reached within the limit, a lower bound as text."""
     slow, fast = np.median(slow), np.median(fast)
+    if fast == 0:
+        raise ValueError("the target was reached before the first step, so there is no ratio of "
+                         "steps: choose one that has to be learned")
     if not np.isfinite(fast):
         return 0.0, "0 (the first was not reached)"
     if not np.isfinite(slow):

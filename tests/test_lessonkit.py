@@ -129,6 +129,12 @@ def test_ratios_of_what_was_not_reached_are_bounds(slow, fast, expected):
     assert ratio(slow, fast, limit=1000) == expected
 
 
+def test_there_is_no_ratio_to_nothing():
+    for slow in (0, 10, np.inf):
+        with pytest.raises(ValueError, match="reached before the first step"):
+            ratio([slow], [0], limit=1000)
+
+
 def test_the_numbers_behind_a_figure_are_those_drawn(folder):
     fig, ax = plotting.figure(title="message")
     plotting.band(np.arange(3), [[1.0, 2, np.nan], [3, 4, 5]], "with BN", ax=ax)
