@@ -7,7 +7,7 @@ import pytest
 
 from minidl import (Activation, BatchNorm, Dense, Dropout, EarlyStopping, Flatten, LambdaCallback,
                     LearningRateScheduler, ModelCheckpoint, Module, Parameter, Sequential, Tensor,
-                    data, initializers, optim, training)
+                    data, experiments, initializers, optim, training)
 from minidl import files as data_files
 from minidl import functional as F
 from minidl.layers import ACTIVATIONS
@@ -95,6 +95,25 @@ class NoReturn(Module):
 
 class NoForward(Module):
     pass
+
+
+def job(seed, lr=1):
+    return {"loss": 0.0}
+
+
+NETS = {"a": lambda seed: Sequential([Dense(5)], seed=seed)}
+DATA = (X, Y), (X, Y)
+
+
+def net_without_seed():
+    return net()
+
+
+RUN = experiments.Run(np.zeros(3), np.array([], int), np.array([]), np.array([]))
+
+
+def compare(builders=NETS, data=DATA, **options):
+    return lambda: experiments.compare(builders, data, **{"lr": 0.1, "steps": 2, **options})
 
 
 PROBABILITIES = Tensor(np.array([[-0.5, 1.5]]))
@@ -426,6 +445,148 @@ ERRORS = {
     "epochs of a checkpoint": (
         lambda: compiled(input_shape=20).save_checkpoint("run.npz", 2.0), ValueError,
         "epochs is how many are done, a whole number from 0 up, got 2.0"),
+    # --- Sweeps and comparisons
+    "a text for an axis": (
+        lambda: experiments.sweep({"kind": "abc"}, job), TypeError,
+        "the grid needs a list of values for 'kind', got 'abc': write ['abc'] for a single one"),
+    "a number for an axis": (
+        lambda: experiments.sweep({"seed": 3}, job), TypeError,
+        "the grid needs a list of values for 'seed', got 3: write [3] for a single one"),
+    "a set for an axis": (
+        lambda: experiments.sweep({"seed": {3}}, job), TypeError,
+        "the grid needs a list of values for 'seed', got {3}: these have no order that counts, "
+        "write [...]"),
+    "an axis without values": (
+        lambda: experiments.sweep({"seed": [], "lr": [1]}, job), ValueError,
+        "the grid of this sweep is empty: 'seed' has no values"),
+    "a seed twice": (
+        lambda: experiments.sweep({"seed": [0, 1, 0]}, job), ValueError,
+        "'seed' has the value 0 more than once: the same job twice is no second measurement; to "
+        "repeat a run, give the grid a "
+        "list of seeds"),
+    "a number for a grid": (
+        lambda: experiments.sweep(3, job), TypeError,
+        'a grid is {"lr": [0.1, 1.0], "seed": range(3)}, or a list of settings, each a dict such '
+        'as {"lr": 0.1, "seed": 2}; got 3'),
+    "a setting that the job does not take": (
+        lambda: experiments.sweep({"seed": [0], "rate": [1]}, job), TypeError,
+        "the job cannot be called with the settings seed, rate: got an unexpected keyword argument "
+        "'rate'; it is job(seed, lr=1)"),
+    "a setting that is missing": (
+        lambda: experiments.sweep({"lr": [1]}, job), TypeError,
+        "the job cannot be called with the settings lr: missing a required argument: 'seed'; it is "
+        "job(seed, lr=1)"),
+    "no job": (
+        lambda: experiments.sweep({"lr": [1]}, {"loss": 1}), TypeError,
+        "a sweep needs a job, a function that returns a dict of numbers and arrays, got {'loss': 1}"),
+    "a number for an executor": (
+        lambda: experiments.sweep({"seed": [1]}, job, 2), TypeError,
+        "an executor is a pool of workers, `with processes(2) as pool: sweep(..., executor=pool)`, "
+        "got 2"),
+    "no processes": (
+        lambda: experiments.processes(0).__enter__(), ValueError,
+        "processes takes how many to start, a whole number of at least 1, got 0"),
+    "half a process": (
+        lambda: experiments.processes(1.5).__enter__(), ValueError,
+        "processes takes how many to start, a whole number of at least 1, got 1.5"),
+    "no builders": (
+        compare(builders={}), TypeError,
+        'builders is a dict of functions of a seed, {"BatchNorm": with_bn, "none": without}, and '
+        'not empty, got {}'),
+    "a network for a builder": (
+        compare(builders={"a": 3}), TypeError,
+        "builder 'a' must be a function of a seed that returns a new network, got 3: "
+        "3 is not a callable object"),
+    "a builder without a seed": (
+        compare(builders={"a": net_without_seed}), TypeError,
+        re.compile("builder 'a' must be a function of a seed that returns a new network, "
+                   "got <function .*>: too many positional arguments")),
+    "a builder that returns nothing": (
+        compare(builders={"a": lambda seed: None}), TypeError,
+        "builder 'a' needs a network, a Sequential (or a Module with a shuffle_rng, which shuffles "
+        "the batches), got None"),
+    "a builder that returns one network": (
+        compare(builders={"a": lambda seed, model=net(): model}), ValueError,
+        "builder 'a' returns the same network each time, which would then be trained on and on: "
+        "make a new one in the builder"),
+    "a builder that ignores its seed": (
+        compare(builders={"a": lambda seed: net()}), ValueError,
+        "builder 'a' ignores its seed: the networks of all seeds would be the same, write "
+        "Sequential([...], seed=seed)"),
+    "a builder that is never the same": (
+        compare(builders={"a": lambda seed: Sequential([Dense(5)], seed=None)}), ValueError,
+        "builder 'a' returns different networks for the seed 0: let all randomness come from the "
+        "seed, "
+        "Sequential([...], seed=seed)"),
+    "no steps": (compare(steps=0), ValueError, "steps must be a whole number of at least 1, got 0"),
+    "half a step": (compare(steps=2.5), ValueError, "steps must be a whole number of at least 1, "
+                                                    "got 2.5"),
+    "no steps of a run": (
+        lambda: experiments.run(net(), ((X, Y), (X, Y)), optimizer=optim.SGD(lr=1), steps=0),
+                          ValueError,
+        "steps must be a whole number of at least 1, got 0"),
+    "a negative step to measure at": (
+        compare(eval_steps=[-1]), ValueError, "each of eval_steps must be a whole number of at "
+                                              "least 0, got -1"),
+    "half a step to measure at": (
+        compare(eval_steps=[0.5]), ValueError, "each of eval_steps must be a whole number of at "
+                                               "least 0, got 0.5"),
+    "the same seed twice": (
+        compare(seeds=[1, 1]), ValueError,
+        "seeds must be a list of at least one value, none of them twice, such as range(3), got [1, "
+        "1]"),
+    "how many seeds": (compare(seeds=3), TypeError,
+                       "seeds must be a list, such as range(3), got 3"),
+    "a seed below 0": (compare(seeds=[-1]), ValueError, "a seed is a whole number, 0 or more, got "
+                                                        "-1"),
+    "a rate of 0": (compare(lr=0), ValueError, "a learning rate must be a finite number above 0, "
+                                               "or a schedule, got 0"),
+    "a rate of nothing": (
+        compare(lr=float("nan")), ValueError, "a learning rate must be a finite number above 0, or "
+                                              "a schedule, got nan"),
+    "data without a test set": (
+        compare(data=(X, Y)), ValueError,
+        re.compile(r"data must be \(\(x_train, y_train\), \(x_test, y_test\)\), as data.load "
+                   r"returns them, with as many labels as "
+                   r"images and at least one of each, got tuple")),
+    "a test set without labels": (
+        compare(data=((X, Y), (X, Y[:3]))), ValueError,
+        "data must be ((x_train, y_train), (x_test, y_test)), as data.load returns them, with as "
+        "many labels as images and at "
+        "least one of each, got 40 images and 40 labels to train, 40 and 3 to test"),
+    "rates that fall": (
+        lambda: experiments.lr_range(NETS, DATA, [1.0, 0.1], steps=2), ValueError,
+        "rates must be numbers in rising order, since result.losses has one column for each: "
+        "sorted(rates); got [1.0, 0.1]"),
+    "a mean of no losses": (
+        lambda: experiments.lr_range(NETS, DATA, [0.1], steps=2, last=0), ValueError,
+        "last must be a whole number of at least 1, got 0"),
+    "a target in percent": (
+        lambda: RUN.steps_to(85), ValueError,
+        "a target is a share of right answers, above 0 and at most 1 (0.85 for 85 %), got 85"),
+    "a target that was never measured": (
+        lambda: RUN.steps_to(0.85), ValueError,
+        "no accuracy was measured in this run: give eval_steps, the steps after which to measure it"),
+    "a network that was not compared": (
+        lambda: experiments.Comparison({"a": [RUN]}, [0]).array("b", "losses"), ValueError,
+        "no network 'b' was compared, only 'a'"),
+    "an array that was not recorded": (
+        lambda: experiments.Comparison({"a": [RUN]}, [0]).array("a", "loss"), ValueError,
+        "a comparison has arrays of losses, accuracy, seconds and eval_steps, not of 'loss'"),
+    "an attribute of a comparison": (
+        lambda: experiments.Comparison({"a": [RUN]}, [0]).losses, AttributeError,
+        "a Comparison has no attribute 'losses': array(name, 'losses') has it of one network, as "
+        "an array (seeds, steps)"),
+    "an attribute of a sweep": (
+        lambda: experiments.sweep({"seed": [1]}, job).df, AttributeError,
+        "a Sweep has no attribute 'df': to_csv(path) writes a table, .settings and .results are "
+        "lists of dicts"),
+    "a step for the table": (
+        lambda: experiments.Comparison({"a": [RUN]}, [0]).table(0.85, at=100), TypeError,
+                             "at is a list of steps, at=[100], got 100"),
+    "a name for an optimizer": (
+        lambda: experiments.run(net(), DATA, optimizer="sgd", steps=2), TypeError,
+        "run needs an optimizer, such as optimizer=optim.SGD(lr=0.1), got 'sgd'"),
 }
 
 

@@ -13,12 +13,12 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["files", "habits", "settings"],
+    ["files", "habits", "settings", "streams"],
     ["tensor", "plotting", "progress", "schedules", "course"],
-    ["functional", "gradcheck", "parts", "published", "callbacks", "handout"],
-    ["data", "module", "initializers", "checkpoints"],
-    ["layers", "optim", "sweeps"],
-    ["binding", "checks", "health", "inside", "saving"],
+    ["functional", "gradcheck", "parts", "published", "callbacks"],
+    ["data", "module", "initializers", "checkpoints", "handout"],
+    ["layers", "optim", "identity"],
+    ["binding", "checks", "health", "inside", "saving", "sweeps"],
     ["training"],
     ["sequential", "experiments"],
     ["lessonkit", "interop"],
