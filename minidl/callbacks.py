@@ -5,7 +5,6 @@ import inspect
 import math
 import re
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import Path
 from string import Formatter
 
@@ -15,6 +14,7 @@ from .files import checked_suffix, clean, write_csv
 from .habits import unknown
 from .plotting import LOOKS, figure, legend
 from .progress import format_number, table
+from .settings import as_flag, is_number, is_whole
 
 # Parts of a number's name that tell which way is better, whatever else stands in it: val_top5_accuracy, cross_entropy_loss.
 SMALLER = {"loss", "error", "errors", "mse", "mae", "rmse", "msle", "mape", "mad", "crossentropy", "entropy", "perplexity",
@@ -269,7 +269,7 @@ class LearningRateScheduler(Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Ask the schedule. Raises ValueError for what is no learning rate."""
         lr = self.schedule(epoch, self.optimizer.current_lr)
-        if not isinstance(lr, Real) or isinstance(lr, bool) or not 0 <= lr < math.inf:
+        if not is_number(lr) or not 0 <= lr < math.inf:
             raise ValueError(f"the schedule must return a learning rate, a number from 0 up, but gave {lr!r} for epoch {epoch}")
         self.optimizer.lr = float(lr)
 
@@ -291,7 +291,7 @@ class _Monitor(Callback):
             raise TypeError(f"monitor is the name of a number in the logs, 'val_loss' for example, got {monitor!r}")
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode is 'min', 'max' or 'auto', got {mode!r}")
-        if not isinstance(min_delta, Real) or isinstance(min_delta, bool) or not 0 <= min_delta < math.inf:
+        if not is_number(min_delta) or not 0 <= min_delta < math.inf:
             raise ValueError(f"min_delta is a number from 0 up, the least change that counts, got {min_delta!r}")
         self.monitor, self.min_delta = monitor, min_delta
         self.sign = {"min": 1, "max": -1}.get(mode) or _direction(monitor)
@@ -347,10 +347,10 @@ class EarlyStopping(_Monitor):
 
     def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True):
         super().__init__(monitor, mode, min_delta)
-        if not isinstance(patience, Integral) or isinstance(patience, bool) or patience < 0:
+        if not is_whole(patience) or patience < 0:
             raise ValueError(f"patience is a whole number of epochs, at least 0, got {patience!r}")
-        _check_flag("restore_best_weights", restore_best_weights)
-        self.patience, self.restore_best_weights = patience, restore_best_weights
+        self.patience = patience
+        self.restore_best_weights = as_flag("restore_best_weights")(restore_best_weights)
 
     def on_train_begin(self, logs=None):
         """Forget an earlier run."""
@@ -422,9 +422,9 @@ class ModelCheckpoint(_Monitor):
     """
 
     def __init__(self, path, monitor="val_loss", save_best_only=False, mode="auto"):
-        self.watches = _check_flag("save_best_only", save_best_only)
+        self.watches = self.save_best_only = as_flag("save_best_only")(save_best_only)
         super().__init__(monitor, mode)
-        self.path, self.save_best_only = Path(path), save_best_only
+        self.path = Path(path)
 
     def on_train_begin(self, logs=None):
         """Forget an earlier run. FileNotFoundError where there is no such folder, ValueError for fields or a suffix amiss."""
@@ -458,10 +458,3 @@ class ModelCheckpoint(_Monitor):
         """Write the file whole or not at all."""
         if not self.save_best_only or self.improved(logs):
             self.model.save_weights(self.formatted({"epoch": epoch + 1, **logs}))
-
-
-def _check_flag(name, value):
-    """value, once it is known to be True or False; a text such as "False" would count as True."""
-    if value not in (True, False):
-        raise TypeError(f"{name} is True or False, got {value!r}")
-    return value

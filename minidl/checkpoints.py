@@ -12,6 +12,7 @@ import numpy as np
 
 from . import files
 from .callbacks import History
+from .settings import is_whole
 
 # bytes of a generator's state; MT19937, the largest, has 624 numbers of 10 digits
 MOST_JSON = 20_000
@@ -27,8 +28,7 @@ def save_checkpoint(path, model, optimizer, epochs):
     During fit, a callback that calls this should be the last of all: what it saves is what the
     others have already done.
     """
-    whole = isinstance(epochs, (int, np.integer)) and not isinstance(epochs, bool)
-    if not whole or epochs < 0:
+    if not is_whole(epochs) or epochs < 0:
         raise ValueError(f"epochs is how many are done, a whole number from 0 up, got {epochs!r}")
     if optimizer.parameters is None:  # before the first step
         optimizer.attach(model.parameters())

@@ -8,8 +8,9 @@ import inspect
 import numpy as np
 
 from . import functional as F
+from .data import pieces
 from .parts import evaluation, instead_of_one
-from .settings import lookup
+from .settings import check_whole, is_number, lookup
 from .tensor import Tensor, no_grad
 
 LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.categorical_crossentropy,
@@ -18,7 +19,6 @@ LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.catego
           "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
           "mse": F.mse_loss, "mean_squared_error": F.mse_loss}
 OVER_CLASSES = (F.cross_entropy, F.categorical_crossentropy)
-CHUNK = 10 ** 6  # numbers that are looked at, or converted, at a time
 # How people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl have them the other way round.
 LABELS = {"y_true", "true", "truth", "ground_truth", "target", "targets", "label", "labels", "actual"}
 OUTPUTS = {"y_pred", "pred", "preds", "predicted", "prediction", "predictions", "output", "outputs", "out", "logits", "yhat",
@@ -53,7 +53,7 @@ def _labels_are_entries(shape, y):
                          "a function of (outputs, labels)")
     n, columns = shape
     if columns == 1:
-        if y.shape not in ((n,), (n, 1)) or not all(np.isin(part, (0, 1)).all() for part in _chunks(y)):
+        if y.shape not in ((n,), (n, 1)) or not all(np.isin(part, (0, 1)).all() for part in pieces(y)):
             raise ValueError("the accuracy of a model with one output needs labels 0 and 1; for other targets use 'mse'")
         return True
     if y.shape == (n,) and y.dtype.kind in "iuf":
@@ -61,9 +61,9 @@ def _labels_are_entries(shape, y):
     if y.shape != shape or y.dtype.kind not in "biuf":
         raise ValueError(f"accuracy takes class numbers of shape ({n},) or rows of shape {shape}, got {y.dtype} of shape {y.shape}"
                          + "; use y.reshape(-1)" * (y.shape == (n, 1)))
-    if all((abs(part.sum(axis=1) - 1) < 0.01).all() and part.min() >= 0 for part in _chunks(y)):
+    if all((abs(part.sum(axis=1) - 1) < 0.01).all() and part.min() >= 0 for part in pieces(y)):
         return False  # one-hot rows, or probabilities: smoothed labels, a teacher's answers
-    if not all(((part == 0) | (part == 1)).all() for part in _chunks(y)):
+    if not all(((part == 0) | (part == 1)).all() for part in pieces(y)):
         raise ValueError(f"accuracy takes class numbers, one-hot rows, or rows of zeros and ones, got rows with numbers from "
                          f"{y.min()} to {y.max()}; for other targets use 'mse'")
     return True
@@ -83,7 +83,7 @@ def _accuracy_for(loss, shape, y):
 METRICS = {"accuracy": accuracy, "mse": F.mse_loss, "mean_squared_error": F.mse_loss}
 
 
-def as_number(name, value):
+def number_of(name, value):
     """What a metric returned, as a float; TypeError, before any update, if it is not one number."""
     if getattr(value, "ndim", 0) or isinstance(value, str):
         value = f"{type(value).__name__} of shape {value.shape}" if hasattr(value, "shape") else repr(value)
@@ -183,16 +183,10 @@ def checked_inputs(x):
     return x
 
 
-def _chunks(x):
-    """The samples of x in pieces of about a million numbers, so that no check copies the whole."""
-    rows = max(1, CHUNK // max(1, x[:1].size))
-    return (x[i:i + rows] for i in range(0, len(x), rows))
-
-
 def _first_nonfinite(x):
     """The number of the first sample with NaN or inf, or None."""
     before = 0
-    for part in _chunks(x) if x.dtype.kind == "f" else ():
+    for part in pieces(x) if x.dtype.kind == "f" else ():
         finite = np.isfinite(part)
         if not finite.all():
             return before + int(np.argwhere(~finite)[0][0])
@@ -218,7 +212,7 @@ def hold_out(x, y, share):
 
     Raises ValueError if either part would be empty.
     """
-    if isinstance(share, (bool, str)) or not 0 <= share < 1:
+    if not is_number(share) or not 0 <= share < 1:
         raise ValueError(f"validation_split is a share of the samples, from 0 up to but not 1, got {share!r}")
     x, y = as_array(x), as_array(y)
     if x.ndim == 0 or y.shape[:1] != x.shape[:1]:
@@ -271,17 +265,9 @@ def settled(metrics, loss, example, y):
     return {name: _accuracy_for(loss, shape, y) if metric is accuracy else metric for name, metric in metrics.items()}
 
 
-def check_whole(name, value, least):
-    """ValueError for what is no whole number, or too small."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
-
-
 def checked_batch_size(value, usual):
     """The batch size, checked; None is the usual one, as in Keras."""
-    value = usual if value is None else value
-    check_whole("batch_size", value, 1)
-    return int(value)
+    return check_whole("batch_size", usual if value is None else value, 1)
 
 
 def checked_verbosity(verbose):

@@ -3,13 +3,13 @@
 import math
 import os
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
 
 from . import published
 from .files import blaming, expanded, read_idx, read_npz
+from .settings import is_number, is_whole
 from .tensor import Tensor
 
 PACKAGE = Path(__file__).resolve().parent
@@ -105,7 +105,7 @@ def batches(x, y, size, rng=None):
     A last batch of one sample joins the batch before it: one sample has no variance to normalise by.
     """
     x, y = _indexable(x), _indexable(y)
-    if not (_is_whole(size) and size >= 1):
+    if not is_whole(size) or size < 1:
         raise ValueError("the size of batches is a whole number of samples, at least 1, got "
                          f"{size!r}")
     if len(x) != len(y) or len(x) == 0:
@@ -115,10 +115,6 @@ def batches(x, y, size, rng=None):
         raise TypeError("rng is a NumPy Generator, np.random.default_rng(0) for example, or "
                         f"None, got {rng!r}")
     return _batches(x, y, size, rng)
-
-
-def _is_whole(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
 
 
 def _indexable(values):
@@ -147,7 +143,7 @@ def split(x, y, share=0.2, seed=0):
 
     For training and validation, or training and test. Raises ValueError if either part would be empty.
     """
-    if isinstance(share, (bool, np.bool_)) or not isinstance(share, Real) or not 0 < share < 1:
+    if not is_number(share) or not 0 < share < 1:
         raise ValueError("the share to hold out is a number between 0 and 1, 0.2 for example, "
                          f"got {share!r}")
     x, y = _indexable(x), _indexable(y)
@@ -166,7 +162,7 @@ def one_hot(y, classes=None):
         raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of "
                          f"shape {y.shape}; "
                          "y.reshape(-1).astype(int) makes them of a column or of floats")
-    if classes is not None and not (_is_whole(classes) and classes >= 1):
+    if classes is not None and not (is_whole(classes) and classes >= 1):
         raise ValueError(f"classes is how many there are, a whole number, got {classes!r}")
     classes = int(y.max()) + 1 if classes is None else classes
     if y.min() < 0 or y.max() >= classes:
@@ -203,8 +199,8 @@ class Scaling:
                              "like that")
         result = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float32)
         samples, out = (a if a.ndim > len(features) else a[None] for a in (x, result))
-        for piece in _pieces(samples):
-            out[piece] = (samples[piece] - self.shift) / self.scale
+        for source, target in zip(pieces(samples), pieces(out)):
+            target[...] = (source - self.shift) / self.scale
         return result
 
 
@@ -216,7 +212,7 @@ def standardization(x_train, axis=0):
     x_train = _training_data(x_train, axis)
     with np.errstate(invalid="ignore", over="ignore"):  # of inf and NaN; Scaling says so
         mean = x_train.mean(axis, np.float64)
-        squares = sum(((x_train[piece] - mean) ** 2).sum(axis) for piece in _pieces(x_train))
+        squares = sum(((piece - mean) ** 2).sum(axis) for piece in pieces(x_train))
     deviation = np.sqrt(squares / (len(x_train) if axis == 0 else x_train.size))
     return Scaling(mean, _nonzero(deviation, x_train, axis))
 
@@ -251,10 +247,12 @@ def _training_data(x, axis):
     return x
 
 
-def _pieces(x):
-    """Slices of the first axis that cut x into pieces of about PIECE numbers."""
+def pieces(x):
+    """The samples of x in pieces, views, of about PIECE numbers: who checks or converts one after
+    the other needs little memory.
+    """
     step = max(1, PIECE // max(1, math.prod(x.shape[1:])))
-    return (slice(start, start + step) for start in range(0, len(x), step))
+    return (x[start:start + step] for start in range(0, len(x), step))
 
 
 def _nonzero(scale, x_train, axis):

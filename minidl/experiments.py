@@ -13,7 +13,6 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from numbers import Integral, Real
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from .health import failures_expected
 from .module import Module
 from .optim import SGD, Optimizer
 from .progress import table
+from .settings import check_whole, is_number, is_whole
 from .sweeps import processes, sweep  # noqa: F401
 
 
@@ -49,7 +49,7 @@ class Run:
         return self._first(self.seconds, target)
 
     def _first(self, values, target):
-        if not isinstance(target, Real) or not 0 < target <= 1:
+        if not is_number(target) or not 0 < target <= 1:
             raise ValueError("a target is a share of right answers, above 0 and at most 1 (0.85 "
                              f"for 85 %), got {target!r}")
         if not len(self.eval_steps):
@@ -60,7 +60,7 @@ class Run:
 
     def final_loss(self, last=20):
         """Mean loss of the last steps, or of all if there are fewer; inf if the run diverged."""
-        _check_whole("last", last, 1)
+        check_whole("last", last, 1)
         return np.inf if self.diverged_at is not None else float(self.losses[-last:].mean())
 
 
@@ -93,7 +93,7 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     accuracy, 0 for before the first; those beyond the last step cannot be measured, and a line on
     stderr says so. Raises ValueError and TypeError before any work.
     """
-    _check_whole("steps", steps, 1)
+    check_whole("steps", steps, 1)
     _check_model(model, "run")
     if not isinstance(optimizer, Optimizer):
         raise TypeError("run needs an optimizer, such as optimizer=optim.SGD(lr=0.1), got "
@@ -244,10 +244,10 @@ def _load_once(data):
 
 def _settings(builders, data, steps, batch_size, seeds):
     """The seeds as a list, and the settings that all jobs of a comparison have, checked."""
-    _check_whole("steps", steps, 1)
-    _check_whole("batch_size", batch_size, 1)
+    check_whole("steps", steps, 1)
+    check_whole("batch_size", batch_size, 1)
     seeds = _distinct("seeds", seeds, "range(3)")
-    if negative := [seed for seed in seeds if isinstance(seed, Integral) and seed < 0]:
+    if negative := [seed for seed in seeds if is_whole(seed) and seed < 0]:
         raise ValueError(f"a seed is a whole number, 0 or more, got {negative[0]!r}")
     if isinstance(data, str):
         if find(data)[0] is None:
@@ -314,13 +314,8 @@ def _checked_data(data):
     return data
 
 
-def _check_whole(name, value, least):
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
 def _check_rate(lr):
-    if not callable(lr) and not (isinstance(lr, Real) and 0 < lr < math.inf):
+    if not callable(lr) and not (is_number(lr) and 0 < lr < math.inf):
         raise ValueError("a learning rate must be a finite number above 0, or a schedule, got "
                          f"{lr!r}")
 
@@ -343,7 +338,7 @@ def _within(eval_steps, steps):
                         f"got {eval_steps!r}")
     eval_steps = list(eval_steps)
     for step in eval_steps:
-        _check_whole("each of eval_steps", step, 0)
+        check_whole("each of eval_steps", step, 0)
     if beyond := sorted({int(step) for step in eval_steps if step > steps}):
         print(f"eval_steps {', '.join(map(str, beyond))}: not measured, the run ends after step "
               f"{steps}", file=sys.stderr)
@@ -368,7 +363,7 @@ class LearningRateRange:
         if name not in self.losses:
             raise ValueError(f"no network {name!r} was trained, only "
                              f"{', '.join(map(repr, self.losses))}")
-        if not isinstance(below, Real) or math.isnan(below):
+        if not is_number(below) or math.isnan(below):
             raise ValueError("below must be a number, the loss under which a rate counts as "
                              f"working, got {below!r}")
         return np.array([self.rates[row < below].max(initial=0) for row in self.losses[name]])
@@ -393,7 +388,7 @@ def lr_range(builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=
         raise ValueError("rates must be numbers in rising order, since result.losses has one "
                          "column for each: sorted(rates); "
                          f"got {rates}")
-    _check_whole("last", last, 1)
+    check_whole("last", last, 1)
     seeds, settings = _settings(builders, data, steps, batch_size, seeds)
     jobs = [dict(builder=builder, seed=seed, lr=float(lr), **settings)
             for builder, seed, lr in product(builders.values(), seeds, rates)]

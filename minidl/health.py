@@ -14,6 +14,7 @@ from contextvars import ContextVar
 import numpy as np
 
 from . import functional as F
+from .data import pieces
 from .layers import BatchNorm, LayerNorm
 from .module import Parameter
 from .tensor import Tensor
@@ -21,6 +22,7 @@ from .tensor import Tensor
 FEW = 20  # samples: less is a trial of the program, not a training set
 SAMPLED = 10 ** 6  # numbers of the inputs that are looked at, at most
 LARGE, TINY = 20, 0.004  # root mean square of inputs that need scaling; pixels divided by 255 twice end at 0.0039
+ALWAYS = {F.softmax: ("softmax", 1), F.log_softmax: ("log_softmax", 0)}  # of a single number
 FAR = 100  # root mean square of targets that need scaling
 _expected = ContextVar("failures expected", default=False)
 
@@ -59,9 +61,23 @@ def probing(model):
             handle.remove()
 
 
+def _activation(part):
+    return getattr(part, "activation", None) or getattr(part, "function", None)
+
+
+def check_activations(seen):
+    """ValueError for an activation that is constant here, from what `probing` collected."""
+    for part, _, y in seen:
+        if y.shape[1:] == (1,) and _activation(part) in ALWAYS:
+            name, value = ALWAYS[_activation(part)]
+            raise ValueError(f"{part.label}: {name} of a single output is always {value}, so "
+                             "nothing could be learned: use 'sigmoid' with the loss "
+                             "'binary_crossentropy', or one output for each class")
+
+
 def ending(seen):
     """The activations at the very end of a model, from what `probing` collected."""
-    return {getattr(part, "activation", None) or getattr(part, "function", None) for part, _, y in seen if y is seen[-1][2]}
+    return {_activation(part) for part, _, y in seen if y is seen[-1][2]}
 
 
 class Watch:
@@ -109,7 +125,7 @@ class Watch:
 
     def _inputs(self):
         rows = _sample(self.x)
-        if (rows == rows[:1]).all() and all((part == rows[:1]).all() for part in _pieces(self.x)):
+        if (rows == rows[:1]).all() and all((part == rows[:1]).all() for part in pieces(self.x)):
             return ["all samples in x are equal, so nothing in them tells one from another: look at how x was made"]
         raw = not self.layers or np.array_equal(np.ravel(self.layers[0][1]), np.ravel(self.x[:1]).astype(self.layers[0][1].dtype))
         if not raw or any(isinstance(part, (BatchNorm, LayerNorm)) for part, _ in self.layers[:2]):
@@ -133,7 +149,7 @@ class Watch:
         y, classes = self.y, self.loss is not F.mse_loss
         if self.loss not in GUESS:
             return []
-        if all((part == y[:1]).all() for part in _pieces(y)):
+        if all((part == y[:1]).all() for part in pieces(y)):
             return [f"all {'labels' if classes else 'targets'} are {y[0].tolist()}, so there is nothing to learn: look at how y was made"]
         if not self.shuffled and self.loss in CLASSES and y.ndim == 1 and len(y) > 2 * self.batch_size and (y[1:] >= y[:-1]).all():
             return ["the labels are sorted and the samples are not shuffled, so each batch is of one class: use shuffle=True "
@@ -205,12 +221,6 @@ def _sample(x):
     """Evenly spread samples, in float64."""
     rows = min(256, max(2, SAMPLED // max(1, x[:1].size)))
     return np.asarray(x[::-(-len(x) // rows)], np.float64)
-
-
-def _pieces(x):
-    """x in pieces of about a million numbers."""
-    rows = max(1, SAMPLED // max(1, x[:1].size))
-    return (x[i:i + rows] for i in range(0, len(x), rows))
 
 
 def _size(rows):

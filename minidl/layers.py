@@ -78,14 +78,6 @@ _momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, 
                       "number of features is found out from the input", lambda x: 0 <= x <= 1)
 _rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
                   "{!r}", lambda x: 0 <= x < 1)
-ALWAYS = {F.softmax: "1", F.log_softmax: "0"}  # what they make of a single number
-
-
-def _check_single(label, function, shape):
-    if shape == (1,) and function in ALWAYS:
-        raise ValueError(f"{label}: {_name(function)} of a single output is always "
-                         f"{ALWAYS[function]}, so nothing could be learned: use 'sigmoid' with the "
-                         "loss 'binary_crossentropy', or one output for each class")
 
 
 # --- Layers --------------------------------------------------------------------------------------
@@ -118,7 +110,6 @@ class Dense(Module):
                              "inputs may be left out")
         self.activation, self.kernel_initializer = activation, kernel_initializer
         self.input_shape = input_shape
-        _check_single(self.label, self.activation, (self.units,))
 
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
@@ -168,17 +159,13 @@ class Activation(Module):
     """An elementwise function as a layer: Activation("relu"), or any function of a Tensor."""
 
     setting_checks = {"function": _function}
-    tried = False  # whether an input has come
     habit_words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
 
     def __init__(self, function):
         self.function = function
 
     def forward(self, x):
-        """Any shape to the same shape. ValueError for softmax of one column, which is always 1."""
-        if not self.tried:
-            _check_single(self.label, self.function, getattr(x, "shape", (0,))[-1:])
-            self.tried = True
+        """Any shape to the same shape."""
         return self.function(x)
 
     def __repr__(self):

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import tempfile
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from . import data, experiments, plotting, streams
 from . import functional as F
 from .files import replacing
 from .layers import BatchNorm
+from .settings import is_whole
 
 
 class Lesson:
@@ -65,7 +66,7 @@ class Lesson:
 
     def seeds(self, n):
         """n seeds, at most 1000, that no other $MINIDL_SEED gives."""
-        if not isinstance(n, Integral) or isinstance(n, bool) or not 1 <= n <= 1000:
+        if not is_whole(n) or not 1 <= n <= 1000:
             raise ValueError(f"seeds takes a whole number from 1 to 1000, got {n!r}")
         return [1000 * self.seed + i for i in range(n)]
 

@@ -5,6 +5,8 @@ import shutil
 import sys
 from time import perf_counter
 
+from .streams import in_notebook
+
 
 class Progress:
     """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per epoch.
@@ -60,11 +62,6 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-
-def in_notebook():
-    """Whether bars are widgets of a notebook."""
-    return "ipykernel" in sys.modules
 
 
 def shows_bars():

@@ -13,7 +13,7 @@ from .module import Module
 from .optim import OPTIMIZERS, Optimizer
 from .parts import evaluation, instead_of_one
 from .progress import table
-from .settings import lookup
+from .settings import as_flag, lookup
 from .tensor import Tensor, no_grad
 
 DATA = "; its input comes straight from the data"
@@ -265,8 +265,7 @@ class Sequential(Module):
         validation_split: the share of the samples, the last ones, to validate on instead of training.
         """
         self._need_compile()
-        if not isinstance(shuffle, (bool, np.bool_)):
-            raise TypeError(f"shuffle is True or False, got {shuffle!r}")
+        shuffle = as_flag("shuffle")(shuffle)
         if validation_split != 0 and validation_data is None:
             (x, y), validation_data = training.hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,

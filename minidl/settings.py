@@ -1,5 +1,7 @@
 """Checks of settings: each returns the value to keep, or raises ValueError that teaches."""
 
+from numbers import Real
+
 import numpy as np
 
 
@@ -38,20 +40,27 @@ def is_whole(n):
     return isinstance(n, (int, np.integer)) and not isinstance(n, (bool, np.bool_))
 
 
+def is_number(x):
+    """Whether x is a real number, of Python or NumPy; True and False are not."""
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
+def check_whole(name, value, least):
+    """value as an int; ValueError if it is no whole number, or too small."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}")
+    return int(value)
+
+
 def as_whole(name, least):
     """A check for a setting that is a whole number, at least least."""
-    def checked(value):
-        if not is_whole(value) or value < least:
-            raise ValueError(f"{name} is a whole number, at least {least}, got {value!r}")
-        return int(value)
-    return checked
+    return lambda value: check_whole(name, value, least)
 
 
 def as_number(text, fits):
     """A check for a number for which fits(number) holds; text says which, and {!r} what came."""
     def checked(value):
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or not fits(value):
+        if not is_number(value) or not fits(value):
             raise ValueError(text.format(value))
         return float(value)  # a NumPy float64 would turn float32 into float64
     return checked

@@ -6,6 +6,11 @@ import sys
 from contextlib import contextmanager
 
 
+def in_notebook():
+    """Whether this is a notebook, where output is shown by a browser, and bars as widgets."""
+    return "ipykernel" in sys.modules
+
+
 def repair():
     """Make all three usable: a closed one becomes the null device, what stdout cannot show a ?.
 
@@ -71,7 +76,7 @@ def watch():
     """The same for a script that has no `with` around its work, and for Ctrl-C, from here on."""
     repair()
     # a debugger or a notebook has its own
-    if sys.excepthook is sys.__excepthook__ and "ipykernel" not in sys.modules:
+    if sys.excepthook is sys.__excepthook__ and not in_notebook():
         sys.excepthook = _say
         atexit.register(_last)
 

@@ -10,15 +10,15 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 
-from .files import blaming, load, save, write_csv
+from .files import blaming, expanded, load, save, write_csv
 from .habits import unknown
 from .identity import Namer
 from .progress import bar
+from .settings import is_whole
 
 THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 
@@ -32,7 +32,7 @@ def processes(n):
     script that uses them must begin its work below `if __name__ == "__main__":`. Raises
     RuntimeError where there are no processes, as in a browser.
     """
-    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+    if not is_whole(n) or n < 1:
         raise ValueError("processes takes how many to start, a whole number of at least 1, got "
                          f"{n!r}")
     try:
@@ -241,7 +241,7 @@ def _check_executor(executor, job, points):
 
 
 def _folder(cache):
-    folder = Path(os.path.expanduser(cache)).absolute()  # a worker may have another working folder
+    folder = expanded(cache).absolute()  # a worker may have another working folder
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"cache must name a folder, and {folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)

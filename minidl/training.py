@@ -18,13 +18,15 @@ import numpy as np
 
 from . import binding
 from .callbacks import History, check_callbacks, may_add_numbers
-from .checks import (LOSSES, METRICS, accuracy, as_number, check_whole, checked, checked_batch_size,  # noqa: F401
-                     checked_inputs, checked_validation_data, checked_verbosity, hold_out, named_loss, named_metrics, outputs_of, settled)
+from .checks import (LOSSES, METRICS, accuracy, checked, checked_batch_size,  # noqa: F401
+                     checked_inputs, checked_validation_data, checked_verbosity, hold_out,
+                     named_loss, named_metrics, number_of, outputs_of, settled)
 from .data import batches
-from .health import Watch, probing, say
+from .health import Watch, check_activations, probing, say
 from .layers import BatchNorm
 from .parts import evaluation
 from .progress import Progress
+from .settings import check_whole
 from .tensor import Tensor, no_grad
 
 
@@ -66,6 +68,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     callbacks = check_callbacks(callbacks)
     with probing(model) as seen:
         x, y, example = checked(model, x, y, loss, differentiable=True)
+    check_activations(seen)
     metrics = settled(named, loss, example, y)
     if validation_data is not None:
         validation_data = checked_validation_data(model, validation_data, loss, named, example)
@@ -153,7 +156,7 @@ def _step(model, xb, yb, loss, metrics, optimizer, history, look):
 
 
 def _numbers(loss, outputs, yb, metrics):
-    return {"loss": loss} | {name: as_number(name, metric(outputs.data, yb)) for name, metric in metrics.items()}
+    return {"loss": loss} | {name: number_of(name, metric(outputs.data, yb)) for name, metric in metrics.items()}
 
 
 def _means(logs, sizes):

@@ -360,8 +360,8 @@ ERRORS = {
         lambda: BatchNorm(epsilon=1e-3), TypeError,
         "BatchNorm has no argument 'epsilon': write eps, which is 1e-5 by default; Keras' is 1e-3"),
     "softmax of one output": (
-        lambda: Dense(1, "softmax"), ValueError,
-        "Dense(1, softmax): softmax of a single output is always 1, so nothing could be learned: "
+        lambda: Sequential([Dense(1, "softmax")]).compile("sgd", "mse").fit(X, X[:, :1], verbose=0),
+        ValueError, "dense Dense(20 -> 1, softmax): softmax of a single output is always 1, so nothing could be learned: "
         "use 'sigmoid' with the loss 'binary_crossentropy', or one output for each class"),
     "percent for a rate": (
         lambda: Dropout(50), ValueError, "Dropout needs a rate from 0 up to but not 1 (0.5 for 50 "
@@ -518,18 +518,18 @@ ERRORS = {
         "builder 'a' returns different networks for the seed 0: let all randomness come from the "
         "seed, "
         "Sequential([...], seed=seed)"),
-    "no steps": (compare(steps=0), ValueError, "steps must be a whole number of at least 1, got 0"),
-    "half a step": (compare(steps=2.5), ValueError, "steps must be a whole number of at least 1, "
+    "no steps": (compare(steps=0), ValueError, "steps must be a whole number, at least 1, got 0"),
+    "half a step": (compare(steps=2.5), ValueError, "steps must be a whole number, at least 1, "
                                                     "got 2.5"),
     "no steps of a run": (
         lambda: experiments.run(net(), ((X, Y), (X, Y)), optimizer=optim.SGD(lr=1), steps=0),
                           ValueError,
-        "steps must be a whole number of at least 1, got 0"),
+        "steps must be a whole number, at least 1, got 0"),
     "a negative step to measure at": (
-        compare(eval_steps=[-1]), ValueError, "each of eval_steps must be a whole number of at "
+        compare(eval_steps=[-1]), ValueError, "each of eval_steps must be a whole number, at "
                                               "least 0, got -1"),
     "half a step to measure at": (
-        compare(eval_steps=[0.5]), ValueError, "each of eval_steps must be a whole number of at "
+        compare(eval_steps=[0.5]), ValueError, "each of eval_steps must be a whole number, at "
                                                "least 0, got 0.5"),
     "the same seed twice": (
         compare(seeds=[1, 1]), ValueError,
@@ -560,7 +560,7 @@ ERRORS = {
         "sorted(rates); got [1.0, 0.1]"),
     "a mean of no losses": (
         lambda: experiments.lr_range(NETS, DATA, [0.1], steps=2, last=0), ValueError,
-        "last must be a whole number of at least 1, got 0"),
+        "last must be a whole number, at least 1, got 0"),
     "a target in percent": (
         lambda: RUN.steps_to(85), ValueError,
         "a target is a share of right answers, above 0 and at most 1 (0.85 for 85 %), got 85"),

@@ -1415,13 +1415,16 @@ def test_an_initializer_may_return_whole_numbers():
 
 
 @pytest.mark.parametrize("name, value", [("softmax", "1"), ("log_softmax", "0")])
-def test_softmax_of_one_output_is_refused_and_of_two_is_not(name, value):
-    with pytest.raises(ValueError, match=f"always {value}.*'sigmoid'"):
-        Dense(1, name)
-    with pytest.raises(ValueError,
-                       match=rf"layer 1, activation Activation\({name}\).*always {value}"):
-        Sequential([Dense(1, input_shape=3), Activation(name)])
-    assert Dense(1, "sigmoid") and Sequential([Dense(2, input_shape=3), Activation(name)])
+def test_softmax_of_one_output_is_not_trained_and_of_two_is(name, value):
+    x, y = np.eye(3, dtype=np.float32), np.ones((3, 1))
+    for layers, label in (([Dense(1, name)], r"dense Dense\(3 -> 1"),
+                          ([Dense(1), Activation(name), Dense(2)], r"activation Activation\(")):
+        model = Sequential(layers).compile("sgd", "mse")
+        with pytest.raises(ValueError, match=f"{label}.*always {value}.*'sigmoid'"):
+            model.fit(x, np.ones((3, layers[-1].units)), verbose=0)
+        assert not hasattr(model, "history")
+    Sequential([Dense(1, "sigmoid")]).compile("sgd", "mse").fit(x, y, verbose=0)
+    Sequential([Dense(2, name)]).compile("sgd", "mse").fit(x, np.ones((3, 2)), verbose=0)
 
 
 def test_a_class_where_a_function_or_a_layer_belongs():
