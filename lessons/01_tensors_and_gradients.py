@@ -190,13 +190,18 @@ w = Tensor(here, requires_grad=True)
 y = w
 for _ in range(10_000):
     y = y + w
+calls = sys.getrecursionlimit()
+if sys.platform == "emscripten":
+    sys.setrecursionlimit(300)  # a browser's stack ends before Python's 1,000 calls
 try:
     print(f"recursion: {by_recursion(y.node, 1.0, w):.0f}")
 except RecursionError as message:
     print(f"recursion gave up: {message}")
+finally:
+    sys.setrecursionlimit(calls)
 y.backward()
 chain_gradient = w.grad
-print(f"the engine: {chain_gradient:.0f}; Python lets {sys.getrecursionlimit():,} calls wait for each other")
+print(f"the engine: {chain_gradient:.0f}; Python lets {calls:,} calls wait for each other")
 
 # %% [markdown]
 # ## What must the forward pass remember?

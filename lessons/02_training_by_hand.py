@@ -42,7 +42,8 @@ def show_images(images, titles, name, message, columns=8):
     lesson.show(fig, name)
 
 
-print(f"training images {x.shape}, pixels {x.min():.0f} to {x.max():.0f}; of each digit: {np.bincount(y)}")
+print(f"training images {x.shape}, pixels {x.min():.0f} to {x.max():.0f}; of each digit: "
+      f"{np.bincount(y.astype(np.intp))}")
 show_images(x, y[:16], "digits", f"The first 16 of {len(x):,} training images, with their labels")
 
 # %% [markdown]

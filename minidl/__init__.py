@@ -3,7 +3,10 @@
     from minidl import Sequential, Dense, BatchNorm, Activation, data
 """
 
-from . import callbacks, data, experiments, functional, initializers, interop, optim, plotting, schedules
+import sys
+
+from . import (callbacks, data, experiments, functional, habits, initializers, interop, optim,
+               plotting, schedules)
 from .callbacks import Callback, EarlyStopping, History, LambdaCallback, LearningRateScheduler, ModelCheckpoint
 from .gradcheck import gradcheck
 from .inside import explain, explain_batchnorm, record
@@ -19,3 +22,11 @@ __all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "D
            "Sequential", "Tensor", "callbacks", "data", "estimate_population_statistics", "experiments", "explain",
            "explain_batchnorm", "functional", "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
            "schedules"]
+
+
+def __getattr__(name):
+    error = habits.unknown("minidl", name, habits.PACKAGE)
+    # `from minidl import Linear` makes an ImportError without these words of an AttributeError.
+    if name in habits.PACKAGE and sys._getframe(1).f_code.co_name == "_handle_fromlist":
+        raise ImportError(str(error), name=name)
+    raise error

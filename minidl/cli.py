@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 import platform
 import re
 import sys
@@ -10,13 +11,13 @@ from importlib import metadata
 
 import numpy as np
 
-from . import course, data, handout, published
+from . import course, data, handout, published, streams
 
 NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup.cfg
 
 
 def main(arguments=None):
-    """Run one command; gives the exit code. arguments: a list of words, by default those of the command line."""
+    """Run one command; returns the exit code. arguments: by default, those of the program."""
     parser = argparse.ArgumentParser(prog="python -m minidl")
     commands = parser.add_subparsers(metavar="command")
     sets = commands.add_parser("data", help="list, fetch, pack and unpack data sets")
@@ -42,10 +43,10 @@ def main(arguments=None):
         return 0
     try:
         return options.run(options) or 0
-    except BrokenPipeError:  # `| head`: see __main__.py
-        raise
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
+    except (OSError, RuntimeError, ValueError) as error:
+        unwritten = streams.lost(error)
+        if not isinstance(unwritten, BrokenPipeError):  # who pipes into `head` has read enough
+            print(streams.sentence(unwritten) if unwritten else error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -53,9 +54,12 @@ def main(arguments=None):
 
 
 def _data(options):
-    if options.pack:
+    if options.unpack is not None and options.name:
+        raise ValueError(f"--unpack installs all sets that are in the file; leave {options.name} "
+                         "out")
+    if options.pack is not None:
         _pack(options.pack, [options.name] if options.name else list(published.SETS))
-    elif options.unpack:
+    elif options.unpack is not None:
         names = published.unpack(options.unpack, data.cache())
         print(f"unpacked {', '.join(names)} into {data.cache()}")
     elif options.name:
@@ -66,6 +70,11 @@ def _data(options):
 
 
 def _pack(path, names):
+    folder = pathlib.Path(path).parent
+    if not path or not folder.is_dir():
+        raise FileNotFoundError(f"cannot write {path!r}: "
+                                + (f"there is no folder {folder}" if path else
+                                   "name a file, --pack sets.zip"))
     here = {}
     for name in names:
         found = data.find(name)[0] if name in published.SETS else None
@@ -83,7 +92,7 @@ def _line(name):
     """What `data` prints for one set: how many images and where, or how to get it."""
     try:
         found, unusable = data.find(name)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return f"{name:14} not usable: {error}"
     if found:
         x_train, _, x_test, _ = found.arrays
@@ -102,8 +111,12 @@ def _lessons(options):
 
 
 def _lesson(options):
-    """Gives the exit code: 1 if a lesson failed."""
-    paths = [course.find(options.name)] if options.name else course.lessons()
+    """Returns the exit code: 1 if a lesson failed."""
+    folder = next((way for way in (options.copy, options.notebook, options.html)
+                   if way is not None), None)
+    if folder == "":
+        raise ValueError("name a folder to write into: python -m minidl lesson --copy my_lessons")
+    paths = [course.find(options.name)] if options.name is not None else course.lessons()
     outcomes = []
     if options.copy:
         handout.write(options.copy, [path.name for path in paths], (path.read_bytes() for path in paths))
@@ -114,18 +127,22 @@ def _lesson(options):
         handout.write(options.html, [*names, "index.html"], handout.pages(paths, outcomes))
     elif options.all:
         outcomes = [course.check(path) for path in paths]
-    elif options.name:
+    elif options.name is not None:
         return course.launch("run" if options.run_through else "step", paths[0])
     else:
         raise ValueError("name a lesson: python -m minidl lesson 7; python -m minidl lessons lists them")
-    if folder := options.copy or options.notebook or options.html:
+    if folder:
         print(f"written: {len(paths)} {'lesson' if len(paths) == 1 else 'lessons'} in {folder}")
     return any(outcome.code for outcome in outcomes)
 
 
 def _doctor(options):
-    """One line for each thing that lessons need; gives the exit code: 1 if one is not as it should be."""
+    """One line for each thing that lessons need; returns 1 if one is not as it should be."""
     ill = 0
+    if sys.platform in ("emscripten", "wasi"):
+        print("browser    in the browser: 20 times slower, no processes (no `lesson`, no "
+              "experiments.processes): open the lessons "
+              "as notebooks")
     for name, examine in (("versions", _versions), ("BLAS", _blas), ("plots", _plots), ("data", _sets), ("cache", _cache),
                           ("terminal", _terminal)):
         found, advice = examine()
@@ -148,10 +165,11 @@ def _versions():
 
 
 def _blas():
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     threads = os.environ.get("OPENBLAS_NUM_THREADS")
-    found = f"{blas['name']} {blas.get('version', '')}, OPENBLAS_NUM_THREADS {f'is {threads}' if threads else 'not set'}"
-    if "openblas" in blas["name"] and not threads:
+    found = (f"{blas.get('name', 'unknown')} {blas.get('version', '')}, OPENBLAS_NUM_THREADS "
+             f"{f'is {threads}' if threads else 'not set'}")
+    if "openblas" in blas.get("name", "") and not threads:
         found += " (lessons set it; in scripts of your own set it to 1 before NumPy loads, small nets are fastest so)"
     return found, None
 
@@ -169,7 +187,7 @@ def _plots():
 def _sets():
     try:
         here = [name for name in data.NAMES if data.find(name)[0]]
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         return str(error), "put that right, or unset MINIDL_DATA"
     missing = [name for name in data.NAMES if name not in here]
     found = f"{', '.join(here)} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
@@ -177,12 +195,19 @@ def _sets():
 
 
 def _cache():
-    folder = next(path for path in (data.cache(), *data.cache().parents) if os.path.exists(path))
+    advice = "set XDG_CACHE_HOME to a folder of yours"
+    try:
+        cache = data.cache()
+    except (OSError, RuntimeError, ValueError) as error:
+        return f"no folder for downloads ({str(error).splitlines()[0]})", advice
+    if not cache.is_absolute():
+        return f"no home folder, downloads would go to {cache.absolute()}", advice
+    folder = next(path for path in (cache, *cache.parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=folder):
-            return f"{data.cache()} can be written", None
+            return f"{cache} can be written", None
     except OSError as error:
-        return f"{data.cache()} cannot be written ({error.strerror})", "set XDG_CACHE_HOME to a folder of yours"
+        return f"{cache} cannot be written ({error.strerror})", advice
 
 
 def _terminal():

@@ -4,6 +4,9 @@ A lesson runs in a process of its own, which is this file as a program: `python 
 the lesson can say how many threads it wants.
 """
 
+import __future__
+
+import ast
 import io
 import keyword
 import os
@@ -22,6 +25,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
+from . import streams
+
 PACKAGE = Path(__file__).resolve().parent
 HELP = """
 Enter runs the cell    b goes back one cell (what it did stays done)   r runs the last cell again
@@ -39,6 +44,9 @@ BLOCK = re.compile(r"""
 INLINE = re.compile(r"""
     `(?P<code> [^`]+ )` | \$(?P<math> [^$]+ )\$ | \[(?P<link> [^]]+ )\]\((?P<url> [^)\s]+ )\)
   | \*\*(?P<bold> (?=\S).+?(?<=\S) )\*\* | \*(?P<italic> [^*\s](?:[^*]*[^*\s])? )\*""", re.DOTALL | re.VERBOSE)
+# as jupytext reads it: not "# %%time", which is a magic in a comment
+MARK = re.compile(r"#[ \t]*%%+(?=\s|\[|$)")
+MARKDOWN = re.compile(r"(?:%|\s)\[(?:markdown|md)\](?:\s|$)")
 
 
 class Cell(NamedTuple):
@@ -68,8 +76,12 @@ def lessons(folder=None):
 
 def find(name, folder=None):
     """The file of a lesson, by its number, by a part of its name, or by the path of one of your own."""
-    if name.endswith(".py") and Path(name).is_file():
+    if name.lower().endswith(".py") and Path(name).is_file():
         return Path(name).resolve()
+    if re.search(r"[/\\]|\.(py|ipynb)$", name, re.IGNORECASE):
+        raise FileNotFoundError(f"there is no lesson {name}: a lesson of your own is named by the "
+                                "path of its .py file, those of "
+                                "minidl by their numbers")
     known = lessons(folder)
     found = [path for path in known if (int(path.stem[:2]) == int(name) if name.isdecimal() else name in path.stem)]
     if len(found) != 1:
@@ -89,16 +101,93 @@ def about(path):
 
 
 def cells(path):
-    """The cells of a lesson: `# %% [markdown]` begins prose in comments, any other `# %%` code. The last has no code."""
-    text = "# %%\n" + path.read_text(encoding="utf-8")
+    """The cells of a lesson: `# %% [markdown]` begins prose in comments, any other `# %%` code.
+
+    The last has no code.
+    Raises ValueError that names file and line for a text that Python would not read either.
+    """
+    text = read(path)
+    lines = text.split("\n")
+    marks = [*_marks(text), len(lines) + 1]
     found, prose = [], []
-    for match in re.finditer(r"^# %%(.*)\n((?:(?!# %%).*\n?)*)", text, re.MULTILINE):
-        if "[markdown]" in match[1]:
-            prose.append(re.sub(r"^# ?", "", match[2], flags=re.MULTILINE).strip())
-        elif code := match[2].lstrip("\n"):
-            found.append(Cell("\n\n".join(prose), code.rstrip(), text.count("\n", 0, match.end() - len(code))))
-            prose = []
-    return [*found, Cell("\n\n".join(prose), "", text.count("\n"))]
+    preamble = "\n".join(lines[:marks[0] - 1])
+    # not just a coding or jupytext's settings
+    if len(marks) == 1 or re.search(r"^\s*[^#\s]", preamble, re.MULTILINE):
+        found += _code_cell([], preamble, 1)
+    for start, end in zip(marks, marks[1:]):
+        body, line = "\n".join(lines[start:end - 1]), start + 1
+        if MARKDOWN.search(lines[start - 1]):
+            said, code = _said(body)
+            prose.append(said)
+            line += body[:len(body) - len(code)].count("\n")
+            body = code
+        if cell := _code_cell(prose, body, line):
+            found, prose = found + cell, []
+    return [*found, Cell("\n\n".join(prose), "", len(lines) + 1)]
+
+
+def _code_cell(prose, body, line):
+    """[the Cell with this code, which begins in this line], or [] if there is none."""
+    code = re.sub(r"^(?:[ \t\f]*\n)+", "", body)
+    line += body[:len(body) - len(code)].count("\n")
+    return [Cell("\n\n".join(prose), code.rstrip(), line)] if code.strip() else []
+
+
+def _said(body):
+    """(prose, code) of a Markdown cell: comments, or a text in quotes; then code, perhaps."""
+    if re.match(r"\s*r?(\"{3}|'{3})", body):
+        try:
+            text = ast.parse(body).body[0]
+            rest = body.split("\n")[text.end_lineno:]
+            return ast.literal_eval(text.value).strip(), "\n".join(rest)
+        except (SyntaxError, ValueError, AttributeError):
+            return "", body
+    said = re.match(r"(?:[ \t]*(?:#.*)?(?:\n|$))*", body)[0]
+    return re.sub(r"^[ \t]*# ?", "", said, flags=re.MULTILINE).strip(), body[len(said):]
+
+
+def read(path):
+    """A file's text as Python reads it: any newlines, a byte order mark, a named encoding."""
+    content = Path(path).read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content.count(b"\0") > len(content) / 3:
+        raise ValueError(f"{path} is saved as UTF-16, which Python cannot run: choose UTF-8 in "
+                         "your editor's Save As")
+    encoding = "utf-8"
+    try:
+        try:
+            encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        except SyntaxError as error:
+            content.decode("utf-8")  # if this fails, it is the reason
+            raise ValueError(f"{path}: Python cannot read its first lines, {error}") from None
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        remedy = "" if "utf" in encoding else (f"; its first lines say {encoding}, correct them "
+                                               "if it is saved as UTF-8")
+        raise ValueError(f"{path}, line {line}: the byte {content[error.start]:#04x} is not "
+                         f"{encoding.upper()}, so Python cannot run it"
+                         + (remedy or ": save the file as UTF-8, or name its encoding in the first "
+                                      "line, # coding: latin-1")) from None
+    if "\0" in text:
+        raise ValueError(f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}: Python "
+                         "cannot run a file with a zero byte in "
+                         "it: delete the line and write it anew")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _marks(text):
+    """The numbers of the lines that begin a cell: not those within a text in quotes."""
+    marks, read_to = [], 0
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            read_to = token.end[0]
+            if token.type == tokenize.COMMENT and token.start[1] == 0 and MARK.match(token.string):
+                marks.append(token.start[0])
+    # the rest is no Python, or a text in quotes does not end
+    except (tokenize.TokenError, SyntaxError):
+        marks += [number for number, line in enumerate(text.split("\n"), 1) if number > read_to
+                  and MARK.match(line)]
+    return marks
 
 
 def blocks(markdown):
@@ -109,8 +198,8 @@ def blocks(markdown):
 def highlight(code):
     """(kind, text) of each piece of Python code; kind: keyword, string, number, comment, or nothing for the rest."""
     starts, done = [0, 0], 0
-    for line in code.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    for line in code.split("\n"):  # splitlines() would also split at form feeds
+        starts.append(starts[-1] + len(line) + 1)
     try:
         for token in tokenize.generate_tokens(io.StringIO(code).readline):
             kind = tokenize.tok_name[token.type].lower()
@@ -125,17 +214,19 @@ def highlight(code):
 
 
 def launch(mode, path):
-    """Run a lesson on this terminal; gives the exit code. mode: "step" through its cells, or "run" them all."""
+    """Run a lesson on this terminal; returns the exit code. mode: "step" or "run"."""
+    cells(path)  # if it cannot be read, say so here
     child = subprocess.Popen(**_process(mode, path))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the child, which must not inherit this
     try:
-        return child.wait()
+        code = child.wait()
+        return 128 - code if code < 0 else code  # ended by a signal: what a shell makes of it
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def check(path, **variables):
-    """Run a lesson without a display, with these environment variables; print and give the Outcome."""
+    """Run a lesson without a display, with these variables; print and return the Outcome."""
     print(f"{path.stem.replace('_', ' ', 1):32}", end="", flush=True)
     mark, began = secrets.token_hex(), perf_counter()
     result = subprocess.run(**_process("run", path, mark, PYTHONIOENCODING="utf-8", MPLBACKEND="agg", **variables),
@@ -152,6 +243,11 @@ def check(path, **variables):
 
 
 def _process(mode, path, mark="", **variables):
+    if sys.platform in ("emscripten", "wasi"):
+        raise OSError("a lesson is run in a process of its own, and a browser has none: open the "
+                      "lesson as a notebook, or run it "
+                      f"in this process: import runpy; runpy.run_path({str(path)!r}, "
+                      "run_name='__main__')")
     return {"args": [sys.executable, "-m", "minidl.course", mode, str(path), mark],
             "env": {"OPENBLAS_NUM_THREADS": "1", **os.environ, **variables}}
 
@@ -162,6 +258,8 @@ def run(path, mark=""):
     for cell in cells(path):
         print(mark, end="", flush=True)
         if error := _execute(cell.code, cell.line, path, namespace):
+            if isinstance(error, KeyboardInterrupt):
+                raise SystemExit(130)
             raise SystemExit(error.code if isinstance(error, SystemExit) else 1)
 
 
@@ -181,7 +279,7 @@ def step(path):
         except EOFError:
             print()
             word = "q"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, UnicodeDecodeError):
             word = "?"
         error = None
         if word == "q":
@@ -207,18 +305,30 @@ def _new_main(path):
     """The names of an empty __main__ in the place of this one, as if Python had started the lesson."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__, sys.argv = str(path), [str(path)]
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.append(sys.path[0])  # last, it may be where minidl is
+        sys.path[0] = str(Path(path).parent)  # so that the lesson finds files beside it
     return vars(main)
 
 
 def _execute(code, line, path, namespace, mode="exec"):
-    """Run code that stands at this line of the file; gives the exception, shown without the frames of this file."""
+    """Run code that stands at this line of the file; returns the exception, which it shows."""
+    features = (name for name in __future__.all_feature_names
+                if namespace.get(name) is getattr(__future__, name))
+    # imported by a cell before
+    future = sum(getattr(__future__, name).compiler_flag for name in features)
     try:
-        exec(compile("\n" * (line - 1) + code, str(path), mode, dont_inherit=True), namespace)
+        exec(compile("\n" * (line - 1) + code, str(path), mode, future, dont_inherit=True),
+             namespace)
     except SystemExit as end:
         return end
     except BaseException as error:  # Ctrl-C as well
-        sys.stdout.flush()
-        traceback.print_exception(error.with_traceback(error.__traceback__.tb_next))
+        if isinstance(error, OSError) and (unwritten := streams.lost(error)):
+            raise SystemExit(streams.sentence(unwritten)) from None
+        if isinstance(error, KeyboardInterrupt):
+            print("\ninterrupted (KeyboardInterrupt)", file=sys.stderr)
+        else:
+            traceback.print_exception(error.with_traceback(error.__traceback__.tb_next))
         return error
 
 
@@ -252,8 +362,8 @@ def _paint(kind, text, plain=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character gets a question mark
-    if sys.argv[1] == "step":
-        step(Path(sys.argv[2]))
-    else:
-        run(Path(sys.argv[2]), sys.argv[3])
+    with streams.guarded():
+        if sys.argv[1] == "step":
+            step(Path(sys.argv[2]))
+        else:
+            run(Path(sys.argv[2]), sys.argv[3])

@@ -43,9 +43,17 @@ def write(folder, names, contents):
     Raises FileExistsError, before the first of the contents is made, if one of the files is there.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"nothing written: {folder} is a file; name a new folder")
     if there := [name for name in names if (folder / name).exists()]:
         raise FileExistsError(f"nothing written: {folder} already has {', '.join(there)}; name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass  # now, and not when the contents have been made
+    except OSError as error:
+        raise type(error)(f"nothing written: {folder} cannot be written ({error.strerror}); name a "
+                          "folder of yours") from None
     for name, content in zip(names, contents, strict=True):
         with replacing(folder / name) as file:
             file.write(content)

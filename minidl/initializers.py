@@ -5,6 +5,8 @@ from functools import partial
 
 import numpy as np
 
+from .settings import as_number
+
 
 def glorot_uniform(shape, rng):
     """U(-a, a) with a = sqrt(6 / (inputs + units)): Glorot and Bengio 2010, equation 16."""
@@ -28,12 +30,12 @@ def he_normal(shape, rng):
 
 def normal(std=0.05):
     """An initializer that draws from N(0, std^2)."""
-    return partial(_normal, std=std)
+    return partial(_normal, std=_std(std))
 
 
 def constant(value):
     """An initializer that sets every weight to value."""
-    return partial(_constant, value=value)
+    return partial(_constant, value=_value(value))
 
 
 def zeros(shape, rng=None):
@@ -44,6 +46,13 @@ def zeros(shape, rng=None):
 def ones(shape, rng=None):
     """Every weight 1."""
     return np.ones(shape, np.float32)
+
+
+_std = as_number("the standard deviation of initial weights is a number from 0 up, 0.05 for "
+                 "example, got {!r}",
+                 lambda x: 0 <= x < math.inf)
+_value = as_number("the value of constant initial weights is a finite number, got "
+                   "{!r}", math.isfinite)
 
 
 def _normal(shape, rng, std):

@@ -7,6 +7,7 @@ import numpy as np
 
 from .layers import BatchNorm
 from .module import Parameter
+from .parts import attributes
 from .progress import table
 from .tensor import Node, Tensor, starting_gradient, walk, watchers
 
@@ -86,7 +87,7 @@ class record:
     def after_backward(self, found):
         """Turn a step into numbers. found: all (Tensor, gradient) of this backward, which may be another model's."""
         parameters = {f"{self.names[id(part)]}.{key}": p for part in self.model.modules()
-                      for key, p in part._attributes() if isinstance(p, Parameter)}
+                      for key, p in attributes(part) if isinstance(p, Parameter)}
         if not self.outputs or not {id(p) for p in parameters.values()} & {id(x) for x, _ in found}:
             return
         self.compare_parameters()

@@ -76,9 +76,10 @@ def from_torch(module):
             setattr(layer, name, getattr(part, BUFFERS[name]).numpy(force=True).copy())
         if type(part) is nn.BatchNorm2d:
             layer.input_shape = None  # images of any size
-        layer.training = part.training
     result = Sequential([layers[part] for part in row])
     result.training = module.training
+    for part, layer in layers.items():
+        layer.training = part.training
     return result
 
 

@@ -8,14 +8,79 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import functional as F
+from . import habits
 from .initializers import INITIALIZERS, zeros
-from .module import Module, Parameter, as_shape, evaluation, lookup
+from .module import Module, Parameter
+from .parts import evaluation
+from .settings import as_flag, as_number, as_rng, as_shape, as_whole, is_whole, lookup
 from .tensor import Tensor, no_grad
 
 ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "sigmoid": F.sigmoid, "tanh": F.tanh,
                "softplus": F.softplus, "gelu": F.gelu, "softmax": F.softmax, "log_softmax": F.log_softmax,
                "linear": F.linear_activation}
 
+
+# --- Settings: what each may be, at construction and whenever it is set anew --------------------
+
+def _units(value):
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"Dense needs a whole number of units, at least 1, got {value!r}")
+    return int(value)
+
+
+def _activation(value):
+    return lookup(value, ACTIVATIONS, "activation")
+
+
+def _function(value):
+    if value is None:
+        raise ValueError("Activation needs a function or its name, Activation('relu') for example, "
+                         "got None")
+    return lookup(value, ACTIVATIONS, "activation")
+
+
+def _initializer(value):
+    if value is None:
+        raise ValueError(f"unknown initializer None; known are {', '.join(sorted(INITIALIZERS))}")
+    return lookup(value, INITIALIZERS, "initializer")
+
+
+def _flat(shape):
+    shape = as_shape(shape)
+    if shape is not None and len(shape) > 1:
+        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; "
+                         f"put Flatten(input_shape={shape}) before it")
+    return shape
+
+
+def _features(shape):
+    shape = as_shape(shape)
+    if shape is not None and len(shape) not in (1, 3):
+        raise ValueError("BatchNorm expects inputs of shape (n, features) or (n, channels, height, "
+                         f"width), but input_shape is {shape}")
+    return shape
+
+
+def _array(value):
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        raise ValueError("running statistics are an array of floating-point numbers, got "
+                         f"{type(value).__name__}")
+    return value
+
+
+def _or_none(check):
+    return lambda value: None if value is None else check(value)
+
+
+_eps = as_number("eps is added to the variance and cannot be negative or infinite, got "
+                 "{!r}", lambda x: 0 <= x < np.inf)
+_momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, got {!r}; the "
+                      "number of features is found out from the input", lambda x: 0 <= x <= 1)
+_rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
+                  "{!r}", lambda x: 0 <= x < 1)
+
+
+# --- Layers --------------------------------------------------------------------------------------
 
 class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
@@ -27,29 +92,48 @@ class Dense(Module):
     Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
     """
 
+    built = False
+    inputs = kernel = bias = None
+    parameter_names = keep_shape = "kernel", "bias"
+    setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
+                      "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
+                      "input_shape": _flat}
+    fixed_settings = "units", "use_bias", "kernel_initializer"
+    habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
+
     def __init__(self, units, activation=None, *, use_bias=True, kernel_initializer="glorot_uniform",
                  input_shape=None, rng=None):
-        if not isinstance(units, (int, np.integer)) or units < 1:
-            raise ValueError(f"Dense needs a whole number of units, at least 1, got {units!r}")
-        self.units, self.use_bias, self.rng = int(units), use_bias, rng
-        self.activation = lookup(activation, ACTIVATIONS, "activation")
-        self.kernel_initializer = lookup(kernel_initializer, INITIALIZERS, "initializer")
-        self.input_shape = as_shape(input_shape)
-        self.inputs = self.kernel = self.bias = None
-        self.built = False
+        self.units, self.use_bias, self.rng = units, use_bias, rng
+        if is_whole(activation):
+            raise ValueError(f"unknown activation {activation}: PyTorch's Linear({units}, {activation}) "
+                             f"is Dense({activation}, input_shape={units}) here, and the number of "
+                             "inputs may be left out")
+        self.activation, self.kernel_initializer = activation, kernel_initializer
+        self.input_shape = input_shape
 
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
-        if self.input_shape is None:
-            super().create_parameters()
+        self._need_shape()
         shape = (self.input_shape[-1], self.units)
-        rng = np.random.default_rng(self.rng)  # a Generator stays what it is
-        kernel = np.array(self.kernel_initializer(shape, rng), np.float32)  # a copy: training changes it in place
+        kernel = self._initial(shape, np.random.default_rng() if self.rng is None else self.rng)
+        train = self.trainable
+        self.inputs, self.kernel = shape[0], Parameter(kernel, train)
+        self.bias = Parameter(zeros(self.units), train) if self.use_bias else None
+        self.built = True
+
+    def _initial(self, shape, rng):
+        """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""
+        try:  # a copy: training changes it in place
+            kernel = np.array(self.kernel_initializer(shape, rng), np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that "
+                             "returns an array, such as initializers.normal(0.05), but "
+                             f"{_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
-        self.inputs, self.kernel = shape[0], Parameter(kernel)
-        self.bias = Parameter(zeros(self.units)) if self.use_bias else None
-        self.built = True
+        if not np.isfinite(kernel).all():
+            raise ValueError(f"{self.label}: the initializer made NaN or infinite weights")
+        return kernel
 
     def forward(self, x):
         """x: (n, inputs) to (n, units)."""
@@ -74,8 +158,11 @@ class Dense(Module):
 class Activation(Module):
     """An elementwise function as a layer: Activation("relu"), or any function of a Tensor."""
 
+    setting_checks = {"function": _function}
+    habit_words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
+
     def __init__(self, function):
-        self.function = lookup(function, ACTIVATIONS, "activation")
+        self.function = function
 
     def forward(self, x):
         """Any shape to the same shape."""
@@ -108,7 +195,8 @@ class BatchNorm(Module):
     running statistics included (Hoffer et al. 2017, algorithm 1). A last one of one sample joins the one before it.
 
     Attributes: frozen_statistics, False at first; True makes training mode use the running statistics and leave them
-    as they are, while gamma and beta learn unless their requires_grad is False (Keras' trainable=False does both).
+    as they are, while gamma and beta learn unless their requires_grad is False; trainable = False
+    does both, as in Keras.
     latest: the BatchStatistics of the latest (ghost) batch in training mode, None before. updates: their number.
     estimated: whether estimate_population_statistics has replaced the starting values.
 
@@ -121,27 +209,32 @@ class BatchNorm(Module):
     Raises ValueError for one sample per channel in training mode: it has no variance.
     """
 
+    built = estimated = False
+    parameter_names = "gamma", "beta"
+    keep_shape = "gamma", "beta", "running_mean", "running_var"
+    setting_checks = {"momentum": _or_none(_momentum), "eps": _eps, "input_shape": _features,
+                      "affine": as_flag("affine"), "fused": as_flag("fused"),
+                      "ghost_batch_size": _or_none(as_whole("ghost_batch_size", 2)),
+                      "frozen_statistics": as_flag("frozen_statistics"),
+                      "running_mean": _or_none(_array), "running_var": _or_none(_array)}
+    fixed_settings = ("affine",)
+    habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
+
     def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None, input_shape=None):
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is the weight of the newest batch, from 0 to 1, got {momentum!r}; "
-                             "the number of features is found out from the input")
-        if ghost_batch_size is not None and not (isinstance(ghost_batch_size, (int, np.integer)) and ghost_batch_size > 1):
-            raise ValueError(f"ghost_batch_size is a whole number of samples, at least 2, or None; got {ghost_batch_size!r}")
-        self.momentum = None if momentum is None else float(momentum)  # not NumPy's float64, see _checked_eps
-        self.eps, self.affine, self.fused, self.ghost_batch_size = _checked_eps(eps), affine, fused, ghost_batch_size
-        self.input_shape = as_shape(input_shape)
+        self.momentum, self.eps, self.affine, self.fused = momentum, eps, affine, fused
+        self.ghost_batch_size, self.input_shape = ghost_batch_size, input_shape
         self.gamma = self.beta = self.running_mean = self.running_var = self.latest = None
         self.updates = np.zeros((), np.int64)  # an array, so that it is a buffer
-        self.frozen_statistics = self.estimated = self.built = False
+        self.frozen_statistics = False
 
     def create_parameters(self):
         """gamma and the running variance start at 1, beta and the running mean at 0."""
-        if self.input_shape is None:
-            super().create_parameters()
+        self._need_shape()
         features = self.input_shape[0]
         if self.affine:
-            self.gamma = Parameter(np.ones(features, np.float32))
-            self.beta = Parameter(np.zeros(features, np.float32))
+            train = self.trainable
+            self.gamma = Parameter(np.ones(features, np.float32), train)
+            self.beta = Parameter(np.zeros(features, np.float32), train)
         self.running_mean = np.zeros(features, np.float32)
         self.running_var = np.ones(features, np.float32)
         self.built = True
@@ -179,16 +272,17 @@ class BatchNorm(Module):
                              "sample has no variance: use a larger batch, or model.eval() for single samples")
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
-        self.latest = BatchStatistics(mean, var, n)
         self._update(mean, var, n)
         return y
 
     def _update(self, mean, var, n):
         """Move the running statistics towards those of one batch of n numbers per feature, its variance made unbiased."""
-        self.updates = np.asarray(self.updates + 1)
-        m = 1 / int(self.updates) if self.momentum is None else self.momentum
-        self.running_mean = (1 - m) * self.running_mean + m * mean
-        self.running_var = (1 - m) * self.running_var + m * n / (n - 1) * var
+        updates = np.asarray(self.updates + 1)
+        m = 1 / int(updates) if self.momentum is None else self.momentum
+        own = vars(self)  # quicker than to assign attributes, which are checked
+        own["latest"], own["updates"] = BatchStatistics(mean, var, n), updates
+        own["running_mean"] = (1 - m) * self.running_mean + m * mean
+        own["running_var"] = (1 - m) * self.running_var + m * n / (n - 1) * var
 
     def fold(self, dense):
         """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine in evaluation mode.
@@ -224,17 +318,23 @@ class LayerNorm(Module):
     before it to normalise whole images. Raises ValueError for another number of features.
     """
 
+    built = False
+    gamma = beta = None
+    parameter_names = keep_shape = "gamma", "beta"
+    setting_checks = {"eps": _eps, "affine": as_flag("affine"), "input_shape": as_shape}
+    fixed_settings = ("affine",)
+    habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
+
     def __init__(self, eps=1e-5, affine=True, *, input_shape=None):
-        self.eps, self.affine, self.input_shape = _checked_eps(eps), affine, as_shape(input_shape)
-        self.gamma, self.beta, self.built = None, None, False
+        self.eps, self.affine, self.input_shape = eps, affine, input_shape
 
     def create_parameters(self):
         """gamma starts at 1, beta at 0."""
-        if self.input_shape is None:
-            super().create_parameters()
+        self._need_shape()
         if self.affine:
-            self.gamma = Parameter(np.ones(self.input_shape[-1], np.float32))
-            self.beta = Parameter(np.zeros(self.input_shape[-1], np.float32))
+            train = self.trainable
+            self.gamma = Parameter(np.ones(self.input_shape[-1], np.float32), train)
+            self.beta = Parameter(np.zeros(self.input_shape[-1], np.float32), train)
         self.built = True
 
     def forward(self, x):
@@ -260,16 +360,18 @@ class Dropout(Module):
     rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own. Srivastava et al. 2014.
     """
 
+    setting_checks = {"rate": _rate, "rng": as_rng}
+    habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
+
     def __init__(self, rate, rng=None):
-        if not 0 <= rate < 1:
-            raise ValueError(f"Dropout needs a rate from 0 up to but not 1, got {rate!r}")
-        self.rate, self.rng = float(rate), rng
+        self.rate, self.rng = rate, rng
 
     def forward(self, x):
         """Any shape to the same shape; x itself in evaluation mode."""
         if not self.training or self.rate == 0:
             return x
-        self.rng = np.random.default_rng(self.rng)  # a Generator stays what it is
+        if self.rng is None:
+            self.rng = np.random.default_rng()
         kept = self.rng.random(x.shape, np.float32) >= self.rate
         return x * (kept.astype(x.dtype) / (1 - self.rate))
 
@@ -280,8 +382,11 @@ class Dropout(Module):
 class Flatten(Module):
     """(n, ...) to (n, product of the rest). input_shape: the shape of one input, if it shall be known at once."""
 
+    setting_checks = {"input_shape": as_shape}
+    argument_words = habits.FLATTEN_ARGUMENTS
+
     def __init__(self, input_shape=None):
-        self.input_shape = as_shape(input_shape)
+        self.input_shape = input_shape
 
     def forward(self, x):
         """(n, a, b, ...) to (n, a * b * ...)."""
@@ -315,10 +420,15 @@ def estimate_population_statistics(model, x, batch_size=256):
 
 
 def _converted(x, dtype, layer):
-    """An array in the dtype of the layer's weights; a Tensor of another dtype is an error."""
+    """An array in the dtype of the layer's weights; a Tensor, or no numbers: TypeError."""
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"{layer.label} takes numbers, got an array of dtype {x.dtype}")
     if isinstance(x, Tensor):
-        raise TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: "
-                        f"use x.astype(np.{dtype}), or model.astype(np.{x.dtype})")
+        remedy = f", or model.astype(np.{x.dtype})" if x.dtype.kind == "f" else ""
+        error = TypeError(f"{layer.label} holds {dtype} weights but got a {x.dtype} Tensor: use "
+                          f"x.astype(np.{dtype}){remedy}")
+        error.dtype = x.dtype  # Module.__call__ looks for the part that made it
+        raise error
     return x.astype(dtype)
 
 
@@ -326,7 +436,5 @@ def _name(function):
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
 
 
-def _checked_eps(eps):
-    if not eps >= 0:
-        raise ValueError(f"eps is added to the variance and cannot be negative, got {eps!r}")
-    return float(eps)  # a NumPy float64 would turn float32 into float64
+def __getattr__(name):
+    raise habits.unknown("minidl.layers", name, habits.PACKAGE)

@@ -1,14 +1,18 @@
 """What the lesson scripts share: settings from the environment, and CHECK lines that decide the exit code."""
 
 import json
+import math
 import os
+import tempfile
+from numbers import Real
 
 import numpy as np
 
-from . import data, experiments, plotting
+from . import data, experiments, plotting, streams
 from . import functional as F
 from .files import replacing
 from .layers import BatchNorm
+from .settings import is_whole
 
 
 class Lesson:
@@ -18,9 +22,16 @@ class Lesson:
     (default 0) moves every random seed. Two negative controls, in which a lesson that claims an effect of BatchNorm
     must fail: $MINIDL_BN=identity makes BatchNorm only scale and shift, without normalising; $MINIDL_LABELS=permuted
     gives each image the label of another one, so that nothing can be learned.
+
+    From here on the script ends in one sentence where its output cannot be written, as in `| head`,
+    and after Ctrl-C.
     """
 
     def __init__(self, name):
+        if not isinstance(name, str) or not name or any(c in name for c in '/\\:\n\0'):
+            raise ValueError("a lesson's name is that of its file, without .py and without "
+                             f"folders, got {name!r}")
+        streams.watch()
         self.name = name
         self.seed = _whole_number("MINIDL_SEED", 0)
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"
@@ -30,7 +41,8 @@ class Lesson:
             print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed of it should fail")
             BatchNorm.forward = scale_and_shift
         try:
-            plotting.folder()
+            with tempfile.TemporaryFile(dir=plotting.folder()):
+                pass
         except OSError as error:  # now, and not with the first figure, when the networks are trained
             raise SystemExit(f"figures cannot be saved, set MINIDL_FIGURES to a folder of yours: {error}") from None
 
@@ -38,7 +50,7 @@ class Lesson:
         """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is missing, saying why."""
         try:
             train, test = data.load(self.dataset)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SystemExit(f"no data: {error}") from None
         print(f"data set {self.dataset}: {len(train[0])} training and {len(test[0])} test images; seed {self.seed}")
         if self.permuted:
@@ -53,23 +65,41 @@ class Lesson:
         plotting.show(fig, f"{self.name}-{name}")
 
     def seeds(self, n):
-        """n seeds that no other $MINIDL_SEED gives."""
+        """n seeds, at most 1000, that no other $MINIDL_SEED gives."""
+        if not is_whole(n) or not 1 <= n <= 1000:
+            raise ValueError(f"seeds takes a whole number from 1 to 1000, got {n!r}")
         return [1000 * self.seed + i for i in range(n)]
 
     def check(self, name, measured, *, at_least=None, at_most=None, text=None, on_default_data=False, claim=True):
         """Print a CHECK line and remember whether it passed.
 
-        text: what to print for the number, where it is only known to be larger. on_default_data: the bound was
-        set for the digits; on other data the line reports and cannot fail. claim: whether it claims an effect of
-        BatchNorm, so that it must fail where BatchNorm does nothing.
+        measured: one number; NaN fails. Either at_least or at_most is the bound, a finite number.
+        text: what to print for the number, where it is only known to be larger. on_default_data:
+        the bound was set for the digits; on other data the line reports and cannot fail. claim:
+        whether it claims an effect of BatchNorm, so that it must fail where BatchNorm does nothing.
+        Raises ValueError and TypeError for what could not be checked.
         """
+        measured = measured.item() if getattr(measured, "shape", None) == () else measured
+        if not isinstance(measured, Real):
+            raise TypeError(f"CHECK {name}: measured must be one number, got {measured!r}; of "
+                            "several take the mean or the median")
+        bounds = [bound for bound in (at_least, at_most) if bound is not None]
+        if len(bounds) != 1 or not isinstance(bounds[0], Real) or not math.isfinite(bounds[0]):
+            raise ValueError(f"CHECK {name}: needs one bound, at_least or at_most, that is a "
+                             "finite number, got "
+                             f"at_least={at_least!r}, at_most={at_most!r}; a range is two CHECKs")
+        if not all(isinstance(words, str) and words and words.isprintable()
+                   for words in (name, text or "-")):
+            raise ValueError(f"a CHECK has a name on one line, and perhaps a text, got {name!r}, "
+                             f"{text!r}")
         passed = bool(measured >= at_least if at_most is None else measured <= at_most)
         required = f">= {at_least:.4g}" if at_most is None else f"<= {at_most:.4g}"
         reported = on_default_data and self.dataset != "digits"
         verdict = "REPORTED (the bound is for the digits)" if reported else "PASS" if passed else "FAIL"
         text = text or f"{measured:.4g}"
         self.checks.append({"name": name, "measured": float(measured) if np.isfinite(measured) else None, "text": text,
-                            "at_least": at_least, "at_most": at_most, "claim": claim,
+                            "at_least": _plain(at_least), "at_most": _plain(at_most),
+                            "claim": claim,
                             "passed": None if reported else passed})
         print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 
@@ -80,7 +110,7 @@ class Lesson:
         with replacing(plotting.folder() / f"{self.name}.json") as file:
             file.write(json.dumps(record, allow_nan=False).encode())
         passed, failed = (sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False))
-        print(f"{passed} checks passed, {failed} failed")
+        print(f"{passed} checks passed, {failed} failed", flush=True)
         if failed:
             raise SystemExit(1)
 
@@ -96,11 +126,19 @@ def scale_and_shift(layer, x):
 def ratio(slow, fast, limit):
     """(slow / fast, text): how many times more; where slow was not reached within the limit, a lower bound as text."""
     slow, fast = np.median(slow), np.median(fast)
+    if fast == 0:
+        raise ValueError("the target was reached before the first step, so there is no ratio of "
+                         "steps: choose one that has to be learned")
     if not np.isfinite(fast):
         return 0.0, "0 (the first was not reached)"
     if not np.isfinite(slow):
         return limit / fast, f"> {limit / fast:.3g}"
     return slow / fast, experiments.or_more(slow / fast, limit, ".3g")
+
+
+def _plain(bound):
+    """A bound as JSON knows it: not as NumPy's float32."""
+    return bound.item() if isinstance(bound, np.generic) else bound
 
 
 def _switch(variable, only):

@@ -4,13 +4,18 @@ The rule is by type, in the order of assignment: a Parameter is trained, a NumPy
 (remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
 """
 
-from contextlib import contextmanager
+import random
+from difflib import get_close_matches
 from functools import partial
+from inspect import signature
+from reprlib import recursive_repr
 
 import numpy as np
 
-from . import files
-from .tensor import Tensor, no_grad
+from . import files, habits
+from .parts import attributes, evaluation, explain_error, instead_of_one
+from .settings import as_flag, as_shape, lookup  # noqa: F401
+from .tensor import Tensor, mark_changed, no_grad
 
 
 class Parameter(Tensor):
@@ -28,22 +33,127 @@ class Module:
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
     forward_hooks = ()  # see register_forward_hook
-    name = ""  # given by the Sequential it is in; errors use it
+    name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
+    trained_by = None  # the optimizer of the latest fit
+    parts_named = False  # whether its parts have been given their names
+    setting_checks = {}  # {name: a check of settings.py}, made at every assignment
+    fixed_settings = ()  # the settings that cannot change once the weights are made
+    parameter_names = ()  # the attributes that hold this layer's own Parameters
+    keep_shape = ()  # attributes whose arrays can only be replaced by others of their shape
+    not_parts = ()  # attributes that are no parts of this module, whatever they hold
+    habit_words = habits.MODULE  # attributes that other libraries have: what to write here
+    argument_words = {}  # the same for arguments of the constructor
+
+    def __new__(cls, *arguments, **named):
+        for word in named:
+            if word in cls.argument_words:
+                own = signature(cls.__init__).parameters
+                if word not in own and not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                    raise TypeError(f"{cls.__name__} has no argument {word!r}: "
+                                    f"{cls.argument_words[word]}")
+        return super().__new__(cls)
+
+    def __setattr__(self, name, value):
+        """Check settings: so one rule holds in the constructor and for every later assignment."""
+        own = vars(self)
+        if name in type(self).setting_checks:
+            value = type(self).setting_checks[name](value)
+            if name in type(self).fixed_settings and self.built and value != own[name]:
+                raise ValueError(f"{self.label}: {name} cannot change once the weights are made; "
+                                 "make a new layer and put it in the place of this one")
+        elif name == "training":
+            self.train(value)
+            return
+        elif name in own:
+            trained = isinstance(own[name], Parameter)
+            if trained and value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{self.label}: {name} is a Parameter; what came, "
+                                f"{type(value).__name__}, would never be trained in its place: "
+                                f"write layer.{name}.data[...] = values to give it new values, or "
+                                f"layer.{name} = Parameter(values) and compile again")
+        elif not hasattr(type(self), name):
+            self._check_new(name, value)
+        if name in type(self).keep_shape and value is not None and own.get(name) is not None:
+            if np.shape(value) != np.shape(own[name]):
+                raise ValueError(f"{self.label}: {name} has shape {np.shape(own[name])}, got "
+                                 f"{np.shape(value)}; for another shape make a new layer")
+        parts = value if type(value) is list else [value]
+        if any(isinstance(part, Module) for part in parts):
+            own.pop("parts_named", None)  # the new parts get their names at the next call
+        super().__setattr__(name, value)
+
+    def _check_new(self, name, value):
+        """Refuse an attribute that would look as if it did something; one's own layers are free."""
+        ours = type(self).__module__.startswith("minidl.")
+        if name == "requires_grad" or ours and name in type(self).habit_words:
+            raise habits.unknown(type(self).__name__, name, type(self).habit_words)
+        if ours and isinstance(value, (bool, int, float, str, Parameter)):
+            known = {"name", "training", "trainable", *type(self).setting_checks, *vars(self)}
+            for close in get_close_matches(name, sorted(known), 1, 0.8):
+                raise AttributeError(f"{self.label} has no attribute {name!r}, so setting it would "
+                                     f"change nothing: did you mean {close!r}?")
+
+    def __getattr__(self, name):
+        error = habits.unknown(type(self).__name__, name, type(self).habit_words)
+        error.obj = self  # Python then adds "Did you mean ...?"
+        raise error
 
     def forward(self, *inputs):
         """Compute the output. Every subclass writes its own."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x)")
+        hint = ": what Keras calls `call` is `forward` here" if hasattr(type(self), "call") else ""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(self, x){hint}")
 
     def __call__(self, *inputs, **constants):
-        y = self.forward(*inputs, **constants)
-        if y is None:
-            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+        if not self.parts_named:
+            self._name_parts()
+        try:
+            y = self.forward(*inputs, **constants)
+        except (AttributeError, TypeError) as error:
+            explain_error(self, error, inputs, constants)
+            raise
+        if type(y) is not Tensor:
+            self._check_output(y, inputs)
         for hook in self.forward_hooks:
-            hook(self, inputs, y)
+            result = hook(self, inputs, y)
+            if result is not None:
+                y = self._hooked(result, y)
         return y
 
+    def _name_parts(self):
+        """Give each part that has no name its path of attributes, and remember that it is done."""
+        for path, part in self.named_modules(self.name):
+            part.settle_new_layers()
+            if not part.name and part is not self:
+                part.name = path
+            vars(part)["parts_named"] = True
+
+    def _check_output(self, y, inputs):
+        """Of what is no Tensor, an array is fine where nothing is to be differentiated."""
+        if y is None:
+            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+        differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        if isinstance(y, np.ndarray) and y.dtype.kind == "f" and differentiated:
+            raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so "
+                            "no gradient would pass it and the layers before it would never be "
+                            "trained: compute with minidl.functional and Tensor methods, not with "
+                            ".data, .numpy() or np; or return x.detach() where that is meant")
+
+    def _hooked(self, result, y):
+        if not isinstance(result, (Tensor, type(y))):  # an array would end the gradient
+            raise TypeError(f"{self.label}: what a forward hook returns replaces the output and "
+                            f"must be a Tensor, got {type(result).__name__}; return None to leave "
+                            "the output as it is")
+        return result
+
     def register_forward_hook(self, function):
-        """Call function(module, inputs, output) after every forward until .remove() of what this returns; inputs is a tuple."""
+        """Call function(module, inputs, output) after every forward; inputs is a tuple.
+
+        What the function returns replaces the output, unless it is None (as in PyTorch). The call
+        to .remove() of what this method returns ends it.
+        """
+        if not callable(function):
+            raise TypeError("a forward hook is a function of (module, inputs, output), got "
+                            f"{function!r}")
         hook = partial(function)  # an object of its own, should the same function be registered twice
         self.forward_hooks = (*self.forward_hooks, hook)
         return _HookHandle(self, hook)
@@ -54,21 +164,38 @@ class Module:
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
-        for path, part in self.named_modules():
-            part.name = part.name or path
-        with evaluation(self), no_grad():
-            self(np.zeros((1, *as_shape(input_shape)), np.float32))
+        shape = as_shape(input_shape)
+        if shape is None:
+            raise ValueError("build needs the shape of one input, 784 or (28, 28) for example, "
+                             "without the batch axis")
+        with evaluation(self), no_grad(), instead_of_one("n"):
+            self(np.zeros((1, *shape), np.float32))
         return self
+
+    def settle_new_layers(self):
+        """Called before the parameters are listed: see Sequential, whose layers may change."""
 
     def create_parameters(self):
         """Make the weights of this layer alone, if it can be known how many; else RuntimeError."""
-        raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: give input_shape, "
-                           "call model.build(input_shape), or send one batch through first")
+        self._need_shape()
+
+    def _need_shape(self):
+        """Complain where weights cannot be made yet, or where some would be lost."""
+        if getattr(self, "input_shape", None) is None:
+            raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: "
+                               "give input_shape, call model.build(input_shape), or send one batch "
+                               "through first")
+        for name in type(self).parameter_names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"{self.label}: {name} was set before the weights were made, "
+                                 "which would replace it: give input_shape, call parameters(), and "
+                                 f"then set {name}")
 
     @property
     def label(self):
         """How errors call this module: its name in the model and what it is."""
-        return f"{self.name} {self!r}".strip()
+        text = repr(self)
+        return f"{self.name} {type(self).__name__ if chr(10) in text else text}".strip()  # one line
 
     def named_modules(self, prefix=""):
         """Yield (dotted name, module) for this module and all parts, each once, in order of assignment."""
@@ -84,19 +211,7 @@ class Module:
 
     def children(self):
         """Yield (name, module) for the modules right inside this one."""
-        return ((key, value) for key, value in self._attributes() if isinstance(value, Module))
-
-    def _attributes(self):
-        """Yield (name, value) for all attributes, in order of assignment; lists, tuples and dicts are opened."""
-        stack = list(reversed(vars(self).items()))
-        while stack:
-            key, value = stack.pop()
-            if isinstance(value, (list, tuple)):
-                value = dict(enumerate(value))
-            if isinstance(value, dict):
-                stack += [(f"{key}.{inner}", part) for inner, part in reversed(value.items())]
-            else:
-                yield key, value
+        return ((key, value) for key, value in attributes(self) if isinstance(value, Module))
 
     def modules(self):
         """This module and all its parts, each once."""
@@ -110,15 +225,29 @@ class Module:
         """Yield (dotted name, array): what is remembered but not trained, such as running means."""
         yield from self._named(np.ndarray)
 
+    def named_generators(self):
+        """Yield (dotted name, generator): where randomness comes from, of NumPy or of Python."""
+        numpy = (np.random.Generator, np.random.BitGenerator, np.random.RandomState)
+        yield from self._named((*numpy, random.Random))
+
     def _named(self, kind):
         seen = set()
+        self.settle_new_layers()
         for path, module in self.named_modules():
+            module.settle_new_layers()
             if not module.built:
                 module.create_parameters()
-            for key, value in module._attributes():
+            for key, value in attributes(module):
+                name = f"{path}.{key}".strip(".")
+                if isinstance(value, Tensor) and not isinstance(value, Parameter):
+                    leaf = value.requires_grad and value.op is None
+                    if leaf or key in type(module).parameter_names:
+                        raise ValueError(f"{name} of {type(self).__name__} is a Tensor and would "
+                                         f"never be trained: make it a Parameter, {key} = "
+                                         "Parameter(values)")
                 if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
-                    yield f"{path}.{key}".strip("."), value
+                    yield name, value
 
     def parameters(self):
         """All Parameters, in order of assignment."""
@@ -130,8 +259,11 @@ class Module:
 
     def train(self, mode=True):
         """Switch this module and all its parts to training mode (or, with False, to evaluation). Returns self."""
+        if not isinstance(mode, (bool, np.bool_, int)) or mode not in (0, 1):
+            raise TypeError("train() only switches to training mode, and train(False) to "
+                            f"evaluation; what trains a model is fit. Got {type(mode).__name__}")
         for module in self.modules():
-            module.training = mode
+            vars(module)["training"] = bool(mode)
         return self
 
     def eval(self):
@@ -148,6 +280,30 @@ class Module:
         for parameter in self.parameters():
             parameter.requires_grad = flag
         return self
+
+    @property
+    def trainable(self):
+        """Whether fit trains any parameter of this module; False freezes it, as in Keras.
+
+        It may be set before the weights are made, and takes effect at once. False also freezes the
+        running statistics of BatchNorm (its `frozen_statistics`); `requires_grad_(False)` freezes
+        the parameters alone.
+        """
+        values = [value for part in self.modules() for _, value in attributes(part)]
+        flags = [value.requires_grad for value in values if isinstance(value, Parameter)]
+        return any(flags) if flags else vars(self).get("to_train", True)
+
+    @trainable.setter
+    def trainable(self, flag):
+        """Freeze or free this module and its parts."""
+        flag = as_flag("trainable")(flag)
+        for part in self.modules():
+            vars(part)["to_train"] = flag  # read by create_parameters
+            if "frozen_statistics" in vars(part):
+                part.frozen_statistics = not flag
+            for _, value in attributes(part):
+                if isinstance(value, Parameter):
+                    value.requires_grad = flag
 
     def state_dict(self):
         """{dotted name: array} of all parameters and buffers, as copies; what is shared is there once."""
@@ -168,14 +324,18 @@ class Module:
         own = self._state()
         missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
         given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
-        faults = [f"missing: {name}" for name in missing] + [f"not in the model: {name}" for name in surplus] if strict else []
+        faults = [f"missing: {name}" for name in missing] if strict else []
+        names = [files.clean(name, 80) for name in surplus] if strict else []
+        faults += [f"not in the model: {name}" for name in names]
         faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
                    for name, array in given.items() if array.shape != own[name].shape]
         if faults:
+            faults[20:] = [f"... and {len(faults) - 20:,} more"] if len(faults) > 20 else []
             raise ValueError("\n  ".join([f"nothing was loaded, the state does not fit this {type(self).__name__}:", *faults])
                              + "\nBuild the model with the layers it had when the state was saved")
         for name, array in given.items():
             own[name][...] = array
+        mark_changed(self.parameters())
         return missing, surplus
 
     def save_weights(self, path):
@@ -185,6 +345,10 @@ class Module:
     def load_weights(self, path):
         """Take over what save_weights wrote for a model of the same layers; ValueError as load_state_dict."""
         state = files.load(path)
+        if "epochs" in state and any(name.startswith("optimizer.") for name in state):
+            raise ValueError(f"{path} is a checkpoint, which holds a whole run and not weights "
+                             "alone: use model.load_checkpoint(path) of a compiled Sequential, or "
+                             "checkpoints.load_checkpoint(path, model, optimizer)")
         try:
             self.load_state_dict(state)
         except ValueError as error:
@@ -192,12 +356,16 @@ class Module:
 
     def astype(self, dtype):
         """Turn all parameters and floating buffers into another floating dtype, in place. Returns self."""
+        if np.dtype(dtype).kind != "f":
+            raise TypeError("weights are floating-point numbers, astype(np.float32) or np.float64, "
+                            f"got {np.dtype(dtype)}")
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype)
         for module in self.modules():
             _cast(vars(module), dtype)
         return self
 
+    @recursive_repr()
     def __repr__(self):
         parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
         return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
@@ -219,34 +387,3 @@ class _HookHandle:
 
     def remove(self):
         self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.hook)
-
-
-@contextmanager
-def evaluation(module):
-    """Evaluation mode inside the block; afterwards every part is back in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
-def as_shape(shape):
-    """A tuple from a tuple or a single number; None stays None: not known yet. ValueError for what is no shape."""
-    if shape is None:
-        return None
-    result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if not all(isinstance(n, (int, np.integer)) and n > 0 for n in result):
-        raise ValueError(f"a shape is whole numbers, 784 or (28, 28) for example, without the batch axis; got {shape!r}")
-    return result
-
-
-def lookup(name, table, what):
-    """table[name] for a string, name itself for a function or None; ValueError with the valid names."""
-    if name is None or callable(name):
-        return name
-    if not isinstance(name, str) or name not in table:
-        raise ValueError(f"unknown {what} {name!r}; known are {', '.join(sorted(table))}")
-    return table[name]

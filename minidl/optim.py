@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .files import clean
 from .habits import unknown
 from .tensor import HALF, Tensor, mark_changed
 
@@ -199,9 +200,11 @@ class Optimizer:
         Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed then.
         """
         own, given = ({name: f"shape {np.shape(a)}" for name, a in d.items()} for d in (self.state_dict(), state))
-        faults = [f"{name}: expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
+        faults = [f"{clean(name, 80)}: "
+                  f"expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
+            faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
             raise ValueError(f"this is not the state of {type(self).__name__} with these parameters; {'; '.join(faults)}")
         arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
@@ -417,7 +420,8 @@ def _joined(arrays):
 
 def _listed(parameters):
     """The parameters as a list, each once."""
-    if isinstance(parameters, Tensor) or not hasattr(parameters, "__iter__"):
+    module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
+    if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
         raise TypeError(f"expected a list of parameters, as model.parameters() gives it, got a {type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):

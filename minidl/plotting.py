@@ -5,10 +5,10 @@ beamer and a black-and-white printer. matplotlib is imported when the first figu
 """
 
 import os
-from pathlib import Path
 
 import numpy as np
 
+from .files import expanded, replacing
 from .tensor import Node, Tensor
 
 # The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network, dashed.
@@ -162,8 +162,10 @@ def _plain(values):
 
 
 def folder():
-    """Where figures are saved: $MINIDL_FIGURES, or figures/ in the working folder; made if need be."""
-    path = Path(os.environ.get("MINIDL_FIGURES") or "figures")
+    """Where figures are saved: $MINIDL_FIGURES (~ is the home folder), or figures/ in the working
+    folder; made if need be.
+    """
+    path = expanded(os.environ.get("MINIDL_FIGURES") or "figures")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -281,7 +283,8 @@ def show(fig, name):
         fig.canvas.manager.pyplot_show()  # blocks in a script, returns at once in an interactive session
         return
     path = folder() / f"{name}.png"
-    fig.savefig(path)
+    with replacing(path) as file:
+        fig.savefig(file, format="png")
     print(f"figure: {path}")
     if plt.get_backend().lower() == "agg":
         plt.close(fig)  # nobody will look at it again; a notebook still has to

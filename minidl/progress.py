@@ -5,9 +5,15 @@ import shutil
 import sys
 from time import perf_counter
 
+from .streams import in_notebook
+
 
 class Progress:
-    """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per epoch."""
+    """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per epoch.
+
+    On a terminal the numbers come first, and what does not fit its width is the bar. A line with all numbers stays of each
+    epoch, wrapped where it is too long.
+    """
 
     def __init__(self, epochs, samples, batch_size, verbose):
         self.epochs, self.verbose, self.bar = epochs, verbose, None
@@ -15,23 +21,41 @@ class Progress:
 
     def start(self, epoch):
         """A new epoch begins."""
-        self.epoch, self.began = epoch, perf_counter()
+        self.title, self.began = f"Epoch {epoch + 1}/{self.epochs}", perf_counter()
         if self.verbose == 1 and shows_bars():
-            self.bar = bar(total=self.steps, desc=f"Epoch {epoch + 1}/{self.epochs}")
+            own = {} if in_notebook() else {"bar_format": "{desc} [{elapsed}<{remaining}, {rate_fmt}] |{bar}|"}
+            self.bar = bar(total=self.steps, desc=self.title, **own)
 
     def advance(self, logs):
         """One step is done."""
         if self.bar is not None and self.bar.update():  # update() is true when the bar was due to be redrawn
-            self.bar.set_postfix_str(format_logs(logs), refresh=False)
+            self._show(logs)
+
+    def _show(self, logs):
+        numbers, place = format_logs(logs), f"{self.title} {self.bar.n}/{self.steps}"
+        if in_notebook():
+            self.bar.set_postfix_str(numbers)
+        elif len(place) + len(numbers) + 3 < self.bar.ncols:
+            self.bar.set_description_str(f"{place} - {numbers}")
+        else:  # what does not fit is cut off at the end
+            self.bar.set_description_str(f"{numbers} - {place}")
 
     def finish(self, logs):
-        """The epoch is over."""
+        """The epoch is over: a line with all its numbers stays, wrapped where the terminal is too narrow for it."""
+        steps = ""
         if self.bar is not None:
-            self.bar.set_postfix_str(format_logs(logs))
+            self._show(logs)
+            if in_notebook():
+                return self.close()
+            steps, self.bar.leave = f"{self.bar.n}/{self.steps} - ", False
             self.close()
-        elif self.verbose:
-            print(f"Epoch {self.epoch + 1}/{self.epochs} - {perf_counter() - self.began:.1f}s - {format_logs(logs)}",
-                  file=sys.stderr, flush=True)
+        if self.verbose:
+            print(f"{self.title} - {steps}{perf_counter() - self.began:.1f}s - {format_logs(logs)}", file=sys.stderr, flush=True)
+
+    def pause(self):
+        """Clear the line of an open bar, for something else to be printed; the next step draws it again."""
+        if self.bar is not None and not in_notebook():
+            self.bar.clear()
 
     def close(self):
         """Leave the line of a bar that is still open."""
@@ -42,7 +66,7 @@ class Progress:
 
 def shows_bars():
     """Whether stderr can show a bar: a terminal, or a notebook."""
-    return "ipykernel" in sys.modules or sys.stderr is not None and sys.stderr.isatty()  # pythonw.exe has no stderr
+    return in_notebook() or sys.stderr is not None and sys.stderr.isatty()  # pythonw.exe has no stderr
 
 
 def bar(**options):
@@ -54,7 +78,7 @@ def bar(**options):
         ascii_only = False
     except (UnicodeEncodeError, LookupError):
         ascii_only = True
-    if "ipykernel" not in sys.modules:  # there it would be a width in pixels
+    if not in_notebook():  # there it would be a width in pixels
         columns, lines = shutil.get_terminal_size()
         options.update(ncols=(columns or 80) - 1, nrows=lines or 24)  # tqdm draws nothing on a terminal that says it is 0 wide
     return tqdm(ascii=ascii_only, disable=not shows_bars(), **options)
@@ -62,8 +86,12 @@ def bar(**options):
 
 def format_logs(logs):
     """`loss: 0.1234 - accuracy: 0.9876`, with exponents below 0.001, as Keras prints them."""
-    return " - ".join(f"{key}: {value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{key}: {value:.4e}"
-                      for key, value in logs.items())
+    return " - ".join(f"{key}: {format_number(value)}" for key, value in logs.items())
+
+
+def format_number(value):
+    """0.1234, or 1.2345e-04 below 0.001."""
+    return f"{value:.4e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def table(rows, left=1):

@@ -3,20 +3,24 @@
 import gzip
 import hashlib
 import os
+import queue
 import sys
+import threading
 import zipfile
 from dataclasses import dataclass
 from time import monotonic
 
 import numpy as np
 
-from .files import blaming, idx_bytes, read_idx, replacing
+from .files import (blaming, clean, idx_bytes, idx_parts, packed, parse_idx, read_idx, replacing,
+                    unzipped)
 from .progress import bar, shows_bars
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-TIMEOUT = 20  # seconds to wait for an answer, or for a piece of one
-SLOWEST = 10_000  # bytes per second; a mirror slower than that is given up after TIMEOUT
-LARGEST = 2 ** 25  # bytes of a packed file; the largest published one has 26 million
+SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of each unpacked, in all published sets
+TIMEOUT = 20  # seconds that a mirror has to answer, and then at most to be behind SLOWEST
+SLOWEST = 10_000  # bytes per second
+LARGEST = packed(SIZES[0])  # bytes of a file as it comes; some proxies unpack on the way
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,20 @@ def check(name, arrays, source):
 def _check_file(name, file, array, source):
     """The same for one file. The md5 is that of the IDX file, however it was packed."""
     expected = SETS[name].md5[FILES.index(file)]
-    found = hashlib.md5(idx_bytes(array.astype(np.uint8)), usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in idx_parts(array.astype(np.uint8, copy=False)):
+        digest.update(part)
+    found = digest.hexdigest()
     if found != expected:
         owner = "".join(f" (that is {other}'s)" for other, published in SETS.items() if found in published.md5)
         raise ValueError(f"{source} is not the published {name}: {file} has md5 {found}{owner}, not {expected}")
+
+
+def read(file, folder):
+    """The array in one of the published FILES in a folder; what is larger than any of its kind is
+    not even unpacked.
+    """
+    return read_idx(folder / f"{file}.gz", SIZES[FILES.index(file)])
 
 
 def fetch(name, folder):
@@ -64,7 +78,6 @@ def fetch(name, folder):
     A file that is there and right is kept. With $MINIDL_OFFLINE=1 nothing is downloaded. Raises
     FileNotFoundError that says what went wrong and how to fetch the files by hand.
     """
-    from http.client import HTTPException  # here and not above: it takes as long to import as half of minidl
     for file in FILES:
         if _is_there(name, file, folder):
             continue
@@ -74,11 +87,12 @@ def fetch(name, folder):
         problems = []
         for url in urls(name, file):
             try:
-                _install(name, file, folder, _download(url))
+                _install(name, file, folder, _download(url, most(file)))
                 break
-            except (OSError, ValueError, HTTPException) as error:
-                text = "".join(c if c.isprintable() else "?" for c in str(error))[:300]  # a server's words may be in it
-                problems.append(f"{url}: {text or type(error).__name__}")
+            # the last: a browser has no threads
+            except (OSError, ValueError, RuntimeError) as error:
+                # a server's words may be in it
+                problems.append(f"{url}: {clean(error) or type(error).__name__}")
         if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
             raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n  "
                                     + "\n  ".join(problems) + "\n" + by_hand(name, folder))
@@ -107,25 +121,28 @@ def pack(path, sets):
 
 def unpack(path, cache):
     """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError if it is not one."""
-    with blaming(f"{path} cannot be unpacked"), zipfile.ZipFile(path) as archive:
+    with open(path, "rb") as zipped, blaming(f"{path} cannot be "
+                                             "unpacked"), zipfile.ZipFile(zipped) as archive:
         present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
         for name in present:
             for file in FILES:
-                _install(name, file, cache / name, [_member(archive, f"{name}/{file}.gz")])
+                member = f"{name}/{file}.gz"
+                with blaming(member):
+                    content = unzipped(archive, archive.getinfo(member), most(file))
+                    _install(name, file, cache / name, [content])
     if not present:
         raise ValueError(f"{path} holds no data set; `python -m minidl data --pack` writes such a file")
     return present
 
 
-def _member(archive, name):
-    if archive.getinfo(name).file_size > LARGEST:
-        raise ValueError(f"{name} is larger than any published file")
-    return archive.read(name)
+def most(file):
+    """The most bytes in which one of the published FILES can come, packed or not."""
+    return min(LARGEST, packed(SIZES[FILES.index(file)]))
 
 
 def _is_there(name, file, folder):
     try:
-        _check_file(name, file, read_idx(folder / f"{file}.gz"), folder)
+        _check_file(name, file, read(file, folder), folder)
         return True
     except (OSError, ValueError):
         return False
@@ -133,34 +150,74 @@ def _is_there(name, file, folder):
 
 def _install(name, file, folder, pieces):
     """Write pieces of bytes as folder/file.gz, if together they are that published file; else ValueError."""
+    content = b"".join(pieces)
+    if content[:100].lstrip().startswith(b"<"):
+        raise ValueError("what came is a web page, perhaps of a network that wants a login first: "
+                         "open the address in a browser")
+    _check_file(name, file, parse_idx(content, "what came", SIZES[FILES.index(file)]), "what came")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{file}.gz") as target:
-        for piece in pieces:
-            target.write(piece)
-        target.flush()
-        try:
-            array = read_idx(target.name)
-        except ValueError as error:
-            raise ValueError(str(error).replace(target.name, "what came")) from None
-        _check_file(name, file, array, "what came")
+        target.write(content)
 
 
-def _download(url):
-    """Yield what a server answers, piece by piece; TimeoutError if it is too slow, ValueError if it is too much."""
+def _download(url, most):
+    """Yield what a server answers, piece by piece.
+
+    TimeoutError if it is too slow, ValueError if it is more than most, OSError for what else happens.
+    A thread asks the server, and this one waits for it no longer than the clock allows: looking up
+    the name, connecting, redirections, headers, lengths of chunks and what follows the data can all
+    be made to last for ever.
+    """
     if not shows_bars():
         print(f"downloading {url}", file=sys.stderr, flush=True)
+    # Takes as long as the import of half of minidl, and no thread should do it.
     from urllib.request import Request, urlopen
     request = Request(url, headers={"User-Agent": "minidl"})
-    start, received = monotonic(), 0
-    with urlopen(request, timeout=TIMEOUT) as answer:
-        size = answer.headers.get("Content-Length", "")
-        total, file = int(size) if size.isdecimal() else None, url.rsplit("/")[-1]
-        with bar(total=total, desc=file, unit="B", unit_scale=True) as progress:
-            while piece := answer.read1(2 ** 16):
+    pieces = queue.SimpleQueue()
+    enough = threading.Event()
+
+    def ask():
+        try:
+            with urlopen(request, timeout=TIMEOUT) as answer:
+                size = answer.headers.get("Content-Length", "")
+                pieces.put(int(size) if size.isdecimal() and len(size) < 20 else None)
+                left = most
+                while left >= 0 and not enough.is_set() and (piece := answer.read1(2 ** 16)):
+                    left -= len(piece)
+                    pieces.put(piece)
+            pieces.put(b"")
+        except Exception as error:  # its words only: the error itself keeps the connection open
+            pieces.put(str(error) or type(error).__name__)
+
+    threading.Thread(target=ask, daemon=True).start()
+    patience, received = monotonic() + TIMEOUT, 0
+    try:
+        total = _next(pieces, patience, "no answer")
+        if total is not None and total > most:
+            raise ValueError(f"the answer would be {total:,} bytes long, at most {most:,} can be "
+                             "right")
+        with bar(total=total, desc=url.rsplit("/")[-1], unit="B", unit_scale=True) as progress:
+            while piece := _next(pieces, patience, f"slower than {SLOWEST:,} bytes per second"):
                 received += len(piece)
-                if received > LARGEST:
-                    raise ValueError(f"the answer is longer than {LARGEST:,} bytes")
-                if monotonic() - start > TIMEOUT + received / SLOWEST:
-                    raise TimeoutError(f"slower than {SLOWEST:,} bytes per second")
+                if received > most:
+                    raise ValueError(f"the answer is longer than {most:,} bytes")
+                # Every byte earns its time, but nobody earns more than TIMEOUT in advance.
+                patience = min(patience + len(piece) / SLOWEST, monotonic() + TIMEOUT)
                 progress.update(len(piece))
                 yield piece
+    finally:
+        enough.set()
+
+
+def _next(pieces, patience, complaint):
+    """What the thread of `_download` has put next: the answer's length, then bytes, none at the end.
+
+    OSError for words, its complaint; TimeoutError with our own complaint when patience has ended.
+    """
+    try:
+        piece = pieces.get(timeout=max(0, patience - monotonic()))
+    except queue.Empty:
+        raise TimeoutError(f"given up: {complaint} within the time allowed") from None
+    if isinstance(piece, str):
+        raise OSError(piece)
+    return piece

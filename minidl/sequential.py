@@ -1,14 +1,59 @@
 """Sequential: layers in a row, with Keras' verbs. Each verb is a thin call of `training.py`."""
 
+import math
+from collections import Counter
+
 import numpy as np
 
-from . import checkpoints, training
+from . import checkpoints, habits, saving, training
+from .binding import trains
 from .inside import explain_batchnorm
 from .layers import Dense, Dropout
-from .module import Module, evaluation, lookup
+from .module import Module
 from .optim import OPTIMIZERS, Optimizer
+from .parts import evaluation, instead_of_one
 from .progress import table
-from .tensor import no_grad
+from .settings import as_flag, lookup
+from .tensor import Tensor, no_grad
+
+DATA = "; its input comes straight from the data"
+
+
+def _layers(value):
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("Sequential takes a list of layers, Sequential([Dense(64), "
+                        f"Activation('relu')]), got {value!r}")
+    return list(value)
+
+
+def _optimizer(value):
+    if isinstance(value, str):
+        value = lookup(value.lower(), OPTIMIZERS, "optimizer")()
+    if value is not None and not isinstance(value, Optimizer):
+        raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {value!r}")
+    return value
+
+
+def _loss(value):
+    return None if value is None else training.named_loss(value)
+
+
+def _metrics(value):
+    if isinstance(value, str) or callable(value):
+        value = [value]
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise TypeError(f"metrics is a list of names and functions, ['accuracy'], got {value!r}")
+    training.named_metrics(value)  # complains about unknown names
+    return list(value or ())
+
+
+class _OfTheClass(classmethod):
+    """A classmethod that no model has: model.load(path) would look as if it changed the model."""
+
+    def __get__(self, instance, owner=None):
+        if instance is not None:
+            raise habits.unknown(owner.__name__, "load", owner.habit_words)
+        return super().__get__(instance, owner)
 
 
 class Sequential(Module):
@@ -19,69 +64,198 @@ class Sequential(Module):
     weights and the order of the batches as they were. The weights are made when the input's shape is
     known: from the first layer's input_shape, from build(), or from the first data. Call build() before you use the layers
     one by one: a layer that no model has called draws from no seed.
+
+    `layers` is a list that may be changed; what is new in it is named, drawn from the seed and
+    checked at the next use. Compile again afterwards. model[0] is the first layer, model[:-1] a
+    Sequential of all but the last, the same layers.
     """
 
+    setting_checks = {"layers": _layers, "optimizer": _optimizer, "loss": _loss,
+                      "metrics": _metrics}
+    known_layers = ()  # the layers at the last use: these have their names and random streams
+    seen_shape = output_shape = None  # of one sample, once one came through
+    not_parts = "known_layers", "loss", "metrics"
+    habit_words, argument_words = habits.SEQUENTIAL, habits.SEQUENTIAL_ARGUMENTS
+
     def __init__(self, layers=(), seed=0):
-        if not isinstance(layers, (list, tuple)):
-            raise TypeError(f"Sequential takes a list of layers, Sequential([Dense(64), Activation('relu')]), got {layers!r}")
-        self.layers = []
-        self.weights_rng, self.shuffle_rng, self.dropout_rng = map(
-            np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
-        self.input_shape = self.optimizer = self.loss = None
+        self.layers = layers
+        try:
+            streams = np.random.SeedSequence(seed).spawn(3)
+        except (TypeError, ValueError):
+            raise ValueError("seed is a whole number from 0 up, or None for other weights each "
+                             f"time, got {seed!r}") from None
+        self.weights_rng, self.shuffle_rng, self.dropout_rng = map(np.random.default_rng, streams)
+        self.kind_counts = Counter()  # how many layers of each kind have got a name here
+        self.optimizer = self.loss = None
         self.metrics = []
-        for layer in layers:
-            self.add(layer)
+        for layer in self.layers:
+            self._check(layer)
+            self._name(layer)
+        if self.input_shape is not None:
+            self.build(self.input_shape)
+
+    @property
+    def input_shape(self):
+        """The shape of one input, as the first layer or the first data told it; None before."""
+        first = self.layers[0] if self.layers else None
+        return getattr(first, "input_shape", None) or self.seen_shape
 
     def add(self, layer):
-        """Append a layer. Compile afterwards: an optimizer trains the layers that it was given."""
-        if not isinstance(layer, Module):
-            raise TypeError(f"a layer is an object like Dense(64) or Activation('relu'), got {layer!r}")
-        kind = type(layer).__name__.lower()
-        number = sum(type(other) is type(layer) for other in self.layers)
-        layer.name = layer.name or (f"{kind}_{number}" if number else kind)  # dense, dense_1, dense_2 ... as in Keras
+        """Append a layer. Compile afterwards: an optimizer trains the layers that it was given.
+
+        ValueError for one that does not fit, if shapes are known; the model is then as before.
+        """
+        shape = self.output_shape if self.known_layers == self.layers else None
+        self._check(layer)
+        self._name(layer)
         self.layers.append(layer)
+        try:
+            if shape is not None:  # only what is new has to be built
+                self._hand_out_streams([layer])
+                with evaluation(layer), no_grad(), instead_of_one("n"):
+                    x = np.zeros((1, *shape), np.float32)
+                    try:
+                        y = layer(x)
+                    except ValueError as error:
+                        raise self._complaint(len(self) - 1, error) from error
+                self.known_layers.append(layer)
+                self.output_shape = y.shape[1:]
+            elif self.input_shape is not None:
+                self.build(self.input_shape)
+        except ValueError:
+            self.layers.pop()
+            raise
         if self.optimizer is not None:
             self.optimizer.parameters = None  # when it is compiled again, it takes over the new layer's, too
         self.optimizer = self.loss = None
-        shape = getattr(self.layers[0], "input_shape", None) if self.input_shape is None else self.input_shape
-        if shape is not None:
-            self.input_shape = None  # the new layer, too, gets its random stream at the first forward
-            self.build(shape)
+
+    def _check(self, layer):
+        if not isinstance(layer, Module):
+            remedy = (f"; write {layer.__name__}(...)" if isinstance(layer, type) else
+                      "; write Activation(function)" if callable(layer) else "")
+            raise TypeError("a layer is an object like Dense(64) or Activation('relu'), got "
+                            f"{layer!r}{remedy}")
+        if any(part is self for part in layer.modules()):
+            raise ValueError("a model cannot be a layer of itself, nor of one of its layers")
+
+    def _name(self, layer):
+        """dense, dense_1, dense_2 ... as in Keras, unless it has a name."""
+        kind = type(layer).__name__.lower()
+        number, self.kind_counts[kind] = self.kind_counts[kind], self.kind_counts[kind] + 1
+        layer.name = layer.name or (f"{kind}_{number}" if number else kind)
+
+    def settle_new_layers(self):
+        """Take in the layers that are new in the list, and give them this model's random streams.
+
+        At every forward and before the parameters are listed: so the outermost model does it first.
+        """
+        if self.known_layers == self.layers:
+            return
+        for layer in self.layers:
+            self._check(layer)
+            if not layer.name:
+                self._name(layer)
+        self._hand_out_streams(self.layers)
+        vars(self).update(known_layers=list(self.layers), output_shape=None)
+
+    def _hand_out_streams(self, layers):
+        """Give each part without a random stream this model's."""
+        for layer in layers:
+            for module in layer.modules():
+                if isinstance(module, (Dense, Dropout)) and module.rng is None:
+                    module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
 
     def forward(self, x):
         """Send x through all layers. A layer's complaint is passed on with where its input came from."""
+        if self.known_layers != self.layers:
+            self.settle_new_layers()
         first = x
-        if self.input_shape is None:
-            self._hand_out_streams()
         for i, layer in enumerate(self.layers):
             try:
                 x = layer(x)
             except ValueError as error:
-                source = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else "straight from the data"
-                raise ValueError(f"layer {i}, {error}; its input comes {source}") from error
-        if self.input_shape is None:
-            self.input_shape = first.shape[1:]
+                raise self._complaint(i, error, first) from error
+        if self.output_shape is None and isinstance(x, (np.ndarray, Tensor)):
+            vars(self).update(seen_shape=first.shape[1:], output_shape=x.shape[1:])
         return x
 
-    def _hand_out_streams(self):
-        """Give each layer without a random stream this model's. At the first forward, so that the outermost model does it."""
-        for module in self.modules():
-            if isinstance(module, (Dense, Dropout)) and module.rng is None:
-                module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
+    def _complaint(self, i, error, first=None):
+        """The error of layer i, with where its input came from; first: the input of the model."""
+        text, shape = f"layer {i}, {error}", self.input_shape
+        text = text.removesuffix(DATA)  # said by a Sequential in here, of its first layer
+        if "; its input comes" not in text:
+            before = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else ""
+            text += f"; its input comes {before}" if i else DATA
+        if shape is None or first is None:
+            return ValueError(text)
+        if first.shape[1:] != shape and first.size == math.prod(shape):
+            text += f". If this is one sample, write x.reshape{(1, *shape)}, a batch of one"
+        elif i and first.shape[1:] != shape:
+            axes = ", ".join(map(str, shape))
+            text += f". The model takes data of shape (n, {axes}), got {first.shape}"
+        return ValueError(text)
+
+    def __len__(self):
+        return len(self.layers)
+
+    def __bool__(self):  # a model without layers is a model, too
+        return True
+
+    def __iter__(self):
+        return iter(self.layers)
+
+    def __getitem__(self, index):
+        if not isinstance(index, (int, np.integer, slice)):
+            raise TypeError("model[0] is the first layer and model[:-1] a Sequential of all but "
+                            f"the last, got {index!r}; by name: {{layer.name: layer for layer in "
+                            f"model}}[{index!r}]")
+        if not isinstance(index, slice):
+            return self.layers[index]
+        part = Sequential()
+        part.layers, part.training = self.layers[index], self.training
+        for stream in ("weights_rng", "shuffle_rng", "dropout_rng"):
+            setattr(part, stream, getattr(self, stream))
+        part.seen_shape = self.seen_shape if len(part) and part[0] is self[0] else None
+        return part
+
+    def get_weights(self):
+        """Copies of all parameters and buffers, a list as in Keras; state_dict() has the names."""
+        return list(self.state_dict().values())
+
+    def set_weights(self, arrays):
+        """Take over what get_weights of a model of the same layers returned; else ValueError."""
+        names = list(self.state_dict())
+        if len(names) != len(arrays):
+            raise ValueError(f"the model has {len(names)} arrays ({', '.join(names)}), got "
+                             f"{len(arrays)}")
+        self.load_state_dict(dict(zip(names, arrays)))
+
+    def save(self, path):
+        """Write layers and weights into one .npz or .safetensors file: see `saving.py`."""
+        saving.save(path, self, Sequential)
+
+    @_OfTheClass
+    def load(cls, path):
+        """The model that save wrote, as a new one, to be compiled again. ValueError if damaged."""
+        return saving.load(path, Sequential)
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
         """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions.
 
         Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy" and
         "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax. Returns self.
+
+        Compile again after the layers have changed: if the optimizer is the one of the latest fit, it
+        takes over the Parameters that the model has now, and starts afresh.
         """
-        if isinstance(optimizer, str):
-            optimizer = lookup(optimizer.lower(), OPTIMIZERS, "optimizer")()
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer is a name or an object like optim.SGD(lr=0.1), got {optimizer!r}")
-        metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
-        training.named_metrics(metrics, loss)  # complains about unknown names
-        self.loss, self.optimizer, self.metrics = lookup(loss, training.LOSSES, "loss"), optimizer, metrics
+        for name, value in (("optimizer", optimizer), ("loss", loss)):
+            if value is None:
+                raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got "
+                                "None")
+        optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
+        if optimizer is self.trained_by and not trains(optimizer, self, loss):
+            optimizer.parameters = None  # the next fit gives it those that the model has now
+        self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
 
     def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0, validation_data=None,
@@ -91,11 +265,9 @@ class Sequential(Module):
         validation_split: the share of the samples, the last ones, to validate on instead of training.
         """
         self._need_compile()
-        if not 0 <= validation_split < 1:
-            raise ValueError(f"validation_split is a share of the samples, from 0 up to but not 1, got {validation_split!r}")
-        if validation_split and validation_data is None:
-            kept = len(x) - int(len(x) * validation_split)
-            x, y, validation_data = x[:kept], y[:kept], (x[kept:], y[kept:])
+        shuffle = as_flag("shuffle")(shuffle)
+        if validation_split != 0 and validation_data is None:
+            (x, y), validation_data = training.hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch, verbose=verbose)
@@ -125,7 +297,9 @@ class Sequential(Module):
     def load_checkpoint(self, path):
         """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
         self._need_compile()
-        return checkpoints.load_checkpoint(path, self, self.optimizer)
+        epochs = checkpoints.load_checkpoint(path, self, self.optimizer)
+        self.trained_by = self.optimizer  # as if fit had trained the epochs of the file
+        return epochs
 
     def explain_batchnorm(self):
         """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""
@@ -146,6 +320,7 @@ class Sequential(Module):
             raise RuntimeError("summary() needs the shape of the input: give the first layer input_shape, call "
                                "model.build(input_shape), or send one batch through first")
         rows = [("Layer (type)", "Output Shape", "Param #")]
+        self.settle_new_layers()
         x = np.zeros((1, *self.input_shape), np.float32)
         with evaluation(self), no_grad():
             for layer in self.layers:
@@ -154,7 +329,7 @@ class Sequential(Module):
         return rows
 
     def _need_compile(self):
-        if self.loss is None:
+        if self.loss is None or self.optimizer is None:
             raise RuntimeError("the model is not compiled: call model.compile(optimizer=..., loss=..., metrics=[...]) first")
 
 

@@ -107,9 +107,8 @@ def test_the_optimizer_goes_on_with_the_restored_weights():
 
 # --- The other callbacks --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("lr", [0.8, lambda step: 0.8], ids=["a number", "a function of the step"])
-def test_a_schedule_sets_the_rate_of_each_epoch_and_sees_the_old_one(lr):
-    seen, optimizer = [], optim.SGD(lr=lr)
+def test_a_schedule_sets_the_rate_of_each_epoch_and_sees_the_old_one():
+    seen, optimizer = [], optim.SGD(lr=0.8)
     schedule = LearningRateScheduler(lambda epoch, lr: lr if epoch < 2 else np.float64(lr / 2))
     spy = LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(optimizer.lr))
     net(optimizer).fit(X, Y, epochs=4, batch_size=96, verbose=0, callbacks=[schedule, spy])
@@ -358,3 +357,143 @@ def test_a_model_that_grows_trains_its_new_layer_with_the_same_optimizer():
     before = model.layers[-1].kernel.data.copy()
     model.compile(optimizer).fit(x, y, verbose=0)
     assert not np.array_equal(model.layers[-1].kernel.data, before)
+
+
+# --- Settings, names and hooks are checked before any training -------------------------------------------
+
+@pytest.mark.parametrize("call", [
+    lambda: EarlyStopping(patience=-1), lambda: EarlyStopping(patience="3"), lambda: EarlyStopping(patience=2.0),
+    lambda: EarlyStopping(patience=True), lambda: EarlyStopping(min_delta=-1), lambda: EarlyStopping(min_delta=np.nan),
+    lambda: EarlyStopping(min_delta=np.inf), lambda: EarlyStopping(min_delta="0"), lambda: EarlyStopping(3),
+    lambda: EarlyStopping(restore_best_weights="False"), lambda: ModelCheckpoint("w.npz", save_best_only="yes"),
+    lambda: EarlyStopping("val_quality"), lambda: LearningRateScheduler(0.1), lambda: LearningRateScheduler(lambda step: 0.1)])
+def test_settings_of_callbacks_are_checked(call):
+    with pytest.raises((TypeError, ValueError)):
+        call()
+
+
+def test_auto_knows_scores_from_losses():
+    for name, sign in (("val_f1", -1), ("val_auc", -1), ("top5_accuracy", -1), ("val_mae", 1), ("cross_entropy_loss", 1)):
+        assert EarlyStopping(name).sign == sign
+    assert EarlyStopping("val_quality", mode="max").sign == -1
+
+
+class Quiet(Callback):
+    """What a test gives it as a method, and whether it was trained."""
+
+
+@pytest.mark.parametrize("name, hook", [
+    ("on_batch_end", lambda self, batch, logs=None: None), ("on_epochs_end", lambda self, epoch, logs=None: None),
+    ("epoch_end", lambda self, epoch, logs=None: None), ("on_epoch_end", lambda self, epoch: None), ("on_epoch_end", 3)])
+def test_a_hook_that_fit_would_not_call_is_named(name, hook):
+    model = net()
+    with pytest.raises(TypeError, match=name):
+        model.fit(X, Y, verbose=0, callbacks=[type("Mine", (Quiet,), {name: hook})()])
+    assert not hasattr(model, "history")
+
+
+def test_a_method_of_ones_own_may_begin_with_on():
+    net().fit(X, Y, verbose=0, callbacks=[type("Mine", (Quiet,), {"on_improvement": lambda self: None})()])
+
+
+@pytest.mark.parametrize("name", ["e{epoch}-{val_acc:.2f}.npz", "e{}.npz", "e{0}.npz", "e{epoch:zz}.npz", "e{epoch.npz", "w.{epoch}"])
+def test_fields_of_a_path_are_checked_before_training(name, tmp_path):
+    done = []
+    with pytest.raises(ValueError):
+        net().fit(X, Y, verbose=0, callbacks=[LambdaCallback(on_epoch_end=lambda epoch, logs: done.append(epoch)),
+                                              ModelCheckpoint(tmp_path / name)])
+    assert done == []
+
+
+def test_braces_in_a_folders_name_are_braces(tmp_path):
+    (tmp_path / "run{1}").mkdir()
+    net().fit(X, Y, verbose=0, callbacks=[ModelCheckpoint(tmp_path / "run{1}" / "e{epoch}-{loss:.1f}.npz")])
+    assert len(list((tmp_path / "run{1}").glob("e1-*.npz"))) == 1
+
+
+def test_a_metric_that_is_missing_is_not_blamed_on_validation_data():
+    done = LambdaCallback(on_epoch_end=lambda epoch, logs: 1 / 0)
+    with pytest.raises(ValueError, match="metrics=") as caught:
+        net(metrics=()).fit(X, Y, verbose=0, validation_data=OTHER, callbacks=[done, EarlyStopping("val_accuracy")])
+    assert "validation_data" not in str(caught.value)
+
+
+def test_a_callback_may_add_the_number_that_another_watches():
+    add = LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(mine=epoch))
+    stop = EarlyStopping("mine", mode="max", patience=5)
+    net().fit(X, Y, epochs=3, verbose=0, callbacks=[add, stop])
+    assert stop.best == 2
+
+
+def test_a_schedule_of_the_optimizer_is_not_replaced():
+    optimizer = optim.SGD(lr=lambda step: 0.1)
+    with pytest.raises(TypeError, match="schedule"):
+        net(optimizer).fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch, lr: lr)])
+    assert callable(optimizer.lr)
+
+
+def test_scores_that_are_nan_restore_nothing():
+    spy, stop, model = Scores([np.nan] * 3), EarlyStopping(patience=5), net()
+    model.fit(X, Y, epochs=3, verbose=0, callbacks=[spy, stop])
+    assert stop.best_epoch is None and same(model.state_dict(), spy.weights[-1])
+
+
+def test_stopping_before_an_epoch_trains_nothing_more_and_belongs_to_the_model():
+    model = net()
+    stop = LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(model, "stop_training", epoch == 1))
+    assert model.fit(X, Y, epochs=3, verbose=0, callbacks=[stop]).epoch == [0]
+    with pytest.raises(AttributeError, match="self.model.stop_training"):
+        stop.stop_training = True
+
+
+def test_a_callback_that_replaces_the_model_is_told():
+    class Mine(Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model = net()
+
+    with pytest.raises(RuntimeError, match="replaced self.model"):
+        net().fit(X, Y, verbose=0, callbacks=[Mine()])
+
+
+def test_a_history_reads_as_a_table_and_as_a_dict():
+    history = net().fit(X, Y, epochs=2, verbose=0, validation_data=OTHER)
+    assert history["loss"] is history.history["loss"] and "val_loss" in history
+    lines = str(history).splitlines()
+    assert lines[0].split() == ["epoch", *history.history] and [line.split()[0] for line in lines[1:]] == ["1", "2"]
+    with pytest.raises(KeyError, match="val_accuracy"):
+        history["acc"]
+    with pytest.raises(AttributeError, match="history.history"):
+        history.keys()
+
+
+PSEUDO_TERMINAL = """
+import fcntl, os, pty, struct, sys, termios
+pid, fd = pty.fork()
+if pid == 0:
+    sys.stdin.readline()
+    import numpy as np
+    from minidl import Dense, Sequential
+    x = np.random.default_rng(0).normal(0, 1, (64, 4)).astype("f")
+    model = Sequential([Dense(2)]).compile("sgd", "cross_entropy", ["accuracy"])
+    model.fit(x, (x[:, 0] > 0).astype(int), validation_split=0.5)
+    sys.exit()
+fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+os.write(fd, b"go\\n")
+try:
+    while piece := os.read(fd, 4096):
+        os.write(1, piece)
+except OSError:
+    pass
+os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pty")
+@pytest.mark.parametrize("columns", [80, 60, 40])
+def test_no_number_is_cut_off_on_a_narrow_terminal(columns):
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    out = subprocess.run([sys.executable, "-c", PSEUDO_TERMINAL.replace("COLUMNS", str(columns))], capture_output=True, text=True,
+                         env={**environment, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}, encoding="utf-8").stdout
+    last = [piece for piece in out.replace("\n", "\r").split("\r") if piece.strip()][-1]
+    assert last.startswith("Epoch 1/1 - 1/1 - ")
+    assert all(f"{name}: " in last for name in ("loss", "accuracy", "val_loss", "val_accuracy"))

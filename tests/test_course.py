@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +130,118 @@ def test_no_line_of_a_lesson_is_lost_and_every_line_keeps_its_number(path):
     assert list(filter(None, (line.strip("# ") for line in seen))) == list(filter(None, expected))
 
 
+WRITTEN = "# %% [markdown]\n# # 1. Größe: warum?\n#\n# Satz.\n\n# %%\nx = 'é'\nprint(x)\n\n# %%\ny = 2"
+CELLS = [("# 1. Größe: warum?\n\nSatz.", "x = 'é'\nprint(x)", 7), ("", "y = 2", 11)]
+
+
+@pytest.mark.parametrize("content", [
+    WRITTEN.encode(), WRITTEN.encode("utf-8-sig"),
+                                     WRITTEN.replace("\n", "\r\n").encode("utf-8-sig"),
+    WRITTEN.replace("\n", "\r").encode(), (WRITTEN + "\n\n\n").encode()],
+                         ids=["plain", "mark", "Windows", "old Mac", "newlines"])
+def test_a_lesson_reads_the_same_however_an_editor_saved_it(content, tmp_path):
+    (tmp_path / "own.py").write_bytes(content)
+    assert course.cells(tmp_path / "own.py")[:-1] == CELLS
+
+
+def test_a_lesson_may_name_its_encoding(tmp_path):
+    (tmp_path / "own.py").write_bytes(b"# -*- coding: latin-1 -*-\n" + WRITTEN.encode("latin-1"))
+    assert course.cells(tmp_path / "own.py")[:-1] == [(prose, code, line + 1) for prose, code,
+                                                      line in CELLS]
+
+
+@pytest.mark.parametrize("content, message", [
+    (WRITTEN.encode("latin-1"), "own.py, line 2: the byte 0xf6 is not UTF-8, so Python cannot run "
+                                "it: save the file as UTF-8"),
+    (("x = 1\n" * 9 + "y = 'é'\n").encode("latin-1"),
+     "own.py, line 10: the byte 0xe9 is not UTF-8"),
+    (b"# coding: ascii\n# %%\nx = '\xc3\xa9'\n", "own.py, line 3: the byte 0xc3 is not ASCII, "
+                                                 ".*its first lines say ascii"),
+    (WRITTEN.encode("utf-16"), "own.py is saved as UTF-16"),
+                                              (WRITTEN.encode("utf-16-be"), "own.py is saved as "
+                                                                            "UTF-16"),
+    (b"# coding: klingon\n",
+     "own.py: Python cannot read its first lines, unknown encoding: klingon"),
+    (b"\xef\xbb\xbf# coding: latin-1\n", "own.py: Python cannot read its first lines, encoding "
+                                         "problem"),
+    (b"# %%\nx = 1\n\0y = 2\n", "own.py, line 3: Python cannot run a file with a zero byte")])
+def test_what_python_cannot_read_is_said_with_its_line(content, message, tmp_path, capsys,
+                                                       monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        course.cells(Path("own.py"))
+    assert subprocess.run([sys.executable, "own.py"],
+                          capture_output=True).returncode == 1, "Python's own judgement"
+    for way in ([], ["--run"], ["--notebook", "books"], ["--html", "pages"]):
+        assert cli.main(["lesson", "./own.py", *way]) == 1
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_marks_of_cells_are_those_of_jupytext(tmp_path):
+    (tmp_path / "own.py").write_text("""#%%
+a = 1
+#%% a title
+b = 1
+# %%\ttabbed
+c = 1
+# %% [md]
+# one
+#%%[markdown]
+# two
+# %% a title [markdown] tags=["x"]
+# three
+# %% tags=["y"] z=[md1]
+d = 1
+# %%time
+# %matplotlib inline
+# %%%% a level below
+e = 1
+if e:
+    # %%
+    f = 1
+""")
+    assert [(cell.prose, cell.code.replace("\n", ";"))
+            for cell in course.cells(tmp_path / "own.py")] == [
+        ("", "a = 1"), ("", "b = 1"), ("", "c = 1"), ("one\n\ntwo\n\nthree", "d = 1;# %%time;# "
+                                                                             "%matplotlib inline"),
+        ("", "e = 1;if e:;    # %%;    f = 1"), ("", "")]
+
+
+def test_a_mark_within_a_text_in_quotes_is_no_mark(tmp_path):
+    text = '# %%\nx = """\n# %% [markdown]\n# no prose\n# %%\n"""\n# %%\ny = f\'\'\'\n# %%\n{x}\'\'\'\n'
+    (tmp_path / "own.py").write_text(text)
+    assert [(cell.line, cell.code.count("\n") + 1)
+            for cell in course.cells(tmp_path / "own.py")[:-1]] == [(2, 5), (8, 3)]
+    namespace = {}
+    for cell in course.cells(tmp_path / "own.py"):
+        exec(cell.code, namespace)
+    expected = {}
+    exec(text, expected)
+    assert (namespace["x"], namespace["y"]) == (expected["x"], expected["y"])
+
+
+def test_prose_in_quotes_settings_on_top_and_code_that_follows_prose(tmp_path):
+    """As jupytext may write them; and what Python would run is code, also where a mark was forgotten."""
+    (tmp_path / "own.py").write_text('#!/usr/bin/env python\n# ---\n# jupyter: {}\n# ---\n\n# %% '
+                                     '[markdown]\n"""\n# 1. T: q?\n"""\n'
+                                     "# %% [markdown]\n# Then:\n\nx = 1\n# why\ny = 2\n")
+    assert course.cells(tmp_path / "own.py")[:-1] == [("# 1. T: q?\n\nThen:",
+                                                       "x = 1\n# why\ny = 2", 13)]
+
+
+@pytest.mark.parametrize("text, codes",
+                         [("", []), ("\n", []), ("# %%", []), ("# %%\n# %%\n", []),
+                          ("# a comment", ["# a comment"]),
+                                         ("x = 1", ["x = 1"]), ("\tx = 1", ["\tx = 1"]),
+                                         ("# %%\nx = (\n# %%\ny = ]\n# %%\nz",
+                                          ["x = (", "y = ]", "z"]),
+                                         ('# %%\nx = """\n# %%\ny', ['x = """', "y"])])
+def test_lessons_of_little_and_of_broken_code(text, codes, tmp_path):
+    (tmp_path / "own.py").write_text(text)
+    assert [cell.code for cell in course.cells(tmp_path / "own.py")][:-1] == codes
+
+
 def test_code_before_the_first_mark_is_a_cell_at_line_1(tmp_path):
     (tmp_path / "own.py").write_text("x = 1\n# %%\n\ny = 2\n")
     assert course.cells(tmp_path / "own.py")[:-1] == [("", "x = 1", 1), ("", "y = 2", 4)]
@@ -245,6 +358,163 @@ def test_run_gives_the_lessons_exit_code_and_its_own_line_numbers(small):
     assert "line 22, in <module>" in result.stderr and "line 19, in broken" in result.stderr
     assert "course.py" not in result.stderr
     assert minidl("lesson", "./04_figure.py", "--run").returncode == 1
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_lesson_of_ones_own_runs_as_python_runs_it(newline, small):
+    """In a folder with a space and an accent, beside a file that it imports; lines keep their numbers."""
+    folder = small.parent / "mine é" / "sub folder"
+    folder.mkdir(parents=True)
+    (folder / "mine_helper.py").write_text("WORD = 'helped'\n")
+    text = ("# %%\nfrom __future__ import annotations\nimport mine_helper\n# "
+            "%%\nprint(mine_helper.WORD)\n"
+            "def f(x: nothing): return 1 / x\n# %%\n\nf(0)\n")
+    (folder / "own.py").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", newline).encode())
+    relative = "mine é/sub folder/own.py"
+    python = subprocess.run([sys.executable, relative], capture_output=True, encoding="utf-8")
+    for way, typed in (("--run", None), (None, "\n\n\n")):
+        result = minidl("lesson", relative, *filter(None, [way]), input=typed)
+        assert "helped" in result.stdout and result.stderr.split('", ')[1:] == python.stderr.split('", ')[1:]
+        assert "line 9, in <module>" in result.stderr and "line 6, in f" in result.stderr
+    assert minidl("lesson", relative, "--run").returncode == python.returncode == 1
+
+
+STREAMS = [("lessons >&-", 0), ("lessons >/dev/full", 1), ("data >/dev/full", 1),
+           ("doctor >/dev/full", 1), ("lessons | true", None),
+           ("doctor 2>&- >/dev/null", 0), ("lesson 99 2>&-", 1),
+           ("lesson ./good.py <&- >/dev/null", 0),
+           ("lesson ./good.py --run <&- >&- 2>&-", 0), ("lesson ./good.py --run >&-", 0),
+           ("lesson ./good.py --run >/dev/full", 1),
+           ("lesson ./good.py --run | head -1", None), ("lesson ./good.py --all | true", None),
+           ("lesson ./good.py --all >/dev/full", 1),
+           ("lesson ./good.py --all >&-", 0), ("lesson ./good.py | head -1", None),
+           ("lesson ./04_figure.py --run >&-", 1)]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command, code", STREAMS, ids=[command for command, _ in STREAMS])
+def test_closed_full_and_broken_streams_end_in_one_sentence(command, code, unbuffered, small,
+                                                            monkeypatch):
+    """Whether Python keeps what is printed for a while or not."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    (small.parent / "good.py").write_text("# %%\nfrom minidl.lessonkit import Lesson\nlesson = "
+                                          "Lesson('good')\n"
+                                          + "# %%\nfor _ in range(3000):\n    print('a line of ten')\n" * 3 + "lesson.finish()\n")
+    result = subprocess.run(["bash", "-c", f'"$0" -m minidl {command}', sys.executable],
+                            stdin=subprocess.DEVNULL, capture_output=True,
+                            text=True)
+    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    assert result.stderr.count("\n") <= 1
+    assert code is None or result.returncode == code
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+@pytest.mark.parametrize("command, code",
+                         [("| head -1", 1), (">/dev/full", 1), (">&-", 0), ("2>&- >/dev/null", 0),
+                          ("<&- >&- 2>&-", 0)])
+def test_a_lesson_run_as_a_script_ends_in_one_sentence_too(command, code, small):
+    (small.parent / "good.py").write_text("from minidl.lessonkit import Lesson\nlesson = "
+                                          "Lesson('good')\n"
+                                          "for _ in range(9000):\n    print('a line of ten "
+                                          "é')\nlesson.finish()\n")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(["bash", "-c", f'"$0" good.py {command}; exit ${{PIPESTATUS[0]}}',
+                             sys.executable], capture_output=True,
+                            text=True, env=environment)
+    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    assert result.stderr.count("\n") <= 1
+    assert result.returncode == code and ("stopped" in result.stderr) == bool(code)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
+@pytest.mark.parametrize("command",
+                         [["slow.py"], ["-m", "minidl", "lesson", "./slow.py", "--run"]],
+                         ids=["script", "--run"])
+def test_ctrl_c_ends_a_lesson_in_one_word(command, small):
+    (small.parent / "slow.py").write_text("# %%\nfrom minidl.lessonkit import Lesson\nimport "
+                                          "time\nlesson = Lesson('slow')\n"
+                                          "print('started', flush=True)\ntime.sleep(60)\n")
+    reset = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", reset, sys.executable, *command],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True, start_new_session=True) as lesson:
+        assert lesson.stdout.readline() == "started\n"
+        os.killpg(lesson.pid, signal.SIGINT)
+        _, errors = lesson.communicate(timeout=60)
+    assert errors.strip().startswith("interrupted") and errors.strip().count("\n") == 0
+    assert lesson.returncode in (130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["lesson", "0"], "no lesson matches '0'"), (["lesson", "99"], "no lesson matches '99'"),
+                                            (["lesson", ""], "several lessons match ''"),
+    (["lesson", "7.5"], "no lesson matches '7.5'"), (["lesson", "-1"], "no lesson matches '-1'"),
+    (["lesson", "my/07.py"], "there is no lesson my/07.py: a lesson of your own is named by the "
+                             "path of its .py file"),
+    (["lesson", "x.ipynb"], "there is no lesson x.ipynb"),
+                                            (["lesson", "7", "--copy", ""], "name a folder to "
+                                                                            "write into"),
+    (["lesson", "7", "--copy", "03_small.py"], "nothing written: 03_small.py is a file; name a new "
+                                               "folder"),
+    (["lesson", "7", "--html", "03_small.py/x"], "nothing written: "),
+    (["data", "--pack", "missing/sets.zip"], "cannot write 'missing/sets.zip': there is no folder "
+                                             "missing"),
+    (["data", "--pack", ""], "cannot write '': name a file"),
+                                            (["data", "mnist", "--unpack", "x.zip"], "leave mnist "
+                                                                                     "out")])
+def test_what_cannot_be_done_is_said_before_any_work(words, message, small, capsys):
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert message in err and not out and "Errno" not in err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="nothing is locked for root")
+def test_a_folder_that_cannot_be_written_is_said_before_the_lessons_run(small, capsys):
+    (small.parent / "locked").mkdir(mode=0o500)
+    assert cli.main(["lesson", "./03_small.py", "--html", "locked"]) == 1
+    assert "locked cannot be written" in capsys.readouterr().err
+
+
+def test_the_browser_is_told_that_it_has_no_processes(small, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "emscripten")
+    for way in ([], ["--run"], ["--all"], ["--html", "pages"]):
+        assert cli.main(["lesson", "./03_small.py", *way]) == 1
+        assert "a browser has none: open the lesson as a notebook" in capsys.readouterr().err
+    cli.main(["doctor"])
+    assert "in the browser: 20 times slower, no processes" in capsys.readouterr().out
+
+
+def test_lesson_1_leaves_the_browsers_stack_alone_and_puts_the_limit_back():
+    """There its recursion would overflow before Python's limit."""
+    path = next(path for path in LESSONS if path.stem.startswith("01"))
+    cell = next(cell.code for cell in course.cells(path) if "recursion gave up" in cell.code)
+    limit, seen = sys.getrecursionlimit(), []
+
+    class Weight:
+        grad = 10_001.0
+
+        def __add__(self, other):
+            return self
+
+        def backward(self):
+            assert sys.getrecursionlimit() == limit
+
+    namespace = {"Tensor": lambda *args, **options: Weight(), "here": 0.5, "sys": sys,
+                 "by_recursion": lambda *args: seen.append(sys.getrecursionlimit()) or 0.0}
+    with pytest.MonkeyPatch.context() as patch:
+        exec(cell, namespace)
+        patch.setattr(sys, "platform", "emscripten")
+        exec(cell, namespace)
+    assert seen[0] == limit and seen[1] <= 300 and sys.getrecursionlimit() == limit
+
+
+@pytest.mark.parametrize("path", [*LESSONS, *sorted((PROJECT / "minidl").glob("*.py"))],
+                         ids=lambda path: path.stem)
+def test_labels_are_counted_as_32_bit_machines_need_it(path):
+    """np.bincount takes no int64 there, as in the browser, and labels are int64."""
+    for match in re.finditer(r"np\.bincount\((.*)", path.read_text(encoding="utf-8")):
+        assert "astype(np.intp)" in match[1] or "epoch" in match[1]
 
 
 def test_all_prints_a_line_for_each_lesson_and_why_it_failed(small, monkeypatch, capfd):
@@ -446,3 +716,32 @@ def test_the_doctor_wants_what_the_installation_wants():
     config.read(PROJECT / "setup.cfg")
     wanted = dict(line.split(">=") for line in config["options"]["install_requires"].split())
     assert wanted == {name: ".".join(map(str, version)) for name, version in cli.NEEDED.items()}
+
+
+def test_the_doctor_goes_on_without_a_home(tmp_path):
+    """No HOME, and a user that the system does not know, as in a container."""
+    environment = {key: value for key, value in os.environ.items()
+                   if key not in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "KERAS_HOME")}
+    environment |= {"PYTHONPATH": str(PROJECT)}
+    nobody = "import os, pwd, runpy, sys\npwd.getpwuid = lambda uid: {}[uid]\nsys.argv[1:] = ['doctor']\n"
+    code = nobody + "runpy.run_module('minidl', run_name='__main__')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                            env=environment, cwd=tmp_path)
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert "set XDG_CACHE_HOME" in lines["cache"] and "terminal" in lines and "Traceback" not in result.stderr
+    assert result.returncode == 1 and not (tmp_path / "~").exists()
+
+
+def test_the_doctor_goes_on_where_nothing_says_where_downloads_go(monkeypatch):
+    for error in (RuntimeError, FileNotFoundError, ValueError):
+        def cache():
+            raise error("there is no home\nset it")
+        monkeypatch.setattr(cli.data, "cache", cache)
+        found, advice = cli._cache()
+        assert found == "no folder for downloads (there is no home)" and "XDG_CACHE_HOME" in advice
+
+
+
+def test_the_doctor_knows_no_blas_where_numpy_names_none(monkeypatch):
+    monkeypatch.setattr(cli.np, "show_config", lambda mode: {})
+    assert cli._blas()[0].startswith("unknown")

@@ -1,13 +1,15 @@
 """The data: that no file, however damaged, gives anything but images or a clear error."""
 
 import gzip
+import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minidl import data
+from minidl import Tensor, cli, data, plotting, published
 
 DATASETS = Path(__file__).parent.parent / "datasets"
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
@@ -78,6 +80,69 @@ def test_a_wrong_folder_in_the_environment_is_not_passed_over(tmp_path, monkeypa
     monkeypatch.setenv("MINIDL_DATA", str(tmp_path / "typo"))
     with pytest.raises(FileNotFoundError, match="MINIDL_DATA"):
         data.load("digits")
+
+
+@pytest.mark.parametrize(
+    "variable", ["MINIDL_DATA", "XDG_CACHE_HOME", "KERAS_HOME", "MINIDL_FIGURES"]
+)
+def test_a_home_folder_in_the_environment_is_the_home_folder(tmp_path, monkeypatch, variable):
+    """As a Dockerfile or a file of settings writes it, where no shell replaces ~."""
+    monkeypatch.chdir(tmp_path)
+    (Path.home() / "own" / "datasets").mkdir(parents=True)
+    monkeypatch.setenv(variable, "~/own")
+    found, unusable = data.find("mnist")
+    assert found is None and len(unusable) == (variable == "MINIDL_DATA")
+    assert (plotting.folder() == Path.home() / "own") == (variable == "MINIDL_FIGURES")
+    assert (data.cache() == Path.home() / "own" / "minidl") == (variable == "XDG_CACHE_HOME")
+    assert "~" not in os.listdir(tmp_path)
+
+
+def test_without_a_home_folder_the_digits_are_there_and_what_needs_one_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("KERAS_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert len(data.load("digits")[0][0]) == 10_000
+    for call in (data.cache, lambda: data.load("mnist")):
+        with pytest.raises(
+            FileNotFoundError, match=r"names no home folder .*XDG_CACHE_HOME can name one"
+        ):
+            call()
+    monkeypatch.setenv("MINIDL_DATA", "~/sets")
+    with pytest.raises(FileNotFoundError, match="names no home folder"):
+        data.load("digits")
+    monkeypatch.delenv("MINIDL_DATA")
+    assert (
+        cli.main(["data"]) == 0
+        and cli.main(["data", "mnist"]) == 1
+        and cli.main(["doctor"]) in (0, 1)
+    )
+    out, error = capsys.readouterr()
+    assert (
+        "set XDG_CACHE_HOME to a folder of yours" in out and "XDG_CACHE_HOME can name one" in error
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_copy_at_home_that_announces_more_than_the_published_set_is_not_unpacked(monkeypatch):
+    """Deflated zeros and noise: by the file's size alone, 200 times that would be believed."""
+    (Path.home() / "datasets").mkdir()
+    path = Path.home() / "datasets" / "mnist.npz"
+    x = np.zeros((150_000, 28, 28), np.uint8)
+    x[:2000] = np.random.default_rng(0).integers(0, 256, (2000, 28, 28))
+    y = np.zeros(150_000, np.uint8)
+    np.savez_compressed(path, x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
+    del x
+    tracemalloc.start()
+    try:
+        _, unusable = data.find("mnist")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000 + path.stat().st_size
+    finally:
+        tracemalloc.stop()
+    assert len(unusable) == 1 and f"at most {data.LARGEST:,} are believed" in unusable[0]
+    assert data.LARGEST < 3 * sum(published.SIZES)
 
 
 def test_half_a_pair_is_an_error_and_not_another_experiment(tmp_path):
@@ -181,6 +246,55 @@ def test_shuffling_is_of_samples_and_new_each_epoch():
     assert any(np.diff(batch).max() > 1 for batch in first)
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.0, "32", True, None, np.nan, [32]])
+def test_a_size_of_batches_that_is_none_is_refused(size):
+    with pytest.raises(ValueError, match="size of batches is a whole number"):
+        data.batches(np.zeros((4, 2)), np.zeros(4), size)
+    assert len(list(data.batches(np.zeros((4, 2)), np.zeros(4), np.int64(2)))) == 2
+
+
+@pytest.mark.parametrize(
+    "x, y, rng, kind, fault",
+    [
+        (np.zeros((0, 2)), np.zeros(0), None, ValueError, "need samples"),
+        (np.zeros((3, 2)), np.zeros(4), None, ValueError, "4 labels"),
+        (3.0, 4.0, None, ValueError, "one entry per sample"),
+        (np.zeros((3, 2)), np.zeros(3), 0, TypeError, "rng is a NumPy Generator"),
+    ],
+)
+def test_wrong_batches_are_refused_when_they_are_asked_for(x, y, rng, kind, fault):
+    """And not at the first of them, which may come much later."""
+    with pytest.raises(kind, match=fault):
+        data.batches(x, y, 2, rng)
+
+
+class Table:
+    """As pandas has it: an index takes columns, and NumPy can make an array of it."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+    def __getitem__(self, chosen):
+        return self.values[:, chosen]
+
+
+@pytest.mark.parametrize("make", [list, tuple, Table, Tensor])
+def test_batches_and_splits_of_lists_tables_and_tensors_are_those_of_the_arrays(make):
+    x, y, rng = np.arange(18.0).reshape(9, 2), np.arange(9.0), np.random.default_rng
+    expected = list(data.batches(x, y, 4, rng(0))) + list(data.split(x, y, 0.3))
+    found = list(data.batches(make(x), make(y) if make is not Table else y, 4, rng(0)))
+    found += data.split(make(x), make(y) if make is not Table else y, 0.3)
+    for one, two in zip(expected, found, strict=True):
+        for a, b in zip(one, two):
+            assert np.array_equal(a, b.data if make is Tensor else b)
+
+
 # --- Splitting, scaling, one-hot ----------------------------------------------------------------------
 
 def test_a_split_loses_and_doubles_nothing_and_is_the_same_for_the_same_seed():
@@ -197,6 +311,12 @@ def test_a_split_loses_and_doubles_nothing_and_is_the_same_for_the_same_seed():
 def test_a_split_that_leaves_one_side_empty_is_refused(x, y, share):
     with pytest.raises(ValueError, match="hold out"):
         data.split(x, y, share)
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.2, 1.5, 20, True, "0.2", None, np.nan, np.inf])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match="hold out is a number between 0 and 1|cannot hold out"):
+        data.split(np.zeros((10, 2)), np.zeros(10), share)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
@@ -218,6 +338,110 @@ def test_a_constant_feature_becomes_zero_and_not_nan():
     x[:, 1] = np.arange(1000)
     for fit in (data.standardization, data.min_max):
         assert np.abs(fit(x)(x)[:, 0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("fit", [data.standardization, data.min_max])
+@pytest.mark.parametrize("shape", [(5, 1), (5, 2), (5, 3, 1), (3, 5), (1,), (), (5, 4, 4), (5, 4)])
+def test_a_scaling_refuses_what_numpy_would_only_broadcast(fit, shape):
+    """A column against a row of three features became a table of all differences."""
+    with pytest.raises(ValueError, match=r"fitted on samples of shape \(3,\), but x of shape"):
+        fit(np.random.default_rng(0).random((7, 3)))(np.zeros(shape))
+
+
+@pytest.mark.parametrize("fit", [data.standardization, data.min_max])
+def test_a_scaling_takes_any_number_of_samples_of_the_shape_it_knows(fit):
+    x = np.random.default_rng(0).normal(5, 3, (50, 4, 3))
+    scaling = fit(x)
+    expected = (x - scaling.shift) / scaling.scale
+    for part in (np.s_[:], np.s_[:0], np.s_[0], np.s_[::-2], np.s_[:, ::-1]):
+        if part != np.s_[:, ::-1]:
+            assert np.array_equal(scaling(x[part]), expected[part])
+    assert np.array_equal(scaling(x.tolist()), expected.astype(np.float64))
+    assert np.array_equal(scaling(np.asfortranarray(x)), expected) and np.array_equal(
+        scaling(x[None]), expected[None]
+    )
+    assert fit(x, axis=None)(np.zeros((2, 9))).shape == (2, 9), "one number for all fits any shape"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("axis", [0, None])
+def test_scaling_piece_by_piece_gives_numpys_numbers(dtype, axis, monkeypatch):
+    monkeypatch.setattr(data, "PIECE", 64)
+    x = np.random.default_rng(0).normal(100, 20, (333, 5)).astype(dtype)
+    wide, kind = x.astype(np.float64), dtype if dtype is not np.uint8 else np.float32
+    assert np.allclose(data.standardization(x, axis).scale, wide.std(axis), rtol=1e-13)
+    assert np.array_equal(data.standardization(x, axis).shift, x.mean(axis, np.float64))
+    for scaling in (data.standardization(x, axis), data.min_max(x, axis)):
+        assert np.array_equal(scaling(x), ((wide - scaling.shift) / scaling.scale).astype(kind))
+
+
+@pytest.mark.parametrize("fit", [data.standardization, data.min_max])
+@pytest.mark.parametrize("axis", [0, None])
+def test_scaling_takes_no_memory_beside_its_result(fit, axis):
+    """Of MNIST, the two arrays of 64 bits that were made on the way took 750 MB."""
+    x = np.random.default_rng(0).integers(0, 256, (6000, 784), np.uint8)
+    fit(x[:9], axis)(x[:9])
+    tracemalloc.start()
+    try:
+        scaling = fit(x, axis)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        tracemalloc.reset_peak()
+        result = scaling(x)
+        assert tracemalloc.get_traced_memory()[1] < result.nbytes + 8_000_000
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        pixels = data._pixels(x)
+        assert tracemalloc.get_traced_memory()[1] - before < 1.1 * pixels.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "x, axis, kind, fault",
+    [
+        (np.array([[1.0, np.nan], [2, 3]]), 0, ValueError, "NaN or inf"),
+        (np.array([[1.0, np.inf], [2, 3]]), None, ValueError, "NaN or inf"),
+        (np.zeros((0, 3)), 0, ValueError, "at least one sample"),
+        (np.zeros((3, 0)), 0, ValueError, "at least one sample"),
+        (np.float64(3), 0, ValueError, "at least one sample"),
+        (np.array([["1"]]), 0, TypeError, "must hold numbers"),
+        (np.zeros((2, 2), complex), 0, TypeError, "must hold numbers"),
+        (np.array([[None]]), 0, TypeError, "must hold numbers"),
+        (np.eye(3), 1, ValueError, "axis is 0"),
+        (np.eye(3), -1, ValueError, "axis is 0"),
+        (np.eye(3), "0", ValueError, "axis is 0"),
+        (np.eye(3), (0, 1), ValueError, "axis is 0"),
+    ],
+)
+def test_data_that_cannot_be_scaled_are_refused(x, axis, kind, fault):
+    for fit in (data.standardization, data.min_max):
+        with pytest.raises(kind, match=fault):
+            fit(x, axis)
+
+
+@pytest.mark.parametrize(
+    "shift, scale", [(0, 0), (np.nan, 1), (0, np.inf), (np.zeros(3), np.array([1, 0, 1]))]
+)
+def test_a_scaling_of_ones_own_is_checked_too(shift, scale):
+    with pytest.raises(ValueError, match="finite numbers, and no scale of 0"):
+        data.Scaling(shift, scale)
+
+
+def test_one_hot_takes_no_memory_beside_its_rows():
+    y = np.arange(10_000) % 500
+    tracemalloc.start()
+    try:
+        rows = data.one_hot(y)
+        assert tracemalloc.get_traced_memory()[1] < rows.nbytes + 500_000
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(rows, np.eye(500, dtype=np.float32)[y])
+
+
+@pytest.mark.parametrize("classes", [3.0, "3", 0, -3, True, [3]])
+def test_one_hot_refuses_a_number_of_classes_that_is_none(classes):
+    with pytest.raises(ValueError, match="classes is how many there are"):
+        data.one_hot(np.zeros(2, int), classes)
 
 
 def test_one_hot_rows():

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, plotting, sweeps
+from minidl import Activation, BatchNorm, Dense, Module, Sequential, Tensor, data, experiments, plotting, sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -211,6 +211,208 @@ def test_a_comparison_with_a_cache_is_the_same_the_second_time(tmp_path):
                for what in ("losses", "accuracy", "seconds")), "even the seconds are those of the first time"
 
 
+RESULTS = {"float": 0.1, "nan": math.nan, "int": 3, "huge": 10 ** 30, "bool": True,
+           "text": "é\ud800", "none": None,
+           "list": [1, 2.5, [True, None]], "dict": {"a": [1]}, "numpy": np.float32(0.1),
+           "numpy bool": np.bool_(True),
+           "int64": np.int64(3), "array": np.arange(6, dtype=np.int16).reshape(2, 3),
+           "0-d": np.array(2.0), "empty": np.zeros((0, 3)),
+           "transposed": np.arange(6.0).reshape(2, 3).T, "with spaces: x": 1}
+
+
+def results_of_all_types(n):
+    return RESULTS
+
+
+def alike(one, two):
+    if isinstance(one, np.ndarray | np.generic):
+        kind = type(one) is type(two) and one.dtype == two.dtype and one.shape == two.shape
+        return kind and np.array_equal(one, two)
+    return repr(one) == repr(two) and type(one) is type(two)
+
+
+def test_a_result_from_the_cache_is_the_fresh_one_with_its_type(tmp_path):
+    fresh, kept = (experiments.sweep({"n": [1]}, results_of_all_types, cache=tmp_path).results[0]
+                   for _ in range(2))
+    assert list(fresh) == list(kept) == list(RESULTS)
+    assert [key for key in RESULTS
+            if not (alike(fresh[key], RESULTS[key]) and alike(kept[key], RESULTS[key]))] == []
+
+
+def a_tuple(n):
+    return {"value": (1, 2)}
+
+
+def a_tensor(n):
+    return {"value": Tensor(np.ones(3))}
+
+
+def a_complex(n):
+    return {"value": np.ones(2, complex)}
+
+
+def a_number_for_a_name(n):
+    return {0: 1}
+
+
+@pytest.mark.parametrize("job, kind, message", [
+    (a_tuple, TypeError, "'value' as tuple; return"), (a_tensor, TypeError, "'value' as Tensor; "
+                                                                            "return .numpy"),
+    (a_complex, ValueError, "complex128"), (a_number_for_a_name, TypeError, "need texts as names")])
+def test_a_result_that_would_come_back_as_something_else_is_not_kept(job, kind, message, tmp_path):
+    with pytest.raises(kind, match=message):
+        experiments.sweep({"n": [1]}, job, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage",
+                         [lambda b: b"", lambda b: b[:len(b) // 2], lambda b: b[:100] + b"\xff"
+                          + b[101:],
+                                    lambda b: b"nonsense"],
+                         ids=["empty", "half", "a byte", "nonsense"])
+def test_a_damaged_file_of_the_cache_is_done_again(damage, tmp_path, capsys):
+    first = experiments.sweep({"n": [1]}, results_of_all_types, cache=tmp_path)
+    path, = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    again = experiments.sweep({"n": [1]}, results_of_all_types, cache=tmp_path)
+    assert repr(again.results) == repr(first.results) and path.read_bytes() == whole
+    assert f"{path.name}" in capsys.readouterr().err
+
+
+def test_an_older_kind_of_file_is_done_again(tmp_path, capsys):
+    experiments.sweep({"n": [1]}, results_of_all_types, cache=tmp_path)
+    path, = tmp_path.iterdir()
+    np.savez(path, value=np.array(5))
+    assert list(experiments.sweep({"n": [1]}, results_of_all_types,
+                                  cache=tmp_path).results[0]) == list(RESULTS)
+    assert "done again" in capsys.readouterr().err
+
+
+def test_two_sweeps_at_once_share_a_folder(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        sweeps_at_once = [pool.submit(experiments.sweep, {"n": range(20)}, counted_slowly, None,
+                                      tmp_path) for _ in range(4)]
+        tables = [future.result().array("twice").tolist() for future in sweeps_at_once]
+    assert tables == [[2 * n for n in range(20)]] * 4 and len(list(tmp_path.iterdir())) == 20
+
+
+def counted_slowly(n):
+    time.sleep(0.001)
+    return {"twice": 2 * n}
+
+
+def test_a_cache_is_a_folder_wherever_the_workers_are(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="cache must name a folder"):
+        experiments.sweep({"n": [1]}, counted_slowly, cache=tmp_path / "file")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    experiments.sweep({"n": [1]}, counted_slowly, cache="~/kept")
+    experiments.sweep({"n": [1]}, counted_slowly, cache="kept")
+    assert len(list((tmp_path / "kept").iterdir())) == 1 and not (tmp_path / "~").exists()
+
+
+# --- Jobs are independent, and settings are checked ------------------------------
+
+def greedy(n, queue, weights):
+    weights += queue.pop()
+    return {"sum": weights.sum()}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_job_changes_what_the_next_one_gets(cached, tmp_path):
+    """As in another process, so that serial and parallel tables are the same."""
+    queue, weights = [1.0, 2.0, 3.0], np.zeros(2)
+    grid = {"n": range(3), "queue": [queue], "weights": [weights]}
+    for _, executor in executors():
+        with executor as pool:
+            result = experiments.sweep(grid, greedy, pool, tmp_path if cached else None)
+        assert result.array("sum").tolist() == [[[6.0]]] * 3
+        assert queue == [1.0, 2.0, 3.0] and not weights.any()
+    assert result.settings[0]["queue"] is queue
+
+
+class Stateful:
+    def __init__(self):
+        self.seen = 0
+
+    def run(self, n):
+        self.seen += 1
+        return {"seen": self.seen}
+
+
+def test_an_interrupted_sweep_of_an_object_that_changes_is_the_whole_one(tmp_path):
+    whole = experiments.sweep({"n": range(3)}, Stateful().run,
+                              cache=tmp_path / "whole").array("seen").tolist()
+    experiments.sweep({"n": range(2)}, Stateful().run, cache=tmp_path / "parts")
+    assert experiments.sweep({"n": range(3)}, Stateful().run,
+                             cache=tmp_path / "parts").array("seen").tolist() == whole
+
+
+def test_what_cannot_be_copied_is_shared():
+    import threading
+    lock = threading.Lock()
+    result = experiments.sweep({"lock": [lock]}, lambda lock: {"locked": lock.locked()})
+    assert result.results == [{"locked": False}]
+
+
+def test_results_that_make_no_table_say_which_jobs():
+    result = sweeps.Sweep({"n": [1, 2]}, [{"n": 1}, {"n": 2}], [{"a": [1], "b": 1}, {"a": [1, 2]}])
+    with pytest.raises(ValueError, match=r"'b' is not among the results of 1 of 2 jobs, the first "
+                                         r"with \{'n': 2\}"):
+        result.array("b")
+    with pytest.raises(ValueError, match=r"'a' has not the same shape in all jobs: \(1,\) with "
+                                         r"\{'n': 1\}, \(2,\)"):
+        result.array("a")
+
+
+def test_a_result_does_not_overwrite_a_setting_in_the_table(tmp_path):
+    with pytest.raises(ValueError, match="'lr' is a setting, 1, and a result, 2"):
+        sweeps.Sweep({}, [{"lr": 1}], [{"lr": 2}]).to_csv(tmp_path / "x.csv")
+    sweeps.Sweep({}, [{"lr": math.nan, "x": 1}],
+                 [{"lr": math.nan, "x": np.float64(1)}]).to_csv(tmp_path / "x.csv")
+
+
+def test_the_same_seeds_are_no_repetition_and_generators_are_lists():
+    assert experiments.sweep({"n": (n for n in range(3))},
+                             counted_slowly).array("twice").tolist() == [0, 2, 4]
+    assert experiments.sweep(({"n": n} for n in range(3)),
+                             counted_slowly).array("twice").tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match="more than once"):
+        experiments.sweep({"n": [1, 2, 1]}, counted_slowly)
+
+
+def test_a_lambda_does_not_reach_another_process():
+    with experiments.processes(1) as pool:
+        for grid, job in (({"n": [1]}, lambda n: {}), ({"n": [1], "f": [lambda: 1]}, network)):
+            with pytest.raises((ValueError, TypeError), match="top of a file|cannot be called"):
+                experiments.sweep(grid, job, pool)
+
+
+def dying(n):
+    os._exit(1)
+
+
+def test_a_process_that_dies_says_what_may_be_wrong():
+    with experiments.processes(1) as pool, pytest.raises(RuntimeError, match="__main__"):
+        experiments.sweep({"n": [1]}, dying, pool)
+
+
+def test_without_processes_the_browser_is_told_what_to_do(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "emscripten")
+    with pytest.raises(RuntimeError, match="leave executor out"), experiments.processes(2):
+        pass
+    monkeypatch.undo()
+    # as where there are no semaphores
+    monkeypatch.setitem(sys.modules, "multiprocessing.synchronize", None)
+    import multiprocessing
+    monkeypatch.delattr(multiprocessing, "synchronize", raising=False)
+    with pytest.raises(RuntimeError, match="leave executor out"), experiments.processes(2):
+        pass
+
+
 # --- Comparisons and learning-rate ranges ---------------------------------------------------------------
 
 def test_both_networks_of_a_pair_start_alike_and_see_the_same_batches():
@@ -290,3 +492,62 @@ def test_a_sweep_is_written_and_drawn(tmp_path):
     names = experiments.sweep({"kind": ["a", "b"], "seed": [0, 1]}, lambda kind, seed: {"loss": seed})
     with pytest.raises(ValueError, match="by='kind'"):
         plotting.sweep(names, x="kind", y="loss")
+
+
+def test_steps_beyond_the_last_are_said_once(capsys):
+    result = experiments.compare(BUILDERS, toy_data(), lr=0.1, steps=5, seeds=(0, 1),
+                                 eval_steps=[5, 7, 9])
+    assert result.runs["BN"][0].eval_steps.tolist() == [5]
+    assert capsys.readouterr().err == "eval_steps 7, 9: not measured, the run ends after step 5\n"
+
+
+def test_last_steps_are_all_if_there_are_fewer():
+    r = experiments.Run(np.arange(4.0), np.array([]), np.array([]), np.array([]))
+    assert r.final_loss(2) == 2.5 and r.final_loss(99) == 1.5
+
+
+
+
+def test_results_say_what_they_hold_in_one_line():
+    shown = repr(experiments.sweep(GRID, job))
+    assert shown.startswith("<Sweep over lr (3), seed (2): 6 jobs with loss, losses, seed; .array(")
+    shown = repr(experiments.Comparison({"BN": [], "plain": []}, range(2)))
+    assert shown.startswith("<Comparison of 'BN', 'plain' with seeds [0, 1];")
+    table = experiments.LearningRateRange(np.array([0.1, 1]), {"BN": np.zeros((1, 2))})
+    assert repr(table).startswith("<LearningRateRange of 'BN' at 2 rates from 0.1 to 1;")
+
+
+class Ordered(Module):
+    """A network of one's own that sees the samples in their order."""
+
+    shuffle_rng = None
+
+    def __init__(self, seed):
+        self.dense = Dense(5, rng=np.random.default_rng(seed))
+
+    def forward(self, x):
+        return self.dense(x)
+
+
+def test_a_module_of_ones_own_is_compared_too():
+    result = experiments.compare({"own": Ordered}, toy_data(), lr=0.1, steps=3, eval_steps=[3],
+                                 seeds=(0, 1))
+    one, two = result.array("own", "losses")
+    assert np.isfinite(one).all() and not np.array_equal(one, two)
+
+
+UNGUARDED = """
+from minidl import experiments
+def job(n):
+    return {"n": n}
+with experiments.processes(1) as pool:
+    experiments.sweep({"n": [1]}, job, pool)
+"""
+
+
+def test_a_script_without_a_guard_for_its_processes_is_told_so(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    result = subprocess.run([sys.executable, tmp_path / "script.py"],
+                            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                            text=True)
+    assert result.returncode == 1 and 'below `if __name__ == "__main__":`' in result.stderr.splitlines()[-1]

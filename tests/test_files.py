@@ -5,8 +5,10 @@ import io
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -122,16 +124,30 @@ def test_equal_arrays_give_equal_files(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("name, array", [
-    ("a", np.array([None])), ("a", np.array(["text"])), ("a", np.zeros(1, complex)), ("a", np.zeros(1, "f4,i4")),
-    ("a", np.zeros(1, "M8[s]")), ("", np.zeros(1)), ("a\0b", np.zeros(1)),
-    ("a\\b", np.zeros(1)), ("a.npy", np.zeros(1)), ("__metadata__", np.zeros(1)), ("\ud800", np.zeros(1)), (3, np.zeros(1))])
+@pytest.mark.parametrize(
+    "name, array",
+    [
+        ("a", np.array([None])),
+        ("a", np.array(["text"])),
+        ("a", np.zeros(1, complex)),
+        ("a", np.zeros(1, "f4,i4")),
+        ("a", np.zeros(1, "M8[s]")),
+        ("x" * 10_001, np.zeros(1)),
+        ("", np.zeros(1)),
+        ("a\0b", np.zeros(1)),
+        ("a\\b", np.zeros(1)),
+        ("a.npy", np.zeros(1)),
+        ("__metadata__", np.zeros(1)),
+        ("\ud800", np.zeros(1)),
+        (3, np.zeros(1)),
+    ],
+)
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path, suffix, name, array):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"old")
     with pytest.raises(ValueError) as caught:
         files.save(path, {"fine": np.zeros(1), name: array})
-    assert str(path) in str(caught.value) and repr(name) in str(caught.value)
+    assert str(path) in str(caught.value) and repr(name)[:50] in str(caught.value)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [path.name]
 
 
@@ -155,6 +171,239 @@ def test_a_failing_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
         pytest.fail("the block must not run")
     with pytest.raises(FileNotFoundError, match="nowhere"), files.replacing(tmp_path / "nowhere" / "file"):
         pytest.fail("the block must not run")
+
+
+def write(path, content=b"new"):
+    with files.replacing(path) as file:
+        file.write(content)
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    """Through two links; a link to nothing makes the file, one to itself is an error."""
+    (tmp_path / "folder").mkdir()
+    real = tmp_path / "folder" / "real"
+    real.write_bytes(b"old")
+    (tmp_path / "one").symlink_to(Path("folder") / "real")
+    (tmp_path / "two").symlink_to("one")
+    write(tmp_path / "two")
+    assert (
+        (tmp_path / "two").is_symlink()
+        and (tmp_path / "one").is_symlink()
+        and real.read_bytes() == b"new"
+    )
+    (tmp_path / "early").symlink_to(tmp_path / "folder" / "late")
+    write(tmp_path / "early")
+    assert (tmp_path / "early").is_symlink() and (
+        tmp_path / "folder" / "late"
+    ).read_bytes() == b"new"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        write(tmp_path / "loop")
+    assert sorted(os.listdir(tmp_path)) == ["early", "folder", "loop", "one", "two"]
+    assert sorted(os.listdir(tmp_path / "folder")) == ["late", "real"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444 | 0o200, 0o777])
+def test_permissions_stay_and_new_files_have_those_of_the_umask(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    before = os.umask(0o027)
+    try:
+        with files.replacing(path) as file:
+            assert os.fstat(file.fileno()).st_mode & 0o777 == mode, (
+                "before the first byte: it may be a secret"
+            )
+            file.write(b"new")
+        write(tmp_path / "another")
+    finally:
+        os.umask(before)
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == mode
+    assert (tmp_path / "another").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
+)
+def test_the_owner_of_a_file_that_root_writes_stays(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    os.chown(path, 12345, 54321)
+    path.chmod(0o600)
+    write(path)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777, path.read_bytes()) == (
+        12345,
+        54321,
+        0o600,
+        b"new",
+    )
+
+
+def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):
+    """To rename over it takes only the right to write into its folder; root may all: the patch."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "access", lambda name, mode: False)
+    with pytest.raises(PermissionError, match="write-protected.*file"):
+        write(path)
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_and_a_device_are_written_into(tmp_path):
+    pipe = tmp_path / "pipe.npz"
+    os.mkfifo(pipe)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    files.save(pipe, {"a": np.arange(100_000)})  # more than a pipe holds at a time
+    reader.join(30)
+    assert pipe.is_fifo() and np.array_equal(
+        np.load(io.BytesIO(received[0]))["a"], np.arange(100_000)
+    )
+    with pytest.warns(
+        RuntimeWarning, match="nobody reads from the pipe .*pipe.npz: nothing was written"
+    ):
+        files.save(pipe, {"a": np.zeros(3)})
+    assert pipe.is_fifo()
+    (tmp_path / "null.npz").symlink_to(os.devnull)
+    files.save(tmp_path / "null.npz", {"a": np.zeros(3)})
+    assert not Path(os.devnull).is_file()
+    if os.path.exists("/dev/full"):
+        with pytest.raises(OSError, match="No space left"):
+            files.write_csv("/dev/full", ["a"], [[1]])
+    assert sorted(os.listdir(tmp_path)) == ["null.npz", "pipe.npz"]
+
+
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("nowhere/file", "there is no folder .*nowhere$"),
+        ("file/inside", "Not a directory|no folder"),
+        (300 * "x", "too long|Invalid"),
+        ("~/file", "there is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_named_without_the_temporary_name(tmp_path, name, fault):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match=fault) as caught:
+        write(tmp_path / name)
+    assert (
+        ".tmp" not in str(caught.value)
+        and str(tmp_path) in str(caught.value)
+        and os.listdir(tmp_path) == ["file"]
+    )
+
+
+def test_a_folder_that_may_not_be_written_is_named_without_the_temporary_name(
+    tmp_path, monkeypatch
+):
+    real = os.open
+
+    def refused(path, *arguments, **options):
+        if str(path).endswith(".tmp"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError, match="Permission denied: .*file'$") as caught:
+        write(tmp_path / "file")
+    assert ".tmp" not in str(caught.value)
+
+
+def test_a_file_that_windows_keeps_for_its_reader_is_named_without_the_temporary_name(
+    tmp_path, monkeypatch
+):
+    def refused(temporary, path):
+        raise PermissionError(13, "Access is denied", str(temporary), None, str(path))
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError, match="Access is denied: '.*file'$") as caught:
+        write(tmp_path / "file")
+    assert ".tmp" not in str(caught.value) and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [255 * "x", 120 * "é"])
+def test_the_longest_names_that_a_folder_takes_can_be_written(tmp_path, name):
+    (tmp_path / name).write_bytes(b"old")
+    write(tmp_path / name)
+    assert (tmp_path / name).read_bytes() == b"new" and len(os.listdir(tmp_path)) == 1
+
+
+def test_file_and_folder_are_put_on_the_disk_in_this_order(tmp_path, monkeypatch):
+    """Else the name could be there without the data after a power cut, or neither."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("replace"), replace(*names)))
+    write(tmp_path / "file")
+    assert done == ["file", "replace", "folder"]
+
+
+def test_a_system_like_windows_writes_too(tmp_path, monkeypatch):
+    """Folders cannot be opened there, and files have no owner."""
+    real = os.open
+
+    def refused(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+    monkeypatch.setattr(os, "open", refused)
+    for name in ("chown", "fchmod", "O_NONBLOCK", "O_DIRECTORY"):
+        monkeypatch.delattr(os, name, raising=False)
+    for _ in range(2):
+        files.save(tmp_path / "a.npz", {"a": np.ones(3)})
+    assert os.listdir(tmp_path) == ["a.npz"] and np.array_equal(
+        files.load(tmp_path / "a.npz")["a"], np.ones(3)
+    )
+
+
+DISK_FULL = """
+import resource, signal, sys
+import numpy as np
+from minidl import files, plotting
+from minidl.callbacks import History
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+numbers = np.random.default_rng(0).random((300, 300))
+fig, ax = plotting.figure()
+ax.imshow(numbers)
+for write in (lambda: files.save("a.npz", {"a": numbers}),
+              lambda: files.save("a.safetensors", {"a": numbers}),
+              lambda: files.write_csv("a.csv", ["a"], numbers), lambda: plotting.show(fig, "a")):
+    try:
+        write()
+        sys.exit("it should not fit")
+    except OSError as error:
+        assert "too large" in str(error), error
+"""
+
+
+def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path):
+    """Weights, tables and figures; the limit of a file's size stands for the disk's."""
+    pytest.importorskip("resource", reason="no such limits here")
+    names = ["a.csv", "a.npz", "a.png", "a.safetensors"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"old")
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(files.__file__).parents[1]),
+        "MPLBACKEND": "agg",
+        "MINIDL_FIGURES": ".",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", DISK_FULL],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == dict.fromkeys(
+        names, b"old"
+    )
 
 
 def test_two_writers_at_once_do_not_mix(tmp_path):
@@ -257,26 +506,33 @@ DAMAGED = [
     ("npz", zipped(npy(PAIR, shape=(3,))), "needs 12 bytes, there are 8"),
     ("npz", zipped(npy(PAIR, shape=(-1, -2))), "not the shape"),
     ("npz", zipped(npy(PAIR, shape=(2, True))), "not the shape"),
-    ("npz", zipped(npy(PAIR, shape=(2 ** 63,))), "not the shape"),
+    ("npz", zipped(npy(PAIR, shape=(2**63,))), "not the shape"),
     ("npz", zipped(npy(PAIR, shape=(1,) * 65)), "not the shape"),
-    ("npz", zipped(npy(np.zeros(0), shape=(0, 2 ** 62))), "0.npy"),
+    ("npz", zipped(npy(np.zeros(0), shape=(0, 2**62))), "0.npy"),
     ("npz", zipped(npy(PAIR, descr="|O")), "object"),
     ("npz", zipped(npy(PAIR, descr="<U1")), "dtype <U1"),
-    ("npz", zipped(npy(PAIR, descr="<c8")), "complex64"),
+    ("npz", zipped(npy(PAIR, descr="<c8")), "dtype <c8"),
     ("npz", zipped(npy(PAIR, descr=[("x", "<f4")])), "not supported"),
     ("npz", zipped(NPY[:8] + (9000).to_bytes(2, "little") + b"-" * 9000), "0.npy"),
     ("npz", zipped(NPY[:8] + (9000).to_bytes(2, "little") + b"[" * 9000), "0.npy"),
     ("npz", zipped(NPY[:8] + (65_000).to_bytes(2, "little") + b" " * 65_000), "large"),
     ("safetensors", b"", "begin with"),
     ("safetensors", tensors({}, length=3), "header"),
-    ("safetensors", tensors({}, length=2 ** 64 - 1), "the length would be 18,446,744,073,709,551,615"),
-    ("safetensors", tensors(b" {}"), "begin with"),
+    (
+        "safetensors",
+        tensors({}, length=2**64 - 1),
+        "the length would be 18,446,744,073,709,551,615",
+    ),
     ("safetensors", tensors(b"[]"), "begin with"),
-    ("safetensors", tensors(b"{]"), "property name"),
-    ("safetensors", tensors("{}".encode("utf-16-le")), "property name"),
+    ("safetensors", tensors(b"{]"), 'should have " at character 1'),
+    ("safetensors", tensors("{}".encode("utf-16-le")), 'should have "'),
     ("safetensors", tensors(b'{"\xff": 1}'), "utf-8"),
     ("safetensors", tensors(b'{"a":' * 100_000), "damaged"),
-    ("safetensors", tensors(b'{"a": {}, "a": {}}'), "twice"),
+    (
+        "safetensors",
+        tensors(json.dumps({"a": entry()}).encode()[:-1] + b', "a": {}}', DATA),
+        "twice",
+    ),
     ("safetensors", tensors(b'{"a": {"dtype": "F32", "dtype": "F16"}}'), "twice"),
     ("safetensors", tensors({"__metadata__": {"epoch": 3}}), "metadata"),
     ("safetensors", tensors({"__metadata__": ["a"]}), "metadata"),
@@ -288,16 +544,24 @@ DAMAGED = [
     ("safetensors", tensors({"a": entry(shape=[-1, -2])}, DATA), "not the shape"),
     ("safetensors", tensors({"a": entry(shape=[True, 2])}, DATA), "not the shape"),
     ("safetensors", tensors({"a": entry(shape=[2.0])}, DATA), "not the shape"),
-    ("safetensors", tensors({"a": entry(shape=[0, 2 ** 63], end=0)}), "not the shape"),
-    ("safetensors", tensors({"a": entry(shape=[10 ** 99] * 30_000)}, DATA), "not the shape"),
+    ("safetensors", tensors({"a": entry(shape=[0, 2**63], end=0)}), "not the shape"),
+    ("safetensors", tensors({"a": entry(shape=[10**99] * 30_000)}, DATA), "expected dtype"),
     ("safetensors", tensors({"a": entry(shape=[3])}, DATA), "needs 12 bytes, there are 8"),
     ("safetensors", tensors({"a": entry(end=8.0)}, DATA), "expected dtype"),
     ("safetensors", tensors({"a": entry(begin=False)}, DATA), "expected dtype"),
     ("safetensors", tensors({"a": entry(begin=-8, end=0)}, DATA), "do not follow"),
     ("safetensors", tensors({"a": entry(begin=8, end=0)}, DATA), "do not follow"),
     ("safetensors", tensors({"a": entry(begin=4, end=12)}, bytes(12)), "do not follow"),
-    ("safetensors", tensors({"a": entry(), "b": entry(begin=4, end=12)}, bytes(12)), "array 'b': .*do not follow"),
-    ("safetensors", tensors({"a": entry(), "b": entry(begin=0, end=8)}, DATA), "array 'b': .*do not follow"),
+    (
+        "safetensors",
+        tensors({"a": entry(), "b": entry(begin=4, end=12)}, bytes(12)),
+        "array 'b': .*do not follow",
+    ),
+    (
+        "safetensors",
+        tensors({"a": entry(), "b": entry(begin=0, end=8)}, DATA),
+        "array 'b': .*do not follow",
+    ),
     ("safetensors", tensors({"a": entry(shape=[0], begin=0, end=-4)}, DATA), "do not follow"),
     ("safetensors", tensors({"a": entry()}, bytes(4)), "needs 8 bytes, there are 4"),
     ("safetensors", tensors({"a": entry()}, bytes(12)), "end after 8 bytes"),
@@ -328,6 +592,176 @@ class Malicious:
 
     def __reduce__(self):
         return Path.touch, (self.marker,)
+
+
+def test_a_safetensors_header_that_could_not_be_read_back_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(files, "MOST_HEADER", 100)
+    files.write_safetensors(tmp_path / "fits.safetensors", {}, {"k": "x" * 60})
+    assert files.load(tmp_path / "fits.safetensors") == {}
+    with pytest.raises(ValueError, match=r"x\.safetensors: names and metadata take .* at most 100"):
+        files.write_safetensors(path, {"a": np.zeros(1)}, {"k": "x" * 100})
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\t\n{}\r ",
+        b" {}",
+        b" " * 4096 + b"{}",
+        b'{ "a" : { "data_offsets" : [ 0 , 8 ] ,\n"shape": [2], "dtype"'
+        b': "F32" } , "__metadata__": {"a": "}{", "\\u00e9": ""} }',
+    ],
+)
+def test_a_safetensors_header_may_have_white_space_wherever_json_has_it(tmp_path, header):
+    """In front, too: writers align the data so, and the reference implementation reads it."""
+    (tmp_path / "x.safetensors").write_bytes(tensors(header, DATA if b"F32" in header else b""))
+    loaded = files.load(tmp_path / "x.safetensors")
+    assert_same(loaded, {"a": np.zeros(2, "f4")} if b"F32" in header else {})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }",
+        "{'descr':'<f4','fortran_order':False,'shape':(2,)}",
+        "{'shape': (2L,), 'fortran_order': False, 'descr': '<f4'}  \n",
+        '{"descr": "<f4", "fortran_order": False, "shape": ( 2, )}',
+        "{'descr': '=f4', 'fortran_order': True, 'shape': (2,), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n",
+    ],
+)
+def test_headers_of_other_writers_of_npy_are_read(tmp_path, header):
+    """As C++, Rust and Python 2 write them, and older versions of NumPy."""
+    text = header.encode()
+    member = (
+        b"\x93NUMPY\1\0"
+        + len(text).to_bytes(2, "little")
+        + text
+        + np.array(PAIR, "=f4" if "=" in header else "<f4").tobytes()
+    )
+    (tmp_path / "x.npz").write_bytes(zipped(member))
+    assert_same(files.load(tmp_path / "x.npz"), {"0": PAIR})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'shape': (2,)}",
+        "{'descr': '<f4', 'fortran_order': False}",
+        "{'descr': '<f4', 'fortran_order': 0, 'shape': (2,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1 + 1,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': [2]}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)} ()",
+        "{'descr': __import__('os').getpid(), 'fortran_order': False, 'shape': (2,)}",
+        "",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': " + "(" * 9000 + ")" * 900 + "}",
+    ],
+)
+def test_a_header_of_npy_that_says_anything_else_is_refused_unevaluated(tmp_path, header):
+    text = header.encode()
+    (tmp_path / "x.npz").write_bytes(
+        zipped(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + PAIR.tobytes())
+    )
+    with pytest.raises(
+        ValueError, match=r"member '0\.npy': (its header should be|not the shape)"
+    ) as caught:
+        files.load(tmp_path / "x.npz")
+    assert len(str(caught.value)) < len(str(tmp_path)) + 300
+
+
+def test_pythons_parser_sees_no_header_of_a_file(tmp_path, monkeypatch):
+    """It took a minute for a megabyte of headers that were made for it."""
+    files.save(tmp_path / "x.npz", ARRAYS)
+    monkeypatch.setattr(
+        "builtins.compile", lambda *arguments, **options: pytest.fail("parsed as Python")
+    )
+    monkeypatch.setattr("ast.literal_eval", lambda text: pytest.fail("parsed as Python"))
+    assert_same(files.load(tmp_path / "x.npz"), ARRAYS)
+
+
+HALF_A_MILLION = 500_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":[' + b"{}," * (HALF_A_MILLION // 3) + b"{}]}",
+        b'{"a":' + b"[" * HALF_A_MILLION,
+        b'{"a":' * (HALF_A_MILLION // 5),
+        b'{"a":{"dtype":"F32","data_offsets":[0,8],"shape":['
+        + b"1," * (HALF_A_MILLION // 2)
+        + b"1]}}",
+        b'{"__metadata__":{'
+        + b",".join(b'"%x":""' % i for i in range(HALF_A_MILLION // 9))
+        + b"},3}",
+        b'{"__metadata__":[' + b'"",' * (HALF_A_MILLION // 3) + b'""]}',
+        b"{" + b'"a":{},' * (HALF_A_MILLION // 7) + b"}",
+        b'{"' + b"x" * HALF_A_MILLION + b'":{}}',
+        b"[" + b"1e5," * (HALF_A_MILLION // 4) + b"1]",
+    ],
+    ids=lambda header: header[:20].decode(),
+)
+def test_json_that_describes_no_arrays_takes_no_more_than_a_few_times_its_size(tmp_path, header):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(tensors(header))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError) as caught:
+            files.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(header) + 100_000
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
+NASTY = "\x1b]0;owned\x07\x9b2J\u202egnp.\nall is well\u2028"
+
+
+@pytest.mark.parametrize("name", [NASTY, "x" * 60_000, NASTY * 1000, "", "a\\b"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_in_a_file_reach_no_message_raw_or_whole(tmp_path, suffix, name):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(
+        tensors({name: entry()}, DATA)
+        if suffix == ".safetensors"
+        else zipped(NPY, name=name + ".npy")
+    )
+    with pytest.raises(ValueError, match="cannot be an array's name") as caught:
+        files.load(path)
+    message = str(caught.value).removeprefix(str(path))
+    assert message.isprintable() and len(message) < 400
+
+
+def test_texts_of_others_are_cleaned_and_cut():
+    assert files.clean("größe 3 日本") == "größe 3 日本"
+    assert files.clean("a\x1b[2J\n\x9b\u202e\u2066\ud800\x00b") == "a?[2J??????b"
+    assert files.clean("x" * 1000, 10) == "xxxxxxx..." and files.clean(12) == "12"
+    assert files.listed([]) == "" and files.listed(["a", "b\n"]) == "a, b?"
+    assert files.listed(map(str, range(1012)), 3) == "0, 1, 2 and 1,009 more"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("kind", READ)
+def test_nobody_waits_for_a_pipe_or_reads_a_device_without_end(tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        if os.path.exists(path):
+            with pytest.raises(ValueError, match="is no regular file"):
+                READ[kind](path)
+
+
+def test_where_there_is_no_home_no_folder_of_that_name_appears(monkeypatch):
+    assert files.expanded("~/x") == Path.home() / "x" and files.expanded("x/~/y") == Path("x/~/y")
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # as where HOME is not set and the user has no entry
+    for path in ("~", "~/x", "~\\x", Path("~/x")):
+        with pytest.raises(FileNotFoundError, match="names no home folder"):
+            files.expanded(path)
+    assert files.expanded("~somebody/x") == Path("~somebody/x")
 
 
 def test_no_code_in_an_npz_is_run(tmp_path):

@@ -13,11 +13,13 @@ import minidl
 
 PACKAGE = Path(minidl.__file__).parent
 LEVELS = [
-    ["tensor", "plotting", "progress", "files", "schedules", "course"],
-    ["functional", "gradcheck", "published", "callbacks", "checkpoints", "handout"],
-    ["data", "module", "initializers"],
-    ["layers", "optim", "sweeps"],
-    ["training", "inside"],
+    ["files", "habits", "settings", "streams"],
+    ["tensor", "plotting", "progress", "schedules", "course"],
+    ["functional", "gradcheck", "parts", "published", "callbacks"],
+    ["data", "module", "initializers", "checkpoints", "handout"],
+    ["layers", "optim", "identity"],
+    ["binding", "checks", "health", "inside", "saving", "sweeps"],
+    ["training"],
     ["sequential", "experiments"],
     ["lessonkit", "interop"],
     ["__init__", "cli"],
@@ -81,7 +83,7 @@ def code_lines(path):
 
 def test_the_core_that_a_student_reads_stays_small():
     core = ["tensor", "functional", "gradcheck", "module", "layers", "initializers", "optim", "training", "sequential"]
-    assert sum(code_lines(PACKAGE / f"{name}.py") for name in core) < 1500
+    assert sum(code_lines(PACKAGE / f"{name}.py") for name in core) < 1800
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -484,6 +484,7 @@ def test_batch_norm_is_easy_to_subclass():
     assert noise.dtype == np.float32 and noisy.updates == 10
     assert noise.mean(axis=1).std() > 0.2 and (noise.std(axis=1) > 0.95).all() and noise.std(axis=1).std() > 0.05
     assert np.array_equal(noisy.eval()(x).data, plain.eval()(x).data)
+    noisy.train()
     samples = normal(64, 3, dtype=np.float32)
     history = model.compile(optim.SGD(lr=0.1)).fit(samples, (samples[:, 0] > 0).astype(int), epochs=8, batch_size=16, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]
@@ -990,3 +991,525 @@ def test_errors_in_a_built_module_name_the_attribute():
     net = Net().build(6)
     with pytest.raises(ValueError, match=r"fc1 Dense\(6 -> 4\)"):
         net(np.zeros((2, 5), np.float32))
+
+
+# --- Hooks that replace the output ----------------------------------------------------------------
+
+def test_what_a_forward_hook_returns_replaces_the_output_and_the_gradient_follows():
+    """As in PyTorch. Hooks are called in order, each with the output of the one before."""
+    layer, x = dense(3, 2), normal(4, 3, dtype=np.float32)
+    plain = layer(x).data
+    layer.register_forward_hook(lambda module, inputs, y: y * 3)
+    layer.register_forward_hook(lambda module, inputs, y: None)
+    handle = layer.register_forward_hook(lambda module, inputs, y: y + 1)
+    y = layer(x)
+    np.testing.assert_allclose(y.data, 3 * plain + 1, rtol=1e-6)
+    np.testing.assert_allclose(grad(y.sum(), layer.bias), [12, 12])
+    handle.remove()
+    np.testing.assert_allclose(layer(x).data, 3 * plain, rtol=1e-6)
+
+
+def test_a_hook_that_returns_no_tensor_is_refused():
+    for result, kind in (7, "int"), (np.ones((1, 2)), "ndarray"):
+        layer = dense(3, 2)
+        layer.register_forward_hook(lambda module, inputs, y: result)
+        with pytest.raises(TypeError, match=f"must be a Tensor, got {kind}; return None"):
+            layer(np.ones((1, 3), np.float32))
+    with pytest.raises(TypeError, match="forward hook is a function"):
+        layer.register_forward_hook("relu")
+
+
+# --- Freezing in Keras' words ---------------------------------------------------------------------
+
+def test_trainable_is_read_and_set_for_a_layer_and_for_all_parts():
+    model = Net()
+    assert model.trainable and model.head.trainable and Flatten().trainable
+    model.head.trainable = False
+    assert not model.head.trainable and model.trainable and not model.head.kernel.requires_grad
+    model.trainable = False
+    assert not any(p.requires_grad for p in model.parameters()) and not model.blocks[0].trainable
+    assert model.blocks[1].frozen_statistics, "as Keras' BatchNorm, which is in inference mode then"
+    model.blocks[1].trainable = True
+    assert model.blocks[1].gamma.requires_grad
+    assert not model.blocks[1].frozen_statistics
+    assert model.trainable
+    assert not model.head.trainable
+
+
+def test_trainable_may_be_set_before_the_weights_are_made():
+    layers = [Dense(4), BatchNorm(), LayerNorm(), Dense(2)]
+    for layer in layers[:3]:
+        layer.trainable = False
+    model = Sequential(layers).build(3)
+    assert [p.requires_grad for p in model.parameters()] == 6 * [False] + 2 * [True]
+    assert model.layers[1].frozen_statistics
+
+
+def test_requires_grad_tells_the_truth_to_trainable():
+    layer = dense(3, 2).requires_grad_(False)
+    assert not layer.trainable
+    layer.bias.requires_grad = True
+    assert layer.trainable
+
+
+@pytest.mark.parametrize("flag", ["False", None, 2, []])
+def test_trainable_is_a_flag(flag):
+    with pytest.raises(ValueError, match="trainable is True or False"):
+        dense(3, 2).trainable = flag
+
+
+# --- Attributes that look as if they did something ------------------------------------------------
+
+def test_settings_may_be_set_anew_and_work_as_in_the_constructor():
+    x = normal(8, 3, dtype=np.float32)
+    layer, norm, dropout = dense(3, 3), BatchNorm(input_shape=3), Dropout(0.5, rng=0)
+    linear = layer(x).data
+    layer.activation = "relu"
+    assert np.array_equal(layer(x).data, np.maximum(linear, 0))
+    norm.momentum = np.float64(1)
+    norm(x)
+    np.testing.assert_allclose(norm.running_mean, x.mean(axis=0), rtol=1e-5, atol=1e-6)
+    norm.eps = np.float64(3.0)
+    y = norm(x)
+    np.testing.assert_allclose(y.data.var(axis=0), x.var(axis=0) / (x.var(axis=0) + 3), rtol=1e-4)
+    assert y.dtype == np.float32
+    dropout.rate = 0
+    assert np.array_equal(dropout(x), x)
+
+
+@pytest.mark.parametrize("make, name, value, words", [
+    (lambda: dense(3, 2), "activation", "rleu", "unknown activation 'rleu'"),
+    (lambda: dense(3, 2), "units", 5, r"Dense\(3 -> 2\): units cannot change"),
+    (lambda: dense(3, 2), "use_bias", False, "use_bias cannot change"),
+    (lambda: dense(3, 2), "kernel_initializer", "zeros", "kernel_initializer cannot change"),
+    (lambda: batch_norm(), "affine", False, "affine cannot change"),
+    (lambda: batch_norm(), "eps", "x", "eps is added"),
+    (lambda: batch_norm(), "momentum", 2, "from 0 to 1"),
+    (lambda: batch_norm(), "ghost_batch_size", 1, "at least 2"),
+    (lambda: batch_norm(), "frozen_statistics", "no", "True or False"),
+    (lambda: batch_norm(), "running_mean", [0.0], "an array of floating-point"),
+    (lambda: Dropout(0.5), "rate", 50, "from 0 up to but not 1"),
+    (lambda: Dropout(0.5), "rng", "zero", "rng is where random numbers come from"),
+    (lambda: Activation("relu"), "function", "rleu", "unknown activation")])
+def test_a_setting_that_cannot_be_is_refused_at_the_assignment(make, name, value, words):
+    layer = make()
+    before = getattr(layer, name)
+    with pytest.raises(ValueError, match=words):
+        setattr(layer, name, value)
+    assert getattr(layer, name) is before
+
+
+@pytest.mark.parametrize("make, name, shape", [
+    (lambda: dense(4, 3), "kernel", (4, 1)), (lambda: dense(4, 3), "bias", (1,)),
+    (lambda: dense(4, 3), "bias", (1, 3)),
+    (lambda: batch_norm(), "gamma", (1,)), (lambda: batch_norm(), "beta", (8, 1)), (lambda: layer_norm(), "beta", ())])
+def test_a_parameter_of_another_shape_does_not_broadcast(make, name, shape):
+    layer = make()
+    with pytest.raises(ValueError, match=f"{name} has shape.*got.*make a new layer"):
+        setattr(layer, name, Parameter(np.ones(shape)))
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("shape", [(1,), (1, 3), (), (4,)])
+def test_running_statistics_of_another_shape_do_not_broadcast(name, shape):
+    layer = batch_norm()
+    with pytest.raises(ValueError, match=rf"{name} has shape \(3,\), got"):
+        setattr(layer, name, np.ones(shape))
+    setattr(layer, name, np.full(3, 2.0))
+    assert getattr(layer, name).tolist() == [2, 2, 2]
+
+
+def test_units_may_change_before_the_weights_are_made():
+    layer = Dense(3)
+    layer.units = 5
+    assert layer(np.ones((2, 4), np.float32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("make, name, value, words", [
+    (lambda: batch_norm(), "momentun", 0.5, "did you mean 'momentum'"),
+    (lambda: dense(3, 2), "use_bais", False, "did you mean 'use_bias'"),
+    (lambda: dense(3, 2), "kernal", Parameter([1.0]), "did you mean 'kernel'"),
+    (lambda: dense(3, 2), "trainble", False, "did you mean 'trainable'"),
+    (lambda: batch_norm(), "epsilon", 1e-3, "write eps"),
+    (lambda: dense(3, 2), "weight", Parameter([1.0]), "write kernel"),
+    (lambda: Dropout(0.5), "p", 0.1, "write rate"),
+    (lambda: dense(3, 2), "dtype", "float64", "astype"),
+    (lambda: Sequential(), "seed", 3, r"seed=0"),
+    (lambda: Sequential(), "learning_rate", 0.1, r"model\.optimizer\.lr"),
+    (lambda: Sequential(), "epochs", 10, r"model\.fit"),
+    (lambda: dense(3, 2), "requires_grad", False, "trainable = False"),
+    (lambda: Net(), "requires_grad", False, "trainable = False")])
+def test_an_attribute_that_would_do_nothing_says_which_one_does(make, name, value, words):
+    with pytest.raises(AttributeError, match=words):
+        setattr(make(), name, value)
+
+
+def test_a_layer_of_ones_own_may_have_any_attribute():
+    """Also those whose names resemble others, and those that are words of other libraries."""
+    class Free(Module):
+        def __init__(self):
+            self.weight, self.weights, self.momentun = Parameter([1.0]), [Parameter([2.0])], 3
+            self.gamma2, self.p, self.settings, self.words = Parameter([1.0]), 0.5, {"p": 3}, ["a"]
+
+    class Wide(Dense):
+        def __init__(self, units, name):
+            super().__init__(units)
+            self.use_bais, self.weight = 1, name
+
+    assert len(Free().parameters()) == 3 and Wide(3, name="x").weight == "x"
+
+
+def test_training_of_the_container_is_training_of_its_parts():
+    model = Net()
+    model.training = False
+    assert not any(part.training for part in model.modules())
+    model.blocks[1].training = True
+    assert model.blocks[1].training and not model.training
+
+
+def test_an_array_in_the_place_of_a_parameter_is_refused_and_a_parameter_taken():
+    layer = dense(3, 2)
+    with pytest.raises(TypeError,
+                       match=r"kernel is a Parameter.*layer\.kernel\.data\[\.\.\.\] = values"):
+        layer.kernel = np.ones((3, 2), np.float32)
+    layer.kernel = Parameter(np.ones((3, 2), np.float32))
+    assert layer(np.ones((1, 3), np.float32)).data.tolist() == [[3, 3]]
+
+
+def test_weights_given_before_they_are_made_are_not_thrown_away():
+    for kernel in Parameter(np.ones((3, 2), np.float32)), np.ones((3, 2), np.float32):
+        layer = Dense(2)
+        layer.kernel = kernel
+        with pytest.raises(ValueError, match="kernel was set before the weights were made"):
+            layer(np.ones((1, 3), np.float32))
+
+
+# --- What would never be trained ------------------------------------------------------------------
+
+@pytest.mark.parametrize("hide", [lambda t: t, lambda t: [t], lambda t: {"a": [t]}])
+def test_a_tensor_for_a_parameter_says_so(hide):
+    class Scale(Module):
+        def __init__(self):
+            self.scale = hide(Tensor(np.ones(1, np.float32), requires_grad=True))
+
+    for ask in Scale().parameters, lambda: Pair(dense(2, 2), Scale()).parameters():
+        with pytest.raises(ValueError,
+                           match="is a Tensor and would never be trained: make it a Parameter"):
+            ask()
+
+
+def test_a_tensor_in_the_place_of_a_layers_parameter_says_so_too():
+    layer = dense(3, 2)
+    layer.kernel = Tensor(np.ones((3, 2), np.float32))
+    with pytest.raises(ValueError, match="kernel of Dense is a Tensor"):
+        layer.parameters()
+
+
+def test_tensors_that_are_no_weights_are_fine_as_attributes():
+    """A constant, and the result that a layer keeps to be looked at."""
+    class Keeps(Module):
+        def __init__(self):
+            self.mask, self.inner = Tensor(np.ones(2, np.float32)), dense(3, 2)
+
+        def forward(self, x):
+            self.latest = self.inner(x) * self.mask
+            return self.latest
+
+    model = Keeps()
+    model(normal(4, 3, dtype=np.float32))
+    assert model.latest.requires_grad and len(model.parameters()) == 2
+
+
+def test_parts_in_deques_and_object_arrays_are_found_and_sets_are_refused():
+    from collections import deque
+    model = Pair(None, None)
+    model.stages, model.grid = deque([dense(2, 2)]), np.array([[dense(2, 3), None]], dtype=object)
+    assert [name for name, _ in model.named_modules()] == ["", "stages.0", "grid.0"]
+    model.grid = {dense(2, 2)}
+    with pytest.raises(ValueError, match="Pair.grid is a set.*use a list"):
+        model.parameters()
+
+
+def test_a_forward_that_leaves_the_graph_is_refused_where_something_would_not_be_trained():
+    class Leaves(Module):
+        def forward(self, x):
+            return np.maximum(x.data if isinstance(x, Tensor) else x, 0)
+
+    x = normal(4, 3, dtype=np.float32)
+    model = Sequential([Dense(5), Leaves(), Dense(2)])
+    with pytest.raises(TypeError,
+                       match=r"leaves Leaves\(\): forward was given a Tensor and returned an array"):
+        model(x)
+    class Classes(Module):
+        def forward(self, x):
+            return x.data.argmax(axis=1)
+
+    assert Sequential([Dense(5), Classes()])(x).shape == (4,), "class numbers have no gradient"
+    assert Leaves()(x).min() == 0, "with nothing to differentiate it is fine"
+    assert model.predict(x).shape == (4, 2)
+
+
+# --- The culprit is named -------------------------------------------------------------------------
+
+class Times(Module):
+    def __init__(self, factor):
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+@pytest.mark.parametrize("culprit, words", [
+    (lambda: Times(Parameter(np.ones(1))), "layers.2.factor in Sequential is float64"),
+    (lambda: Times(np.ones(1)), "layers.2.factor in Sequential is float64"),
+    (lambda: Times(np.sqrt(2)), r"times Times\(\) turns its input into float64")])
+def test_who_made_float64_is_told_by_the_layer_that_complains(culprit, words):
+    """An activation in between passes it on and is innocent."""
+    first = BatchNorm()
+    model = Sequential([first, Dense(4), culprit(), Activation("relu"), BatchNorm(), Dense(2)])
+    with pytest.raises(TypeError,
+                       match=rf"batchnorm_1 BatchNorm\(4\) holds float32 weights.*{words}.*np\.float32"):
+        model(normal(4, 3, dtype=np.float32))
+    assert first.updates == 1, "the search moves no statistics"
+
+
+def test_float64_from_the_forward_of_ones_own_model_is_told():
+    class Net(Module):
+        def __init__(self):
+            self.first, self.second = dense(3, 4), dense(4, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x) / np.sqrt(4.0))
+
+    with pytest.raises(TypeError,
+                       match=r"second Dense\(4 -> 2\).*Net\.forward turns its input into float64.*math\.sqrt"):
+        Net()(normal(4, 3, dtype=np.float32))
+
+
+def test_a_float64_input_is_still_the_users_own():
+    with pytest.raises(TypeError, match="use x.astype"):
+        Sequential([Dense(4, input_shape=3)])(Tensor(normal(4, 3)))
+
+
+@pytest.mark.parametrize("x, words", [
+    ([[1.0, 2.0, 3.0]], r"takes an array or a Tensor, got list"), (None, "got NoneType"),
+    ("abc", "got str"), (3.0, "got float"), (np.ones((2, 3), complex), "takes numbers"),
+    (np.full((2, 3), "a"), "takes numbers, got an array of dtype <U1"),
+    (Tensor(np.ones((2, 3), int)), r"int64 Tensor: use x.astype\(np.float32\)$")])
+@pytest.mark.parametrize("make", [lambda: dense(3, 2), lambda: BatchNorm(input_shape=3),
+                                  lambda: LayerNorm(input_shape=3)])
+def test_inputs_that_are_none_are_named(make, x, words):
+    with pytest.raises(TypeError, match=words):
+        make()(x)
+
+
+def test_a_layer_takes_one_input():
+    with pytest.raises(TypeError, match=r"Dense\(3 -> 2\) takes one input, got 2.*F\.concatenate"):
+        dense(3, 2)(np.ones((1, 3)), np.ones((1, 3)))
+
+
+def test_layers_inside_a_module_have_their_paths_in_errors_without_build():
+    class Outer(Module):
+        def __init__(self):
+            self.pair, self.blocks = Pair(dense(3, 4), dense(5, 2)), [dense(2, 2)]
+
+        def forward(self, x):
+            return self.blocks[0](self.pair(x))
+
+    model = Outer()
+    with pytest.raises(ValueError, match=r"^pair\.second Dense\(5 -> 2\) expects"):
+        model(np.ones((1, 3), np.float32))
+    model.pair.second = dense(4, 3)
+    with pytest.raises(ValueError, match=r"^blocks\.0 Dense\(2 -> 2\) expects"):
+        model(np.ones((1, 3), np.float32))
+    model.blocks = [dense(9, 9)]
+    with pytest.raises(ValueError, match=r"^blocks\.0 Dense\(9 -> 9\) expects"):
+        model(np.ones((1, 3), np.float32))
+
+
+def test_a_part_that_knows_its_parent_can_be_shown_and_used():
+    class Child(Module):
+        def __init__(self, parent):
+            self.parent, self.inner = parent, dense(3, 2)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    class Parent(Module):
+        def __init__(self):
+            self.child = Child(self)
+
+        def forward(self, x):
+            return self.child(x)
+
+    model = Parent()
+    assert "..." in repr(model)
+    assert model(np.ones((1, 3), np.float32)).shape == (1, 2)
+    assert len(model.modules()) == 3
+    around = [dense(2, 2)]
+    around.append(around)
+    model.around = around
+    assert len(model.modules()) == 4, "a list that holds itself is opened once"
+
+
+# --- Settings nobody checked ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: Dense("64"), "got '64'"),
+    (lambda: Dense(64.0), r"got 64\.0"),
+    (lambda: Dense(True), "got True"),
+    (lambda: Dense(3, use_bias="False"), "use_bias is True or False, got 'False'"),
+    (lambda: Dense(3, kernel_initializer=None), "unknown initializer None"),
+    (lambda: Dense(3, input_shape=(28, 28)),
+     r"input_shape is \(28, 28\); put Flatten\(input_shape=\(28, 28\)\) before it"),
+    (lambda: Dense(3, rng="zero"), "rng is where random numbers come from"),
+    (lambda: BatchNorm("0.1"), "from 0 to 1, got '0.1'"),
+    (lambda: BatchNorm(True), "from 0 to 1, got True"),
+    (lambda: BatchNorm(eps=math.inf), "cannot be negative or infinite"),
+    (lambda: BatchNorm(eps=math.nan), "got nan"),
+    (lambda: BatchNorm(affine="no"), "affine is True or False"),
+    (lambda: BatchNorm(input_shape=(3, 4)), "input_shape is"),
+    (lambda: LayerNorm("x"), "got 'x'"), (lambda: LayerNorm(affine=2), "affine is True or False"),
+    (lambda: Dropout("0.5"), "got '0.5'"),
+    (lambda: Dropout(50), r"\(0\.5 for 50 percent\), got 50"),
+    (lambda: Dropout(None), "got None"),
+    (lambda: Dropout(0.5, rng=1.5), "rng is"),
+    (lambda: Activation(None), "got None"),
+    (lambda: initializers.normal(-1), "standard deviation"),
+    (lambda: initializers.normal("0.1"), "standard deviation"),
+    (lambda: initializers.constant(np.ones(3)), "constant"),
+    (lambda: initializers.constant(math.nan), "constant"),
+    (lambda: Sequential(seed="a"), "seed is a whole number"),
+    (lambda: Sequential(seed=-1), "seed is a whole number")])
+def test_settings_are_checked_in_the_constructor(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("shape", [(0,), 0, -3, 28.0, "784", (), (True,), (None, 3), (2, (3,)),
+                                   np.ones((1000, 3))])
+def test_a_shape_is_whole_numbers(shape):
+    for make in (lambda: Dense(3, input_shape=shape), lambda: Flatten(input_shape=shape),
+                 lambda: Net().build(shape)):
+        with pytest.raises(ValueError, match="a shape is whole numbers") as caught:
+            make()
+        assert len(str(caught.value)) < 200, "data for a shape are not printed"
+    with pytest.raises(ValueError, match="build needs the shape"):
+        Net().build(None)
+
+
+@pytest.mark.parametrize("initializer, words", [
+    (initializers.normal, r"a function of \(shape, rng\).*initializers\.normal\(0\.05\)"),
+    (lambda shape: np.zeros(shape), r"a function of \(shape, rng\)"),
+    (lambda shape, rng: np.full(shape, np.nan), "NaN or infinite"),
+    (lambda shape, rng: 0.0, r"made shape \(\)"),
+    (lambda shape, rng: "zeros", r"a function of \(shape, rng\)")])
+def test_an_initializer_that_returns_no_weights_is_named(initializer, words):
+    with pytest.raises(ValueError, match=words):
+        Dense(3, input_shape=2, kernel_initializer=initializer).parameters()
+
+
+def test_an_initializer_may_return_whole_numbers():
+    layer = dense(3, 3, kernel_initializer=lambda shape, rng: np.eye(3, dtype=int))
+    assert layer.kernel.dtype == np.float32
+
+
+@pytest.mark.parametrize("name, value", [("softmax", "1"), ("log_softmax", "0")])
+def test_softmax_of_one_output_is_not_trained_and_of_two_is(name, value):
+    x, y = np.eye(3, dtype=np.float32), np.ones((3, 1))
+    for layers, label in (([Dense(1, name)], r"dense Dense\(3 -> 1"),
+                          ([Dense(1), Activation(name), Dense(2)], r"activation Activation\(")):
+        model = Sequential(layers).compile("sgd", "mse")
+        with pytest.raises(ValueError, match=f"{label}.*always {value}.*'sigmoid'"):
+            model.fit(x, np.ones((3, layers[-1].units)), verbose=0)
+        assert not hasattr(model, "history")
+    Sequential([Dense(1, "sigmoid")]).compile("sgd", "mse").fit(x, y, verbose=0)
+    Sequential([Dense(2, name)]).compile("sgd", "mse").fit(x, np.ones((3, 2)), verbose=0)
+
+
+def test_a_class_where_a_function_or_a_layer_belongs():
+    for make, words in ((lambda: Activation(Dense), "got the class Dense"),
+                        (lambda: Dense(3, Activation), "class Activation"),
+                        (lambda: Sequential([BatchNorm]), r"write BatchNorm\(\.\.\.\)"),
+                        (lambda: Sequential([F.relu]), r"write Activation\(function\)")):
+        with pytest.raises(TypeError, match=words):
+            make()
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: Dense(3, bias=False), "use_bias=False"), (lambda: Dense(3, name="a"), r"layer\.name"),
+    (lambda: Dense(3, input_dim=4), "input_shape=784"),
+    (lambda: BatchNorm(epsilon=1e-3), "write eps"),
+    (lambda: BatchNorm(num_features=3), "found out"), (lambda: BatchNorm(axis=-1), "axis 1"),
+    (lambda: LayerNorm(normalized_shape=3), "found out"), (lambda: Dropout(p=0.5), "write rate"),
+    (lambda: Activation("relu", inplace=True), "leave it out"),
+    (lambda: Sequential([], name="net"), "leave it out"),
+    (lambda: Flatten(start_dim=1), "leave it out"),
+    (lambda: Dense(3, colour=1), "unexpected keyword argument 'colour'")])
+def test_arguments_of_other_libraries_say_minidls_word(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("ask, words", [
+    (lambda: dense(3, 2).weight, "write kernel"),
+    (lambda: dense(3, 2).weights, r"write parameters\(\)"),
+    (lambda: batch_norm().weight, "write gamma"),
+    (lambda: batch_norm().moving_mean, "write running_mean"),
+    (lambda: Dropout(0.5).p, "write rate"),
+    (lambda: Net().cuda(), "CPU"),
+    (lambda: Net().half(), "astype"),
+    (lambda: Net().fit(1, 2), "training.fit"),
+    (lambda: Net().add_module("a", 3), "assign the part"),
+    (lambda: Sequential().predict_classes(1), "argmax"),
+    (lambda: Sequential().fit_generator(1), r"model\.fit"),
+    (lambda: Sequential().load("m.npz"), r"Sequential\.load\(path\)"),
+    (lambda: Net().nonsense, "no attribute 'nonsense'$")])
+def test_attributes_of_other_libraries_say_minidls_word(ask, words):
+    with pytest.raises(AttributeError, match=words):
+        ask()
+
+
+def test_keras_call_is_forward_here():
+    class Layer(Module):
+        def call(self, x):
+            return x
+
+    with pytest.raises(NotImplementedError, match="what Keras calls `call` is `forward` here"):
+        Layer()(1)
+
+
+def test_train_that_is_given_data_says_what_trains():
+    for data in np.ones((4, 3)), 10, "x":
+        with pytest.raises(TypeError, match="what trains a model is fit"):
+            Net().train(data)
+
+
+def test_weights_are_floating_point_numbers():
+    with pytest.raises(TypeError, match="floating-point numbers"):
+        Net().astype(int)
+
+
+def test_a_seed_for_one_layer_is_one_stream():
+    """It is made at once, so that a checkpoint taken before the first batch has it, too."""
+    layer = Dropout(0.5, rng=3)
+    assert isinstance(layer.rng, np.random.Generator)
+    assert isinstance(Dense(2, rng=3).rng, np.random.Generator)
+    kept = np.random.default_rng(3).random((4, 5), np.float32) >= 0.5
+    assert np.array_equal(layer(np.ones((4, 5), np.float32)), 2 * kept)
+
+
+def test_names_of_other_libraries_say_minidls_word_where_they_are_imported():
+    """Not an ImportError that only says that the name is not there."""
+    import minidl
+    from minidl import layers
+    for owner in minidl, layers:
+        with pytest.raises(AttributeError, match="no attribute 'BatchNormalization': write BatchNorm"):
+            owner.BatchNormalization
+        assert not hasattr(owner, "Linear") and not hasattr(owner, "nonsense")
+    for line, words in (("from minidl import Linear", r"write Dense\(64, input_shape=784\)"),
+                        ("from minidl import nn", "layers are in minidl itself"),
+                        ("from minidl import Dense, ReLU", r"write Activation\('relu'\)"),
+                        ("from minidl import nonsense", "cannot import name 'nonsense'")):
+        with pytest.raises(ImportError, match=words):
+            exec(line)

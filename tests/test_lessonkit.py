@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minidl import BatchNorm, data, plotting
+from minidl import BatchNorm, Tensor, data, plotting
 from minidl.lessonkit import Lesson, ratio
 
 
@@ -33,6 +33,63 @@ def test_checks_decide_the_exit_code_and_are_written_down(capsys, folder):
     record = json.loads((folder / "01_x.json").read_text())
     assert [check["passed"] for check in record["checks"]] == [True, True, False, False]
     assert [check["measured"] for check in record["checks"]] == [2, 2, None, None]
+
+
+@pytest.mark.parametrize("name, measured, bounds, kind, message", [
+    ("x", 1.0, {}, ValueError, "CHECK x: needs one bound, at_least or at_most, that is a finite "
+                               "number, got at_least=None, at_most=None"),
+    ("x", 1.0, {"at_least": 0, "at_most": 2}, ValueError, "a range is two CHECKs"),
+    ("x", 1.0, {"at_least": np.nan}, ValueError, "finite number, got at_least=nan"),
+    ("x", 1.0, {"at_most": np.inf}, ValueError, "finite number"),
+    ("x", 1.0, {"at_most": "2"}, ValueError, "finite number"),
+    ("x", np.ones(2), {"at_most": 2}, TypeError, "measured must be one number, got array"),
+    ("x", np.ones(1), {"at_most": 2}, TypeError, "take the mean or the median"),
+    ("x", "1", {"at_most": 2}, TypeError, "measured must be one number, got '1'"),
+                                                                   ("x", None, {"at_most": 2},
+                                                                    TypeError, "got None"),
+    ("", 1.0, {"at_most": 2}, ValueError, "a name on one line"),
+    ("a\nb", 1.0, {"at_most": 2}, ValueError, "a name on one line"),
+    (3, 1.0, {"at_most": 2}, ValueError, "a name on one line"),
+    ("x", 1.0, {"at_most": 2, "text": 3}, ValueError, "perhaps a text")])
+def test_a_check_that_could_not_fail_or_not_be_read_is_refused(name, measured, bounds, kind,
+                                                               message):
+    lesson = Lesson("01_x")
+    with pytest.raises(kind, match=message):
+        lesson.check(name, measured, **bounds)
+    assert lesson.checks == []
+
+
+@pytest.mark.parametrize("measured",
+                         [2, True + 1, np.int64(2), np.float32(2), np.array(2.0),
+                          Tensor(np.float32(2))], ids=type)
+def test_whatever_is_one_number_can_be_checked_and_written_down(measured, capsys, folder):
+    lesson = Lesson("01_x")
+    lesson.check("x", measured, at_least=np.float32(1.5))
+    lesson.check("y", measured, at_most=1)
+    with pytest.raises(SystemExit):
+        lesson.finish()
+    assert "CHECK x: measured 2, required >= 1.5, PASS" in capsys.readouterr().out
+    assert [check["passed"] for check in json.loads((folder / "01_x.json").read_text())["checks"]] == [True, False]
+
+
+def test_not_a_number_fails_either_bound():
+    lesson = Lesson("01_x")
+    for bound in ("at_least", "at_most"):
+        lesson.check("x", np.float64("nan"), **{bound: 0})
+    assert [check["passed"] for check in lesson.checks] == [False, False]
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, True, 1001])
+def test_seeds_are_a_number_of_them(n):
+    assert Lesson("01_x").seeds(3) == [0, 1, 2]
+    with pytest.raises(ValueError, match="from 1 to 1000"):
+        Lesson("01_x").seeds(n)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..\\x", None, 3])
+def test_a_lessons_name_is_no_path(name):
+    with pytest.raises(ValueError, match="a lesson's name is that of its file"):
+        Lesson(name)
 
 
 def test_a_lesson_that_cannot_save_its_figures_says_so_before_any_work(folder, monkeypatch):
@@ -70,6 +127,12 @@ def test_the_controls_do_what_they_say(monkeypatch, capsys):
     ([10] * 3, [np.inf] * 3, (0, "0 (the first was not reached)"))])
 def test_ratios_of_what_was_not_reached_are_bounds(slow, fast, expected):
     assert ratio(slow, fast, limit=1000) == expected
+
+
+def test_there_is_no_ratio_to_nothing():
+    for slow in (0, 10, np.inf):
+        with pytest.raises(ValueError, match="reached before the first step"):
+            ratio([slow], [0], limit=1000)
 
 
 def test_the_numbers_behind_a_figure_are_those_drawn(folder):

@@ -181,3 +181,27 @@ def test_panel_titles_are_as_large_as_the_style_says_unless_the_author_chose(tmp
     axes[1].set_title("chosen", fontsize=9)
     plotting.show(fig, "titles")
     assert [ax.title.get_fontsize() for ax in axes] == [plotting.STYLE["axes.titlesize"], 9]
+
+
+def test_a_figure_replaces_the_old_file_whole_keeps_its_mode_and_is_a_png(tmp_path, monkeypatch):
+    """What `files.replacing` promises holds for figures, too."""
+    monkeypatch.setenv("MINIDL_FIGURES", str(tmp_path))
+    (tmp_path / "real.png").write_bytes(b"old")
+    (tmp_path / "real.png").chmod(0o600)
+    (tmp_path / "a.png").symlink_to("real.png")
+    fig, _ = plotting.figure()
+    with monkeypatch.context() as patch:
+        def half(file, **options):
+            file.write(b"\x89PNG")
+            raise OSError("disk full")
+        patch.setattr(fig, "savefig", half)
+        with pytest.raises(OSError, match="disk full"):
+            plotting.show(fig, "a")
+    assert (tmp_path / "real.png").read_bytes() == b"old"
+    with matplotlib.rc_context({"savefig.format": "pdf"}):
+        plotting.show(fig, "a")
+    assert (tmp_path / "a.png").is_symlink() and (tmp_path / "real.png").read_bytes().startswith(
+        b"\x89PNG\r\n"
+    )
+    assert (tmp_path / "real.png").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "real.png"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         how, _, file = self.path.strip("/").partition("/")
-        body = PACKED[file]
+        body = PACKED[file.partition("?")[0]]
         self.server.asked.append(self.path)
         try:
             getattr(self, how)(file, body)
@@ -42,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body, status=200, **headers):
         self.send_response(status)
-        for key, value in {"Content-Length": len(body), **headers}.items():
+        for key, value in {"Content_Length": len(body), **headers}.items():
             self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
         self.wfile.write(body)
@@ -108,6 +109,68 @@ class Handler(BaseHTTPRequestHandler):
     def moved_to_a_file(self, file, body):
         self.answer(b"", 302, Location="file:///etc/hostname")
 
+    def drips(self, head, drop):
+        """Send head, then a drop now and then, for ever."""
+        self.wfile.write(head)
+        while True:
+            self.wfile.write(drop)
+            time.sleep(0.1)
+
+    def dripping_status(self, file, body):
+        self.drips(b"HTTP/1.1 200 ", b"O")
+
+    def dripping_header(self, file, body):
+        self.drips(b"HTTP/1.1 200 OK\r\nX: ", b"x")
+
+    def dripping_headers(self, file, body):
+        self.drips(b"HTTP/1.1 200 OK\r\n", b"X: x\r\n")
+
+    def dripping_chunk_length(self, file, body):
+        self.drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0")
+
+    def dripping_trailer(self, file, body):
+        """All the data are there, and then it does not end."""
+        length = f"{len(body):x}".encode()
+        self.drips(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + length
+            + b"\r\n"
+            + body
+            + b"\r\n0\r\n",
+            b"X: x\r\n",
+        )
+
+    def dripping_end(self, file, body):
+        """A file without a length that is whole, and goes on."""
+        self.drips(b"HTTP/1.1 200 OK\r\n\r\n" + body, b"\0")
+
+    def continuing(self, file, body):
+        self.drips(b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def moved_slowly(self, file, body):
+        time.sleep(0.6)
+        self.answer(b"", 302, Location=f"/moved_slowly/{file}?{time.monotonic()}")
+
+    def too_long_by_its_header(self, file, body):
+        self.answer(body, Content_Length=2 ** 40)
+
+    def length_of_ten_thousand_digits(self, file, body):
+        self.answer(body, Content_Length="9" * 10_000)
+
+    def rude(self, file, body):
+        """The reason that a server gives is shown to the user."""
+        self.wfile.write(
+            "HTTP/1.1 500 \x1b]0;owned\x07\x9b2J\u202e".encode("latin-1", "replace")
+            + b"!" * 60_000
+            + b"\r\n\r\n"
+        )
+
+    def bomb(self, file, body):
+        """300 times its size, and of a size that no published file has."""
+        self.answer(
+            gzip.compress(b"\0\0\x08\x01" + (60 * 10**6).to_bytes(4, "big") + bytes(60 * 10**6), 9)
+        )
+
     def log_message(self, *arguments):
         pass
 
@@ -151,7 +214,7 @@ def assert_loaded(loaded):
         assert np.array_equal(np.rint(x * 255).astype(np.uint8).reshape(images.shape), images) and np.array_equal(y, labels)
 
 
-@pytest.mark.parametrize("how", ["good", "unpacked", "moved"])
+@pytest.mark.parametrize("how", ["good", "unpacked", "moved", "length_of_ten_thousand_digits"])
 def test_what_is_missing_is_downloaded_checked_and_kept(server, how):
     asked = server(how).asked
     assert_loaded(data.load("mnist"))
@@ -194,7 +257,17 @@ def test_without_a_stderr_there_is_no_bar_and_no_error(server, monkeypatch):
 
 
 BAD = ["truncated", "truncated_without_length", "altered", "login_page", "failing", "absent", "silent", "slow", "endless",
-       "moved_for_ever", "moved_to_a_file"]
+       "moved_for_ever", "moved_to_a_file", "too_long_by_its_header", "rude", "bomb"]
+DRIPPING = [
+    "dripping_status",
+    "dripping_header",
+    "dripping_headers",
+    "dripping_chunk_length",
+    "dripping_trailer",
+    "dripping_end",
+    "continuing",
+    "moved_slowly",
+]
 
 
 @pytest.fixture
@@ -213,6 +286,90 @@ def test_a_bad_mirror_leaves_nothing_and_the_error_says_what_to_do(server, how):
     message = str(caught.value)
     assert f"{mirror}: " in message and "--unpack" in message and str(data.cache() / "mnist") in message
     assert all(f"{file}.gz" in message for file in published.FILES) and ".tmp" not in message
+
+
+@pytest.mark.parametrize("how", DRIPPING)
+def test_a_server_that_drips_holds_nobody_for_ever(server, monkeypatch, how):
+    """Wherever it drips: each piece comes in time for the socket, and the whole never ends."""
+    server(how, "good")
+    monkeypatch.setattr(published, "TIMEOUT", 1)
+    monkeypatch.setattr(
+        published, "FILES", published.FILES[:1]
+    )  # fetch then asks for one file alone
+    folder = data.cache() / "mnist"
+    worker = threading.Thread(target=published.fetch, args=("mnist", folder), daemon=True)
+    worker.start()
+    worker.join(30)
+    assert not worker.is_alive() and left_behind() == [f"{published.FILES[0]}.gz"]
+    assert (folder / left_behind()[0]).read_bytes() == PACKED[left_behind()[0]]
+
+
+def test_a_login_page_is_called_a_web_page(server):
+    server("login_page")
+    with pytest.raises(
+        FileNotFoundError, match="what came is a web page, perhaps of a network that wants a login"
+    ):
+        data.load("mnist")
+
+
+def test_what_a_server_says_is_cleaned_and_cut(server):
+    server("rude")
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load("mnist")
+    message = str(caught.value)
+    assert "HTTP Error 500: ?]0;owned??2J" in message and len(message) < 2000
+    assert all(c.isprintable() or c == "\n" for c in message)
+
+
+def largest(call):
+    """The most memory in bytes that call() took at a time."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def announcing(n):
+    """A gzip file that unpacks to 100 times its size: a bound by its own size believes it."""
+    start = b"\0\0\x08\x01" + n.to_bytes(4, "big") + RNG.bytes(n // 120)
+    return gzip.compress(start + bytes(n + 8 - len(start)), 6)
+
+
+@pytest.mark.parametrize("file", [published.FILES[1], published.FILES[2]])
+def test_no_more_is_unpacked_than_the_published_file_has(file, tmp_path):
+    """A mirror, a pack, and a copy in the cache."""
+    bomb, size = announcing(60_000_000), published.SIZES[published.FILES.index(file)]
+
+    def refused():
+        with pytest.raises(
+            ValueError, match=f"at most {size:,} are believed|at most .* can be right|more than"
+        ):
+            published._install("mnist", file, tmp_path / "cache", [bomb])
+        (tmp_path / f"{file}.gz").write_bytes(bomb)
+        with pytest.raises(ValueError, match="believed|can need"):
+            published.read(file, tmp_path)
+    assert largest(refused) < 4 * len(bomb)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_published_file_is_installed_in_little_more_memory_than_it_has(tmp_path, monkeypatch):
+    """The largest, 47 MB unpacked, packed a third of that: no copies beside these two."""
+    images = np.zeros((60_000, 28, 28), np.uint8)
+    images[:25_000] = RNG.integers(0, 256, (25_000, 28, 28), np.uint8)
+    content = gzip.compress(idx_bytes(images), 1)
+    md5 = hashlib.md5(idx_bytes(images)).hexdigest()
+    del images
+    monkeypatch.setitem(
+        published.SETS, "mnist", published.Published((), (md5, *MD5[1:]), "MIT", 1, ())
+    )
+    pieces = (content[i:i + 2 ** 16] for i in range(0, len(content), 2 ** 16))
+    assert (
+        largest(lambda: published._install("mnist", published.FILES[0], tmp_path, pieces))
+        < 100_000_000
+    )
+    assert (tmp_path / f"{published.FILES[0]}.gz").read_bytes() == content
 
 
 @pytest.mark.parametrize("how", BAD)
@@ -311,9 +468,8 @@ def test_ctrl_c_during_a_download_leaves_nothing(server, monkeypatch, capsys):
 
 def test_a_killed_download_leaves_nothing_that_would_be_used(server):
     process = child("slow", server)
-    deadline = time.monotonic() + 30
-    while not any(data.cache().rglob("*.tmp")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process.stderr.readline()  # "downloading ..."
+    time.sleep(0.1)
     process.kill()
     process.communicate()
     assert not set(left_behind()) & set(PACKED)
@@ -441,6 +597,25 @@ def test_a_pack_with_wrong_content_is_refused(server, capsys, tmp_path, changes)
     code, out = run(capsys, "--unpack", path)
     assert code == 1 and str(path) in out and data.find("mnist")[0] is None
     assert all((data.cache() / "mnist" / name).read_bytes() == PACKED[name] for name in left_behind())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_pack_that_lies_about_its_sizes_costs_no_memory(server, tmp_path, method):
+    """The directory says 1,000 bytes, and 50 million would come out."""
+    path = packed_with(tmp_path, {FIRST: None})
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr(FIRST, bytes(50_000_000))
+        archive.getinfo(FIRST).file_size = 1000
+
+    def refused():
+        with pytest.raises(ValueError, match=f"sets.zip cannot be unpacked: {FIRST}: "):
+            published.unpack(path, data.cache())
+    assert largest(refused) < 1_000_000 and left_behind() == []
+
+
+def test_a_pack_that_is_missing_is_no_damaged_pack(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        published.unpack(tmp_path / "nowhere.zip", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", bytes(1000)])

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import minidl
+
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
@@ -36,6 +38,30 @@ def test_the_second_program_learns(tmp_path):
 def test_the_third_program_looks_inside_the_model_of_the_first(tmp_path):
     run(f"{PROGRAMS[0]}\n{PROGRAMS[2]}", tmp_path)
     assert (tmp_path / "run.npz").stat().st_size > 300_000
+
+
+def test_each_word_in_the_table_of_words_exists():
+    """In minidl's column, what is called is in the package, or on a layer or a model."""
+    table = re.search(r"\| Keras \| PyTorch \| minidl \|\n\|[-|]+\n((?:\|.+\n)+)", README)[1]
+    rows = table.splitlines()
+    words = [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[3])]
+    model = minidl.Sequential([minidl.Dense(2, input_shape=3)])
+    owners = {"model": model, "layer": model[0], "training": minidl.training,
+              "Sequential": minidl.Sequential}
+    for word in words:
+        owner, _, attribute = re.match(r"(\w+)(\.(\w+))?", word).groups()
+        if attribute:
+            assert hasattr(owners[owner], attribute), word
+        else:
+            assert hasattr(minidl, owner) or owner in owners or hasattr(model, owner), word
+    assert len(rows) > 10 and len(words) > 20
+
+
+def test_the_table_of_words_names_what_minidl_lacks():
+    """What is in other columns alone is answered in words."""
+    for name in "BatchNormalization", "Linear", "ReLU", "BatchNorm1d", "Model", "load_model":
+        with pytest.raises(AttributeError, match=f"no attribute '{name}': "):
+            getattr(minidl, name)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten, Module, Sequential, Tensor, data,
+from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten,
+                    Module, Parameter, Sequential, Tensor, data,
                     estimate_population_statistics, optim, progress, training)
 from minidl import functional as F
 
@@ -615,3 +616,458 @@ def test_labels_of_any_integer_type_and_one_metric_without_a_list():
         model = net().compile("sgd", metrics=training.accuracy)
         results.append(model.fit(x, y.astype(dtype), verbose=0).history)
     assert results[0] == results[1] == results[2] and "accuracy" in results[0]
+
+
+# --- Everything is trained, or fit says what is not -----------------------------------------------
+
+def moved(model, fit, layer):
+    """Whether fit changes the kernel of a layer."""
+    before = layer.kernel.data.copy()
+    fit()
+    return not np.array_equal(before, layer.kernel.data)
+
+
+def fitted(optimizer=None):
+    model = net().compile(optimizer or optim.Adam(lr=0.01))
+    model.fit(*toy(), verbose=0)
+    return model
+
+
+def replace_last(model):
+    model.layers[-1] = Dense(5)
+
+
+def insert(model):
+    model.layers.insert(3, Dense(16))
+
+
+def append(model):
+    model.layers.append(Dense(5))
+
+
+def pop(model):
+    model.layers.pop(1)
+
+
+def replace_parameter(model):
+    model.layers[0].kernel = Parameter(np.ones((20, 16), np.float32))
+
+
+def add_parameter(model):
+    model.layers[0].extra = Parameter(np.ones(3, np.float32))
+
+
+def grow_parameter(model):
+    model.layers[-1].kernel.data = np.ones((16, 6), np.float32)
+    model.layers[-1].bias.data = np.ones(6, np.float32)
+
+
+CHANGES = {replace_last: ["layers.3.kernel, layers.3.bias",
+                          r"2 of its Parameters, of shape \(16, 5\), \(5,\)"],
+           insert: ["layers.3.kernel"],
+           append: ["layers.4.kernel"],
+           pop: [r"2 of its Parameters, of shape \(16,\), \(16,\)"],
+           replace_parameter: ["layers.0.kernel", "1 of its Parameters"],
+           add_parameter: ["layers.0.extra"],
+           grow_parameter: ["layers.3.kernel, layers.3.bias in another shape"]}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_fit_says_what_the_optimizer_does_not_train_after_a_change(change):
+    model = fitted()
+    change(model)
+    with pytest.raises(ValueError) as caught:
+        model.fit(*toy(), verbose=0)
+    for words in [*CHANGES[change], "compile it again", r"layer\.trainable = False"]:
+        assert re.search(words, str(caught.value))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_compile_gives_the_models_optimizer_the_parameters_it_has_now(change):
+    """With the same optimizer object as before; of the layers that are new, every weight moves."""
+    optimizer = optim.Adam(lr=0.01)
+    model = fitted(optimizer)
+    change(model)
+    model.compile(optimizer).fit(*toy(), verbose=0)
+    for layer in model:
+        if isinstance(layer, Dense):
+            assert moved(model, lambda: model.fit(*toy(), verbose=0), layer)
+    assert {id(p) for p in optimizer.parameters} == {id(p) for p in model.parameters()}
+
+
+def test_compiling_an_unchanged_model_again_keeps_the_optimizers_state():
+    optimizer = optim.Adam(lr=0.01)
+    model = fitted(optimizer)
+    steps = optimizer.steps
+    model.compile(optimizer).fit(*toy(), verbose=0)
+    assert optimizer.steps == 2 * steps
+
+
+def test_a_new_layer_is_drawn_from_the_models_seed_and_has_a_name():
+    """Also when its weights are made by asking for the parameters, before any forward."""
+    kernels = []
+    for _ in range(2):
+        model = net(input_shape=20)
+        model.layers[-1] = Dense(3, input_shape=16)
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        kernels.append(model.layers[-1].kernel.data)
+        assert model.layers[-1].name == "dense_2" and model.layers[-1].rng is model.weights_rng
+    assert np.array_equal(*kernels) and optimizer
+    model.layers.append(Dropout(0.5))
+    model.layers.append(Dense(2, input_shape=9))
+    with pytest.raises(ValueError,
+                       match=r"layer 5, dense_3 Dense\(9 -> 2\).*from layer 4, dropout"):
+        model.predict(toy()[0])
+    assert model.layers[4].rng is model.dropout_rng
+
+
+def test_a_new_layer_in_a_nested_model_is_drawn_from_its_seed():
+    class Net(Module):
+        def __init__(self):
+            self.body = Sequential([Dense(4, input_shape=3)], seed=7)
+
+    kernels = []
+    for _ in range(2):
+        model = Net()
+        model.body.layers.append(Dense(5, input_shape=4))
+        kernels.append(model.parameters()[2].data)
+    assert np.array_equal(*kernels)
+
+
+def test_the_shape_of_the_input_is_that_of_the_first_layer_now(capsys):
+    model = net(input_shape=20)
+    model.layers[0] = Dense(16, input_shape=7)
+    model.summary()
+    assert model.input_shape == (7,) and "dense_2 (Dense)" in capsys.readouterr().out
+    model.layers[0] = Dense(16)
+    model.predict(np.ones((2, 9), np.float32))
+    model.summary()
+    assert model.input_shape == (9,)
+
+
+def test_a_whole_new_list_of_layers_is_taken_and_checked():
+    model = fitted()
+    model.layers = (Dense(4), Dense(5))
+    with pytest.raises(ValueError, match="no longer has 6 of its Parameters"):
+        model.fit(*toy(), verbose=0)
+    model.predict(toy()[0])
+    assert [layer.name for layer in model] == ["dense_2", "dense_3"]
+    for wrong in ["relu"], [Dense]:
+        model.layers = wrong
+        with pytest.raises(TypeError, match="a layer is an object"):
+            model.predict(toy()[0])
+    with pytest.raises(TypeError, match="list of layers"):
+        model.layers = "relu"
+
+
+def test_parts_of_a_module_of_ones_own_and_of_nested_models_are_watched_as_well():
+    class Net(Module):
+        def __init__(self):
+            self.body, self.head = Sequential([Dense(8), BatchNorm()]), Dense(5, rng=0)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    model, optimizer = Net(), optim.SGD(lr=0.1)
+    x, y = toy()
+
+    def fit():
+        return training.fit(model, x, y, loss="cross_entropy", optimizer=optimizer, verbose=0)
+
+    fit()
+    model.head = Dense(5, rng=1)
+    with pytest.raises(ValueError, match="does not train head.kernel, head.bias"):
+        fit()
+    optimizer = optim.SGD(lr=0.1)
+    fit()
+    model.body.layers.append(Dense(8))
+    with pytest.raises(ValueError, match="does not train body.layers.2.kernel"):
+        fit()
+
+
+def test_who_trains_a_part_freezes_the_rest():
+    x, y = toy()
+    model = net(input_shape=20)
+    model.compile(optim.SGD(model.layers[-1].parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="does not train layers.0.kernel"):
+        model.fit(x, y, verbose=0)
+    for layer in model[:-1]:
+        layer.trainable = False
+    assert moved(model, lambda: model.fit(x, y, verbose=0), model[-1])
+    model[0].trainable = True
+    with pytest.raises(ValueError, match="does not train layers.0.kernel, layers.0.bias"):
+        model.fit(x, y, verbose=0)
+
+
+def test_frozen_layers_that_are_freed_later_are_trained():
+    model = net(input_shape=20)
+    model[0].trainable = False
+    model.compile(optim.Adam(lr=0.01))
+    assert not moved(model, lambda: model.fit(*toy(), verbose=0), model[0])
+    model[0].trainable = True
+    assert moved(model, lambda: model.fit(*toy(), verbose=0), model[0])
+
+
+def test_a_layer_in_two_models_is_trained_by_both():
+    body = Dense(8, "relu", input_shape=20, rng=0)
+    x, y = toy()
+    for model in [Sequential([body, Dense(5)]).compile(optim.Adam(lr=0.01)) for _ in range(2)]:
+        assert moved(model, lambda: model.fit(x, y, verbose=0), body)
+
+
+def test_trainable_false_freezes_statistics_too_and_the_summary_counts_it(capsys):
+    x, y = toy()
+    model = compiled(net(input_shape=20))
+    model[0].trainable = model[1].trainable = False
+    frozen = weights(model[:2])
+    assert moved(model, lambda: model.fit(x, y, verbose=0), model[-1])
+    assert same(frozen, weights(model[:2]))
+    model.summary()
+    assert "Trainable params: 85" in capsys.readouterr().out  # 16 x 5 + 5
+
+
+def test_a_model_with_nothing_to_train_says_why():
+    class Own(Module):
+        def __init__(self):
+            self.kernel = np.ones((20, 5), np.float32)
+
+        def forward(self, x):
+            return Tensor(x) @ self.kernel
+
+    class Late(Module):
+        def forward(self, x):
+            return Dense(5, rng=0)(x)
+
+    frozen = net(input_shape=20)
+    frozen.trainable = False
+    for model, words in ((Own(), r"its arrays kernel are kept.*Parameter\(array\)"),
+                         (Late(), "__init__ and not in forward"),
+                         (frozen, "all parameters are frozen: layers.0.kernel.*trainable = True")):
+        with pytest.raises(ValueError, match=f"nothing to train.*{words}"):
+            optimizer = optim.SGD(lr=0.1)
+            training.fit(model, *toy(), loss="cross_entropy", optimizer=optimizer, verbose=0)
+
+
+def test_layers_in_an_object_that_is_no_module_are_reported():
+    class Block:
+        def __init__(self):
+            self.dense = Dense(20, input_shape=20, rng=0)
+
+    class Net(Module):
+        def __init__(self):
+            self.block, self.head = Block(), Dense(5, rng=0)
+
+        def forward(self, x):
+            return self.head(self.block.dense(x))
+
+    def fit(model):
+        optimizer = optim.SGD(lr=0.1)
+        training.fit(model, *toy(), loss="cross_entropy", optimizer=optimizer, verbose=0)
+
+    with pytest.raises(ValueError,
+                       match="block.dense would not be trained.*Make the class that holds them a Module"):
+        fit(Net())
+    model = Net()
+    model.block.dense.trainable = False
+    fit(model)
+    slope = Parameter(np.ones(1, np.float32))
+    with pytest.raises(ValueError, match="layers.1.function.slope would not be trained"):
+        fit(Sequential([Dense(8), Activation(lambda x: F.maximum(x, slope * x)), Dense(5)]))
+
+
+def test_what_a_module_may_keep_without_being_asked_about_it():
+    """A library, a trainer that holds the model, a teacher in evaluation mode, any function."""
+    from types import SimpleNamespace
+
+    class Net(Module):
+        def __init__(self):
+            self.inner, self.library = Dense(5, rng=0), F
+            self.trainer = SimpleNamespace(model=self, layers=[self.inner])
+            self.teacher = SimpleNamespace(model=net(input_shape=20).eval())
+            self.scale = lambda y: y * later
+
+        def forward(self, x):
+            return self.scale(self.inner(x))
+
+    model = Net()
+    later = 2.0
+    optimizer = optim.SGD(lr=0.1)
+    training.fit(model, *toy(), loss="cross_entropy", optimizer=optimizer, verbose=0)
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_parameter_in_the_loss_is_trained_with_the_model(attached):
+    """Given to the optimizer by hand, or not."""
+    x, y = toy()
+    scale, model = Parameter(np.ones(1, np.float32)), net(input_shape=20)
+    optimizer = optim.SGD([*model.parameters(), scale] if attached else None, lr=0.1)
+    model.compile(optimizer, lambda outputs, labels: F.cross_entropy(outputs * scale, labels))
+    model.fit(x, y, verbose=0)
+    assert scale.data != 1
+    model.compile(optimizer).fit(x, y, verbose=0)  # without it again
+
+
+def test_a_part_in_evaluation_mode_is_not_undone_in_silence():
+    x, y = toy()
+    model = compiled(net(dropout=True, input_shape=20))
+    for part, name in ((model[1], r"batchnorm BatchNorm\(16\)"), (model[3], "dropout")):
+        part.eval()
+        with pytest.raises(ValueError,
+                           match=f"{name}.*is in evaluation mode.*frozen_statistics = True.*train"):
+            model.fit(x, y, verbose=0)
+        model.train()
+    model[0].eval()  # a Dense does the same in both
+    model.eval().fit(x, y, verbose=0)  # and a whole model is switched, as always
+    assert model.training
+
+
+def test_a_train_of_ones_own_may_leave_a_part_in_evaluation_mode():
+    """The way in which PyTorch programs keep BatchNorm frozen."""
+    class Frozen(Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    x, y = toy()
+    model = Frozen([Dense(16, input_shape=20), BatchNorm(), Dense(5)]).compile(optim.SGD(lr=0.1))
+    for _ in range(2):
+        model.train().fit(x, y, verbose=0)
+    assert model[1].updates == 0 and model.training
+
+
+def test_keras_training_argument_says_what_to_write():
+    for model in net(input_shape=20), Dense(3):
+        with pytest.raises(TypeError, match=r"takes no training=.*write model\.eval\(\)"):
+            model(toy()[0], training=False)
+
+
+def test_a_callback_that_changes_the_model_is_told():
+    class Replace(Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.layers[-1] = Dense(5, input_shape=16)
+
+    with pytest.raises(ValueError, match="does not train layers.3.kernel"):
+        compiled(net()).fit(*toy(), epochs=3, verbose=0, callbacks=[Replace()])
+
+
+def test_loss_optimizer_and_metrics_may_be_set_after_compile_and_are_checked():
+    x, y = toy()
+    model = compiled(net(input_shape=20))
+    model.optimizer, model.loss, model.metrics = "adam", "mse", "mse"
+    history = model.fit(x, np.eye(5, dtype=np.float32)[y], verbose=0)
+    assert isinstance(model.optimizer, optim.Adam) and set(history.history) == {"loss", "mse"}
+    for name, value, kind in (("optimizer", 0.1, TypeError), ("loss", "msee", ValueError),
+                              ("optimizer", "adamm", ValueError)):
+        with pytest.raises(kind):
+            setattr(model, name, value)
+    for arguments in (None, "mse"), ("sgd", None), ("sgd", "mse", 5):
+        with pytest.raises(TypeError, match="compile needs|metrics is a list"):
+            model.compile(*arguments)
+    assert model.compile("sgd", "mse", None).metrics == []  # Keras' default
+    model = net(input_shape=20)
+    model.loss = "mse"
+    with pytest.raises(RuntimeError, match="not compiled"):
+        model.fit(x, y)
+
+
+# --- Sequential as a list, errors about the data --------------------------------------------------
+
+def test_a_model_is_a_sequence_of_its_layers():
+    model = fitted()
+    x, _ = toy()
+    features = model[:-1]
+    assert len(model) == 4
+    assert list(model) == model.layers
+    assert model[0] is model.layers[0]
+    assert model[-1] is model.layers[3]
+    assert type(features) is Sequential and features.layers == model.layers[:-1] and Sequential()
+    outputs = model[-1](features.predict(x)).data
+    np.testing.assert_allclose(outputs, model.predict(x), rtol=1e-5, atol=1e-6)
+    assert model[1:].layers == model.layers[1:]
+    assert [layer.name for layer in features] == ["dense", "batchnorm", "activation"]
+    for index in "dense", 1.0, None:
+        with pytest.raises(TypeError, match=r"model\[0\] is the first layer"):
+            model[index]
+    with pytest.raises(IndexError):
+        model[4]
+
+
+def test_weights_as_a_list_go_from_one_model_to_another():
+    old, new, x = fitted(), net(seed=5, input_shape=20), toy()[0]
+    new.set_weights(old.get_weights())
+    assert np.array_equal(old.predict(x), new.predict(x))
+    with pytest.raises(ValueError, match="has 9 arrays.*got 2"):
+        new.set_weights(old.get_weights()[:2])
+    with pytest.raises(ValueError, match="of another shape"):
+        new.set_weights(old.get_weights()[::-1])
+
+
+def test_adding_builds_only_what_is_new():
+    """Each layer is sent one sample when it is added, not all layers before it as well."""
+    calls = []
+
+    class Counted(Dense):
+        def forward(self, x):
+            calls.append(self.name)
+            return super().forward(x)
+
+    model = Sequential([Counted(4, input_shape=4)])
+    for _ in range(20):
+        model.add(Counted(4))
+    assert len(calls) == 21
+    Sequential([Counted(4, input_shape=4) for _ in range(20)])
+    assert len(calls) == 41
+
+
+def test_a_layer_that_does_not_fit_is_not_added():
+    model = compiled(net(input_shape=20))
+    with pytest.raises(ValueError,
+                       match=r"layer 4, dense_2 Dense\(9 -> 3\).*got \(n, 5\).*from layer 3, dense_1"):
+        model.add(Dense(3, input_shape=9))
+    assert len(model) == 4 and model.loss is not None
+    model.add(Dense(3))
+    assert model.predict(toy()[0]).shape == (200, 3)
+
+
+def test_a_model_cannot_hold_itself():
+    inner = Sequential([Dense(3)])
+    outer = Sequential([inner])
+    with pytest.raises(ValueError, match="layer of itself"):
+        outer.add(outer)
+    inner.layers.append(outer)
+    with pytest.raises(ValueError, match="layer of itself"):
+        outer.predict(np.ones((2, 3), np.float32))
+
+
+def test_errors_speak_of_the_data_and_not_of_the_sample_that_was_tried():
+    images, y = np.ones((40, 28, 28), np.float32), np.arange(40) % 3
+    model = Sequential([Flatten(), Dense(3, input_shape=100)]).compile()
+    for call in (lambda: model.fit(images, y, verbose=0), lambda: model.evaluate(images, y),
+                 lambda: model.predict(images)):
+        with pytest.raises(ValueError,
+                           match=r"expects inputs of shape \(n, 100\), got \(40, 784\)"):
+            call()
+    with pytest.raises(ValueError, match=r"got \(n, 28, 28\)"):
+        Sequential([Dense(3)]).build((28, 28))
+
+
+def test_one_sample_without_a_batch_axis_is_recognised():
+    model = Sequential([Flatten(input_shape=(28, 28)), Dense(3)])
+    with pytest.raises(ValueError, match=r"one sample, write x\.reshape\(1, 28, 28\)"):
+        model.predict(np.ones((28, 28), np.float32))
+    with pytest.raises(ValueError,
+                       match=r"model takes data of shape \(n, 28, 28\), got \(5, 30, 30\)"):
+        model.predict(np.ones((5, 30, 30), np.float32))
+    with pytest.raises(ValueError, match=r"one sample, write x\.reshape\(1, 20\)"):
+        net(input_shape=20)(toy()[0][0])
+
+
+def test_a_layer_in_a_nested_model_knows_where_its_input_comes_from():
+    model = Sequential([Dense(3), Sequential([Dense(2, input_shape=9)])])
+    with pytest.raises(ValueError) as caught:
+        model(toy()[0])
+    assert str(caught.value) == (
+        "layer 1, layer 0, dense Dense(9 -> 2) expects inputs of shape (n, 9), got (200, 3); its "
+        "input comes from layer 0, dense Dense(20 -> 3)")
