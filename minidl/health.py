@@ -168,7 +168,7 @@ class Watch:
         if self.silent:
             return []
         found, p = [], outputs.data
-        squashed = F.sigmoid in self.ending or getattr(outputs, "logits", None) is not None
+        squashed = F.sigmoid in self.ending or outputs.logits is not None
         if self.loss is F.cross_entropy and (squashed or p.min() >= 0 and abs(p.sum(axis=1) - 1).max() < 1e-3):
             found.append("the outputs are probabilities already, and loss='cross_entropy' applies softmax once more: drop the "
                          "activation at the end of the model, or end it with softmax and use loss='categorical_crossentropy'")
