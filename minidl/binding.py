@@ -44,7 +44,7 @@ def bind(optimizer, model, loss):
     ValueError if one that has some lacks any of these, or has others: then something would not be
     trained. Frozen parameters may be missing: who trains a part on purpose freezes the rest.
     """
-    parameters = _to_train(model, loss)
+    parameters = to_train(model, loss)
     if not any(p.requires_grad for p in parameters.values()):
         raise ValueError(_nothing_to_train(model, list(parameters)))
     if optimizer.parameters is None:
@@ -73,10 +73,10 @@ def trains(optimizer, model, loss):
     """Whether an optimizer holds what bind asks for; False while some weights are not made."""
     if optimizer.parameters is None or not all(part.built for part in model.modules()):
         return False
-    return not any(_differences(optimizer, _to_train(model, loss)))
+    return not any(_differences(optimizer, to_train(model, loss)))
 
 
-def _to_train(model, loss):
+def to_train(model, loss):
     """{name: Parameter} of the model, and of a loss that has some of its own."""
     of_loss = loss.named_parameters() if isinstance(loss, Module) else _inside(loss)
     parameters = dict(model.named_parameters())

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped, in one file.
 
-Weights and buffers, the optimizer's state and learning rate, every random generator in the model,
-what the callbacks ask to keep (`Callback.state_dict`), and the number of epochs done. Settings are
-not in it: the program that resumes builds model, optimizer and callbacks as before.
+Weights and buffers, a loss's own Parameters, the optimizer's state and learning rate, every random
+generator in the model, what the callbacks ask to keep (`Callback.state_dict`), and the number of
+epochs done. Settings are not in it: the program that resumes builds model, optimizer and callbacks
+as before.
 """
 
 import json
@@ -34,6 +35,7 @@ def save_checkpoint(path, model, optimizer, epochs):
         optimizer.attach(model.parameters())
     state = {f"model.{name}": array for name, array in model.state_dict().items()}
     state |= {f"optimizer.{name}": array for name, array in optimizer.state_dict().items()}
+    state |= {f"other.{i}": p.data for i, p in enumerate(_others(model, optimizer))}
     state |= {f"random.{name}": _encoded(bits.state) for name, bits in _generators(model).items()}
     history = getattr(model, "history", None)
     if isinstance(history, History):
@@ -52,15 +54,20 @@ def load_checkpoint(path, model, optimizer):
     of another model or optimizer; nothing is changed then.
     """
     state = files.load(path)
-    model_state, optimizer_state, random, callback_states = (
+    model_state, optimizer_state, other_values, random, callback_states = (
         {name.removeprefix(kind): array for name, array in state.items() if name.startswith(kind)}
-        for kind in ("model.", "optimizer.", "random.", "callback."))
+        for kind in ("model.", "optimizer.", "other.", "random.", "callback."))
     if optimizer.parameters is None:
         optimizer.attach(model.parameters())
     before, generators = optimizer.state_dict(), _generators(model)
+    others = {str(i): p.data for i, p in enumerate(_others(model, optimizer))}
     try:
         epochs, lr = _checked(state, model_state, optimizer)
         _check_counts(optimizer_state)
+        if _shapes(other_values) != _shapes(others):
+            raise ValueError("the optimizer trains other Parameters outside of the model, those of "
+                             f"a loss for example, than when this was saved: {_shapes(others)} "
+                             f"here, {files.clean(_shapes(other_values), 150)} in the file")
         if different := random.keys() ^ generators.keys():
             raise ValueError("not in both, file and model, are the random generators "
                              f"{files.listed(sorted(different))}; a Dropout outside a Sequential "
@@ -71,6 +78,8 @@ def load_checkpoint(path, model, optimizer):
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         optimizer.load_state_dict(before)
         raise ValueError(f"{path}: {_shortened(error)}") from None
+    for name, array in others.items():
+        array[...] = other_values[name]
     for name, generator in generators.items():
         generator.state = decoded[name]
     if lr is not None:
@@ -120,6 +129,16 @@ def _shortened(error):
     lines = str(error).splitlines()
     lines[29:-1] = ["  ..."] if len(lines) > 30 else lines[29:-1]
     return "\n".join(files.clean(line) for line in lines)
+
+
+def _others(model, optimizer):
+    """What an optimizer trains beside a model: a loss may have Parameters, too."""
+    own = {id(p) for p in model.parameters()}
+    return [p for p in optimizer.parameters if id(p) not in own]
+
+
+def _shapes(arrays):
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _generators(model):

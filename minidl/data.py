@@ -111,10 +111,15 @@ def batches(x, y, size, rng=None):
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"batches need samples and as many labels, got {len(x)} samples and "
                          f"{len(y)} labels")
+    check_rng(rng)
+    return _batches(x, y, size, rng)
+
+
+def check_rng(rng):
+    """TypeError for what cannot shuffle: a seed would give the same order in every epoch."""
     if rng is not None and not hasattr(rng, "permutation"):
         raise TypeError("rng is a NumPy Generator, np.random.default_rng(0) for example, or "
                         f"None, got {rng!r}")
-    return _batches(x, y, size, rng)
 
 
 def _indexable(values):

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Hashable
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from . import functional as F
 from .data import pieces
-from .layers import BatchNorm, LayerNorm
+from .layers import Activation, BatchNorm, Dense, LayerNorm
 from .module import Parameter
 from .tensor import Tensor
 
@@ -62,7 +63,9 @@ def probing(model):
 
 
 def _activation(part):
-    return getattr(part, "activation", None) or getattr(part, "function", None)
+    """The function that ends a Dense or an Activation; None for other parts, and for one that no table can hold."""
+    function = part.activation if isinstance(part, Dense) else part.function if isinstance(part, Activation) else None
+    return function if isinstance(function, Hashable) else None
 
 
 def check_activations(seen):

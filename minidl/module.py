@@ -345,6 +345,9 @@ class Module:
     def load_weights(self, path):
         """Take over what save_weights wrote for a model of the same layers; ValueError as load_state_dict."""
         state = files.load(path)
+        if "architecture" in state:
+            raise ValueError(f"{path} holds a whole model, layers and weights: use "
+                             "Sequential.load(path), which makes a new one")
         if "epochs" in state and any(name.startswith("optimizer.") for name in state):
             raise ValueError(f"{path} is a checkpoint, which holds a whole run and not weights "
                              "alone: use model.load_checkpoint(path) of a compiled Sequential, or "

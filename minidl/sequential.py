@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 from . import checkpoints, habits, saving, training
-from .binding import trains
+from .binding import to_train, trains
 from .inside import explain_batchnorm
 from .layers import Dense, Dropout
 from .module import Module
@@ -292,14 +292,21 @@ class Sequential(Module):
             on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
         """
         self._need_compile()
+        self._attach()
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
         """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
         self._need_compile()
+        self._attach()
         epochs = checkpoints.load_checkpoint(path, self, self.optimizer)
         self.trained_by = self.optimizer  # as if fit had trained the epochs of the file
         return epochs
+
+    def _attach(self):
+        """Before the first fit: give the optimizer what it is going to train."""
+        if self.optimizer.parameters is None:
+            self.optimizer.attach(to_train(self, self.loss).values())
 
     def explain_batchnorm(self):
         """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""

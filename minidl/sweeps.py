@@ -10,7 +10,6 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 

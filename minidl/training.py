@@ -21,7 +21,7 @@ from .callbacks import History, check_callbacks, may_add_numbers
 from .checks import (LOSSES, METRICS, accuracy, checked, checked_batch_size,  # noqa: F401
                      checked_inputs, checked_validation_data, checked_verbosity, hold_out,
                      named_loss, named_metrics, number_of, outputs_of, settled)
-from .data import batches
+from .data import batches, check_rng
 from .health import Watch, check_activations, probing, say
 from .layers import BatchNorm
 from .parts import evaluation
@@ -66,6 +66,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     batch_size = checked_batch_size(batch_size, 32)
     verbose = checked_verbosity(verbose)
     callbacks = check_callbacks(callbacks)
+    check_rng(rng)
     with probing(model) as seen:
         x, y, example = checked(model, x, y, loss, differentiable=True)
     check_activations(seen)

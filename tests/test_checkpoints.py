@@ -18,6 +18,7 @@ from minidl import (
     LambdaCallback,
     ModelCheckpoint,
     Module,
+    Parameter,
     Sequential,
     data,
     files,
@@ -709,3 +710,64 @@ def test_the_record_of_a_run_keeps_no_model_alive_and_its_copies_carry_no_weight
         assert layer() is None, "only reference counts free memory here"
     finally:
         gc.enable()
+
+
+class Scaled(Module):
+    """A loss with a Parameter of its own."""
+
+    def __init__(self):
+        self.scale = Parameter(np.ones(1, np.float32))
+
+    def forward(self, outputs, y):
+        return F.cross_entropy(outputs * self.scale, y)
+
+
+def test_a_run_whose_loss_has_parameters_goes_on_where_it_was(tmp_path):
+    def compiled():
+        return Sequential([Dense(8, "relu", input_shape=XY[0].shape[1]), Dense(10)]).compile("adam", Scaled())
+
+    whole, first, second = compiled(), compiled(), compiled()
+    whole.fit(*XY, epochs=4, verbose=0)
+    first.fit(*XY, epochs=2, verbose=0)
+    first.save_checkpoint(tmp_path / "run.npz", 2)
+    epochs = second.load_checkpoint(tmp_path / "run.npz")
+    second.fit(*XY, epochs=4, initial_epoch=epochs, verbose=0)
+    for one, other in zip(whole.get_weights(), second.get_weights()):
+        np.testing.assert_array_equal(one, other)
+    assert whole.loss.scale.data == second.loss.scale.data != 1
+    with pytest.raises(ValueError, match="run.npz.*\n?.*outside of the model|run.npz.*not the state"):
+        compiled().compile("adam").load_checkpoint(tmp_path / "run.npz")
+
+
+def test_a_checkpoint_of_a_compiled_model_before_its_first_fit_may_be_all_frozen(tmp_path):
+    model = Sequential([Dense(10, input_shape=XY[0].shape[1])], seed=1).compile("sgd")
+    model.trainable = False
+    model.save_checkpoint(tmp_path / "run.npz", 0)
+    twin = Sequential([Dense(10, input_shape=XY[0].shape[1])], seed=2).compile("sgd", Scaled())
+    twin.compile("sgd").load_checkpoint(tmp_path / "run.npz")
+    np.testing.assert_array_equal(twin[0].kernel.data, model[0].kernel.data)
+
+
+def test_generators_in_lists_and_dicts_and_a_dropout_of_a_seed_go_on(tmp_path):
+    class Noise(Module):
+        def __init__(self):
+            self.sources = [np.random.default_rng(1), {"other": np.random.default_rng(2)}]
+
+        def forward(self, x):
+            if not self.training:
+                return x
+            noise = sum(rng.normal(0, 0.1, x.shape) for rng in (self.sources[0], *self.sources[1].values()))
+            return x + noise.astype(x.dtype)
+
+    def compiled():
+        return Sequential([Dense(8, input_shape=XY[0].shape[1]), Noise(), Dropout(0.5, rng=3), Dense(10)]).compile("adam")
+
+    whole, first, second = compiled(), compiled(), compiled()
+    stop = dict(callbacks=[EarlyStopping("loss", patience=50)], verbose=0)
+    whole.fit(*XY, epochs=4, **stop)
+    first.fit(*XY, epochs=2, **stop)
+    first.save_checkpoint(tmp_path / "run.npz", 2)
+    second.fit(*XY, epochs=4, initial_epoch=second.load_checkpoint(tmp_path / "run.npz"), **stop)
+    for one, other in zip(whole.get_weights(), second.get_weights()):
+        np.testing.assert_array_equal(one, other)
+    assert whole.optimizer is whole.trained_by and second.optimizer is second.trained_by

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Flatten, Sequential, data, optim, training
+from minidl import Activation, BatchNorm, Dense, Flatten, Module, Sequential, data, optim, training
 from minidl import functional as F
 from minidl.health import failures_expected
 
@@ -197,3 +197,22 @@ def test_a_divergence_before_any_update_does_not_blame_the_rate():
     with pytest.raises(training.DivergenceError) as caught:
         Sequential([Dense(8), BatchNorm(), Dense(10)]).compile(optim.SGD(lr=1e30)).fit(X, Y, verbose=0)
     assert "BatchNorm" not in str(caught.value).split("smaller learning rate")[1]
+
+
+def test_parts_of_ones_own_may_call_anything_an_activation():
+    class Own(Module):
+        def __init__(self):
+            self.activation = np.ones(10, np.float32)  # a buffer
+
+        def forward(self, x):
+            return x * self.activation
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, x):
+            return F.relu(x)
+
+    model = Sequential([Dense(10), Activation(Unhashable()), Own()]).compile("sgd")
+    model.fit(X, Y, verbose=0)
+    assert len(model.history.epoch) == 1

@@ -192,3 +192,10 @@ def test_a_text_that_is_none_is_refused(architecture, path):
     files.save(path, {"architecture": np.frombuffer(architecture, np.uint8)})
     with pytest.raises(ValueError, match=path.name):
         Sequential.load(path)
+
+
+def test_load_weights_of_a_whole_model_says_how_it_is_loaded(path):
+    model = trained()
+    model.save(path)
+    with pytest.raises(ValueError, match=r"whole model, layers and weights: use Sequential\.load"):
+        model.load_weights(path)

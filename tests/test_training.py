@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten,
+                    LambdaCallback,
                     Module, Parameter, Sequential, Tensor, data,
                     estimate_population_statistics, optim, progress, training)
 from minidl import functional as F
@@ -1071,3 +1072,13 @@ def test_a_layer_in_a_nested_model_knows_where_its_input_comes_from():
     assert str(caught.value) == (
         "layer 1, layer 0, dense Dense(9 -> 2) expects inputs of shape (n, 9), got (200, 3); its "
         "input comes from layer 0, dense Dense(20 -> 3)")
+
+
+def test_a_seed_for_the_shuffling_is_refused_before_any_callback():
+    begun = []
+    model = Sequential([Dense(3, input_shape=4)])
+    with pytest.raises(TypeError, match="rng is a NumPy Generator"):
+        training.fit(model, np.ones((8, 4), np.float32), np.zeros(8, int), loss="cross_entropy",
+                     optimizer=optim.SGD(lr=0.1), rng=0, verbose=0,
+                     callbacks=[LambdaCallback(on_train_begin=begun.append)])
+    assert not begun
