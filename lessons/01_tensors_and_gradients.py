@@ -231,7 +231,7 @@ for result in (a + b, a * b, a @ b, F.relu(a), F.exp(a), F.log(a)):
 #
 # What does this save? Three layers of 256 neurons, and 2,048 images: we add up the numbers
 # in all results of the way forward, and in those that the graph still holds. (`node.saved`
-# has, for each input, what its line of gradient reads.)
+# has what the lines of gradient read.)
 
 
 # %%
@@ -254,8 +254,8 @@ for kernel in kernels:
     hidden = F.relu(hidden @ Tensor(kernel, requires_grad=True))
 
 graph, there_anyway = graph_of(hidden), [id(array) for array in (images, *kernels)]
-kept = {id(array): array.size for node in graph for reads in node.saved if reads
-        for array in reads if id(array) not in there_anyway}
+kept = {id(array): array.size for node in graph for array in node.saved
+        if id(array) not in there_anyway}
 computed, remembered = sum(math.prod(node.shape) for node in graph), sum(kept.values())
 print(f"{len(graph)} results with {computed:,} numbers; the graph holds {remembered:,} of them")
 
