@@ -10,7 +10,7 @@ from string import Formatter
 
 import numpy as np
 
-from .files import checked_suffix, clean, write_csv
+from .files import checked_suffix, clean, shapes, write_csv
 from .habits import unknown
 from .plotting import LOOKS, figure, legend
 from .progress import format_number, table
@@ -383,7 +383,7 @@ class EarlyStopping(_Monitor):
             weights = {name.removeprefix(prefix): array for name, array in state.items()
                        if name.startswith(prefix)}
             given[kind] = weights
-            if weights and _shapes(weights) != _shapes(own):
+            if weights and shapes(weights) != shapes(own):
                 raise ValueError(f"its {kind} weights are those of another model")
         if ("best_epoch" in state) != bool(given["best"]) or wait < 0:
             raise ValueError("best_epoch and best_weights belong together, and wait is a number "
@@ -407,10 +407,6 @@ class EarlyStopping(_Monitor):
         if self.restore_best_weights and self.best_weights is not None:
             self.last_weights = self.model.state_dict() if self.wait else None
             self.model.load_state_dict(self.best_weights)
-
-
-def _shapes(arrays):
-    return {name: array.shape for name, array in arrays.items()}
 
 
 class ModelCheckpoint(_Monitor):

@@ -64,10 +64,10 @@ def load_checkpoint(path, model, optimizer):
     try:
         epochs, lr = _checked(state, model_state, optimizer)
         _check_counts(optimizer_state)
-        if _shapes(other_values) != _shapes(others):
+        if files.shapes(other_values) != files.shapes(others):
             raise ValueError("the optimizer trains other Parameters outside of the model, those of "
-                             f"a loss for example, than when this was saved: {_shapes(others)} "
-                             f"here, {files.clean(_shapes(other_values), 150)} in the file")
+                             f"a loss for example, than when this was saved: {files.shapes(others)} "
+                             f"here, {files.clean(files.shapes(other_values), 150)} in the file")
         if different := random.keys() ^ generators.keys():
             raise ValueError("not in both, file and model, are the random generators "
                              f"{files.listed(sorted(different))}; a Dropout outside a Sequential "
@@ -135,10 +135,6 @@ def _others(model, optimizer):
     """What an optimizer trains beside a model: a loss may have Parameters, too."""
     own = {id(p) for p in model.parameters()}
     return [p for p in optimizer.parameters if id(p) not in own]
-
-
-def _shapes(arrays):
-    return {name: array.shape for name, array in arrays.items()}
 
 
 def _generators(model):

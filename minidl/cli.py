@@ -139,7 +139,7 @@ def _lesson(options):
 def _doctor(options):
     """One line for each thing that lessons need; returns 1 if one is not as it should be."""
     ill = 0
-    if sys.platform in ("emscripten", "wasi"):
+    if streams.in_browser():
         print("browser    in the browser: 20 times slower, no processes (no `lesson`, no "
               "experiments.processes): open the lessons "
               "as notebooks")

@@ -243,7 +243,7 @@ def check(path, **variables):
 
 
 def _process(mode, path, mark="", **variables):
-    if sys.platform in ("emscripten", "wasi"):
+    if streams.in_browser():
         raise OSError("a lesson is run in a process of its own, and a browser has none: open the "
                       "lesson as a notebook, or run it "
                       f"in this process: import runpy; runpy.run_path({str(path)!r}, "

@@ -160,6 +160,11 @@ def listed(names, most=10):
     return ", ".join(clean(name, 80) for name in names[:most]) + more
 
 
+def shapes(arrays):
+    """{name: shape} of named arrays."""
+    return {name: array.shape for name, array in arrays.items()}
+
+
 def expanded(path):
     """A Path whose ~ is the home folder.
 

@@ -1,4 +1,7 @@
-"""Streams that are closed, full, or too poor for a character: one sentence, no traceback."""
+"""Streams that are closed, full, or too poor for a character: one sentence, no traceback.
+
+And where they lead: a terminal, a notebook or a browser.
+"""
 
 import atexit
 import os
@@ -9,6 +12,11 @@ from contextlib import contextmanager
 def in_notebook():
     """Whether this is a notebook, where output is shown by a browser, and bars as widgets."""
     return "ipykernel" in sys.modules
+
+
+def in_browser():
+    """Whether Python itself runs in a browser, where there are no processes."""
+    return sys.platform in ("emscripten", "wasi")
 
 
 def repair():

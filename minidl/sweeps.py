@@ -18,6 +18,7 @@ from .habits import unknown
 from .identity import Namer
 from .progress import bar
 from .settings import is_whole
+from .streams import in_browser
 
 THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 
@@ -35,7 +36,7 @@ def processes(n):
         raise ValueError("processes takes how many to start, a whole number of at least 1, got "
                          f"{n!r}")
     try:
-        if sys.platform in ("emscripten", "wasi"):
+        if in_browser():
             raise ImportError("the browser has none")
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context, synchronize  # noqa: F401
