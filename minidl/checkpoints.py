@@ -14,6 +14,7 @@ import numpy as np
 from . import files
 from .callbacks import History
 from .settings import is_whole
+from .tensor import mark_changed
 
 # bytes of a generator's state; MT19937, the largest, has 624 numbers of 10 digits
 MOST_JSON = 20_000
@@ -60,7 +61,7 @@ def load_checkpoint(path, model, optimizer):
     if optimizer.parameters is None:
         optimizer.attach(model.parameters())
     before, generators = optimizer.state_dict(), _generators(model)
-    others = {str(i): p.data for i, p in enumerate(_others(model, optimizer))}
+    others = {str(i): p for i, p in enumerate(_others(model, optimizer))}
     try:
         epochs, lr = _checked(state, model_state, optimizer)
         _check_counts(optimizer_state)
@@ -78,8 +79,9 @@ def load_checkpoint(path, model, optimizer):
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         optimizer.load_state_dict(before)
         raise ValueError(f"{path}: {_shortened(error)}") from None
-    for name, array in others.items():
-        array[...] = other_values[name]
+    for name, p in others.items():
+        p.data[...] = other_values[name]
+    mark_changed(others.values())
     for name, generator in generators.items():
         generator.state = decoded[name]
     if lr is not None:

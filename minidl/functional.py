@@ -9,41 +9,14 @@ import math
 
 import numpy as np
 
-from .habits import unknown
+from . import habits
 from .tensor import (HALF, MANY, Fused, Op, Tensor, abs, broadcast_to, clip, concatenate, constant, exp,  # noqa: F401
                      floats, getitem, in_float32, log, matmul, max, maximum, mean, min, minimum, plain, power, reshape, sqrt, stack,
                      sum, transpose, var, where)
 
-HABITS = {
-    "mse": "use F.mse_loss(prediction, target)",
-    "nll_loss": "use F.cross_entropy(logits, labels), which takes the logits before log_softmax",
-    "binary_crossentropy": "use F.binary_cross_entropy(probabilities, targets)",
-    "sparse_categorical_crossentropy": "use F.categorical_crossentropy(probabilities, labels), which takes class numbers too",
-    "CrossEntropyLoss": "use F.cross_entropy(logits, labels)",
-    "MSELoss": "use F.mse_loss(prediction, target)",
-    "BCELoss": "use F.binary_cross_entropy(probabilities, targets)",
-    "BCEWithLogitsLoss": "use F.binary_cross_entropy_with_logits(logits, targets)",
-    "dropout": "use the layer Dropout(rate)",
-    "normalize": "divide by F.sqrt(F.sum(x * x, axis=-1, keepdims=True))",
-    "one_hot": "use minidl.data.one_hot(y, classes)",
-    "pad": "pad the array before it becomes a Tensor: np.pad",
-    "clamp": "use F.clip(x, low, high)",
-    "pow": "use F.power(a, b) or a ** b",
-    "cat": "use F.concatenate([a, b], axis=0)",
-    "mm": "use a @ b",
-    "dot": "use a @ b",
-    "add": "use a + b",
-    "subtract": "use a - b",
-    "multiply": "use a * b",
-    "divide": "use a / b",
-    "std": "use F.sqrt(F.var(x, axis))",
-    "swish": "write x * F.sigmoid(x)",
-    "silu": "write x * F.sigmoid(x)",
-}
-
 
 def __getattr__(name):
-    raise unknown("minidl.functional", name, HABITS)
+    raise habits.unknown("minidl.functional", name, habits.FUNCTIONAL)
 
 
 # --- Activations --------------------------------------------------------------------------------------

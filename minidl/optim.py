@@ -10,29 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import habits
 from .files import clean
-from .habits import unknown
 from .tensor import HALF, Tensor, mark_changed
-
-HABITS = {
-    "param_groups": "set optimizer.lr for all parameters; give the parts optimizers of their own for different rates",
-    "params": "use optimizer.parameters",
-    "variables": "use optimizer.parameters",
-    "iterations": "use optimizer.steps",
-    "minimize": "write optimizer.zero_grad(), loss.backward(), optimizer.step()",
-    "apply_gradients": "set p.grad for each parameter p, then call optimizer.step()",
-    "get_config": "the settings are attributes: optimizer.lr, optimizer.momentum ...",
-    "beta_1": "write betas=(0.9, 0.999)",
-    "beta_2": "write betas=(0.9, 0.999)",
-    "epsilon": "write eps=...",
-    "rho": "write alpha=..., the weight of the old average",
-    "decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
-    "clipnorm": "call optim.clip_grad_norm(parameters, max_norm) between backward() and step()",
-    "clipvalue": "call optim.clip_grad_norm(parameters, max_norm) between backward() and step()",
-    "amsgrad": "minidl has Adam as published in 2015, without amsgrad",
-    "lr_decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
-    "dampening": "minidl's momentum is PyTorch's with dampening=0",
-}
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
 
@@ -51,8 +31,8 @@ class Optimizer:
 
     def __new__(cls, *arguments, **options):
         for name in options:
-            if name in HABITS:
-                raise TypeError(f"{cls.__name__} has no argument {name!r}: {HABITS[name]}")
+            if name in habits.OPTIMIZER:
+                raise TypeError(f"{cls.__name__} has no argument {name!r}: {habits.OPTIMIZER[name]}")
         return super().__new__(cls)
 
     def __init__(self, parameters, lr, kept=(), learning_rate=None):
@@ -70,7 +50,7 @@ class Optimizer:
             self.attach(parameters)
 
     def __getattr__(self, name):  # called for names that are not there
-        raise unknown(type(self).__name__, name, HABITS)
+        raise habits.unknown(type(self).__name__, name, habits.OPTIMIZER)
 
     @property
     def learning_rate(self):

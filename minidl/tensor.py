@@ -19,7 +19,7 @@ from operator import attrgetter, itemgetter
 
 import numpy as np
 
-from .habits import unknown
+from . import habits
 
 # A context variable is one per thread, so that two threads of a sweep do not switch each other's recording off.
 recording = ContextVar("recording", default=True)
@@ -30,58 +30,6 @@ FREED = ("freed",)
 new = object.__new__  # quicker than a constructor, for the two objects that every op makes
 HALF = np.dtype(np.float16)
 MANY = 4096  # numbers; added one after the other in float32, more of them lose digits that show
-
-HABITS = {
-    "cpu": "every Tensor is in the CPU's memory; use x itself, or x.numpy() for the array",
-    "cuda": "minidl runs on the CPU; minidl.interop.to_torch(model) builds the model in PyTorch, for a GPU",
-    "to": "use x.astype(np.float32) for another dtype; minidl runs on the CPU",
-    "float": "use x.astype(np.float32)",
-    "double": "use x.astype(np.float64)",
-    "half": "use x.astype(np.float16)",
-    "long": "use x.astype(np.int64)",
-    "int": "use x.astype(np.int64)",
-    "view": "use x.reshape(...)",
-    "flatten": "use x.reshape(-1), or the layer Flatten()",
-    "permute": "use x.transpose(...)",
-    "t": "use x.T",
-    "mm": "use a @ b",
-    "matmul": "use a @ b",
-    "pow": "use x ** n",
-    "add": "use a + b",
-    "sub": "use a - b",
-    "mul": "use a * b",
-    "div": "use a / b",
-    "zero_": "use p.grad = None to forget a gradient, or p.data[...] = 0 to set the values",
-    "add_": "write p.data += ... (outside a forward pass that still needs the old values)",
-    "copy_": "write p.data[...] = values",
-    "fill_": "write p.data[...] = value",
-    "clone": "use Tensor(x.data.copy()), which is cut off from the graph, or x * 1, which is not",
-    "copy": "use Tensor(x.data.copy()), which is cut off from the graph, or x * 1, which is not",
-    "requires_grad_": "set x.requires_grad = True before x is used",
-    "retain_grad": "use grad(loss, x), which takes results as well as leaves",
-    "grad_fn": "use x.op, the op that made x",
-    "is_leaf": "use x.op is None",
-    "argmax": "use x.data.argmax(...), as it has no gradient",
-    "argmin": "use x.data.argmin(...), as it has no gradient",
-    "std": "use x.var(axis).sqrt(), which divides by n",
-    "norm": "use (x * x).sum().sqrt()",
-    "pow_": "write x ** n",
-    "clamp": "use F.clip(x, low, high) from minidl.functional",
-    "clip": "use F.clip(x, low, high) from minidl.functional",
-    "relu": "use F.relu(x) from minidl.functional",
-    "sigmoid": "use F.sigmoid(x) from minidl.functional",
-    "tanh": "use F.tanh(x) from minidl.functional",
-    "softmax": "use F.softmax(x) from minidl.functional",
-    "log_softmax": "use F.log_softmax(x) from minidl.functional",
-    "squeeze": "use x.reshape(...)",
-    "unsqueeze": "use x[None] or x.reshape(...)",
-    "expand": "use F.broadcast_to(x, shape=...) from minidl.functional",
-    "values": "use x.data",
-    "value": "use x.data",
-    "device": "minidl runs on the CPU",
-    "assign": "write p.data[...] = values",
-    "assign_sub": "write p.data -= ...",
-}
 
 
 @contextmanager
@@ -208,7 +156,7 @@ class Tensor:
         return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
 
     def __getattr__(self, name):  # called for names that are not there
-        raise unknown(type(self).__name__, name, HABITS)
+        raise habits.unknown(type(self).__name__, name, habits.TENSOR)
 
     # As Python sees it: numbers and containers.
     def __len__(self): return len(self._data)

@@ -492,6 +492,7 @@ def test_lesson_1_leaves_the_browsers_stack_alone_and_puts_the_limit_back():
 
     class Weight:
         grad = 10_001.0
+        node = None
 
         def __add__(self, other):
             return self

@@ -186,7 +186,7 @@ ERRORS = {
     "a softmax forgotten": (
         lambda: F.categorical_crossentropy(PROBABILITIES, np.array([0])), ValueError,
         "this loss takes probabilities between 0 and 1, got values from -0.5 to 1.5: end the model with "
-        "Activation('softmax'), or use loss='cross_entropy' on what it gives now"),
+        "Activation('softmax'), or use loss='cross_entropy' on what it returns now"),
     "NaN in the data": (fit(x=NAN), ValueError, "x contains NaN or infinite values, first in sample 2"),
     "NaN in the targets": (fit(y=np.full(40, np.nan)), ValueError, "y contains NaN or infinite values"),
     "an empty batch": (
@@ -267,7 +267,7 @@ ERRORS = {
         lambda: optim.Adam([]), ValueError, "expected at least one parameter, and all must be Tensors, got none"),
     "a step of nothing": (
         lambda: optim.Adam().step(), RuntimeError, "this Adam has no parameters: use Adam(model.parameters(), lr=...)"),
-    "learning rate": (lambda: optim.SGD(lr=-1), ValueError, "the learning rate must be positive, got -1"),
+    "learning rate": (lambda: optim.SGD(lr=-1), ValueError, "the learning rate must be a number above 0, got -1; 0.1 for example, or a schedule"),
     "an optimizer for two models": (
         use_one_optimizer_for_two_models, ValueError,
         "this optimizer already trains another model's parameters: each model needs an optimizer of its own"),

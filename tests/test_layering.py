@@ -16,8 +16,8 @@ LEVELS = [
     ["files", "habits", "settings", "streams"],
     ["tensor", "progress", "schedules", "course"],
     ["functional", "gradcheck", "parts", "plotting", "published"],
-    ["callbacks", "data", "module", "initializers", "checkpoints", "handout"],
-    ["layers", "optim", "identity"],
+    ["callbacks", "data", "module", "initializers", "handout"],
+    ["checkpoints", "layers", "optim", "identity"],
     ["binding", "checks", "health", "inside", "saving", "sweeps"],
     ["training"],
     ["sequential", "experiments"],
@@ -71,19 +71,19 @@ def test_the_face_of_the_package():
     assert set(names) <= set(minidl.__all__) <= set(dir(minidl))
 
 
-def code_lines(path):
-    """How many lines hold code: not those that are empty or hold only a comment or a docstring."""
+def code_tokens(path):
+    """How many tokens of code a file has, without comments and docstrings: short lines cost nothing."""
     source = path.read_text(encoding="utf-8")
     nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
     docstrings = {line for n in nodes if ast.get_docstring(n) for line in range(n.body[0].lineno, n.body[0].end_lineno + 1)}
     layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     tokens = [t for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type not in layout]
-    return len({line for t in tokens for line in range(t.start[0], t.end[0] + 1)} - docstrings)
+    return sum(t.start[0] not in docstrings for t in tokens)
 
 
 def test_the_core_that_a_student_reads_stays_small():
     core = ["tensor", "functional", "gradcheck", "module", "layers", "initializers", "optim", "training", "sequential"]
-    assert sum(code_lines(PACKAGE / f"{name}.py") for name in core) < 1800
+    assert sum(code_tokens(PACKAGE / f"{name}.py") for name in core) < 23_500
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
