@@ -168,17 +168,26 @@ def column_sums(x):
 
 
 def _linear_forward(x, kernel, bias):
-    y = x.dot(kernel)  # the product x @ kernel, with less ado for small arrays
-    if bias.ndim != 1 or y.ndim != 2 or y.shape[1] != bias.size:
+    if kernel.ndim != 2 or bias is not None and (bias.ndim != 1 or bias.size != kernel.shape[1]):
         raise ValueError(_linear_shapes(x, kernel, bias))
-    y += bias
+    y = x.dot(kernel)  # the product x @ kernel, with less ado for small arrays
+    if bias is not None:
+        y += bias
     return y
 
 
 _linear = Op("linear", _linear_forward,
              lambda g, kernel: g.dot(kernel.T),
-             lambda g, x: x.T.dot(g),
-             lambda g: sum(g, axis=0) if len(g) > MANY or g.dtype is HALF else g.T.dot(_ones(len(g), g.dtype)))
+             lambda g, x: _as_batch(x).T.dot(_as_batch(g)),
+             lambda g: _sum_of_rows(_as_batch(g)))
+
+
+def _as_batch(x):
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _sum_of_rows(g):
+    return sum(g, axis=0) if len(g) > MANY or g.dtype is HALF else g.T.dot(_ones(len(g), g.dtype))
 
 
 def linear(x, kernel, bias=None) -> Tensor:
@@ -186,12 +195,7 @@ def linear(x, kernel, bias=None) -> Tensor:
 
     Raises ValueError for other shapes.
     """
-    if bias is not None and x.ndim == 2:
-        return _linear(x, kernel, bias)
-    if kernel.ndim != 2 or bias is not None and bias.shape != kernel.shape[1:]:
-        raise ValueError(_linear_shapes(x, kernel, bias))
-    y = matmul(x, kernel)
-    return y if bias is None else y + bias
+    return _linear(x, kernel, bias)
 
 
 def _linear_shapes(x, kernel, bias):

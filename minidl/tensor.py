@@ -27,7 +27,7 @@ watchers = ContextVar("watchers", default=())  # who looks on at every backward(
 clock = count(1)  # numbers results, and changes of arrays in place, in the order of their making
 latest_change = 0  # by the clock: while no leaf changes, the walk need not look for changes
 FREED = ("freed",)
-new = object.__new__  # quicker than a constructor, for the two objects that every op makes
+new = object.__new__  # quicker than the constructor, for the Tensor that every op makes
 HALF = np.dtype(np.float16)
 MANY = 4096  # numbers; added one after the other in float32, more of them lose digits that show
 
@@ -370,11 +370,10 @@ class Op:
         if tensors:
             t = new(Tensor)
             t._data = y = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction returns a NumPy scalar
-            t.grad = t.node = t.softmax_of = t.sigmoid_of = None
-            t.changed = 0
-            t.requires_grad = tracked > 0 and recording.get()
-            if t.requires_grad:
-                t.node = node = new(Node)
+            t.grad = t.softmax_of = t.sigmoid_of = None
+            if tracked and recording.get():
+                t.requires_grad = True
+                t.node = node = Node()
                 node.number = next(clock)
                 node.op = self
                 node.inputs = sources
@@ -392,6 +391,10 @@ class Op:
                     if self.constants:
                         arrays += [constants.get(name, default) for name, default in self.constants.items()]
                     node.saved = plan.keep(arrays)
+            else:
+                t.requires_grad = False
+                t.node = None
+                t.changed = 0
             y = t
         return (y, *extras) if extras else y
 
