@@ -3,6 +3,8 @@
 Each table holds {word of another library: what to write here}. The README has the same in short.
 """
 
+from inspect import getattr_static
+
 # Attributes of any module, and of the kinds of layers
 MODULE = {
     "add_module": "assign the part to an attribute, model.head = Dense(10)",
@@ -290,6 +292,35 @@ OPTIMIZER = {
     "lr_decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
     "dampening": "minidl's momentum is PyTorch's with dampening=0",
 }
+
+
+class Word:
+    """A name from another library as an attribute: whoever reads it learns what to write here.
+
+    Such attributes and not `__getattr__`, with which Python looks up all others at half the speed.
+    """
+
+    def __init__(self, name, words):
+        self.name = name
+        self.words = words
+
+    def __get__(self, instance, owner):
+        raise unknown(owner.__name__, self.name, self.words)
+
+
+def teach(cls, words):
+    """Give a class a Word for each name that neither it nor a base class of its own defines."""
+    for name in words:
+        defined = [vars(base)[name] for base in cls.__mro__ if name in vars(base)]
+        own = [value for value in defined if not isinstance(value, Word)]
+        setattr(cls, name, own[0] if own else Word(name, words))
+
+
+def known_names(instance):
+    """What `dir` lists: the attributes that are there, without the words from habit."""
+    cls = type(instance)
+    return [name for name in object.__dir__(instance)
+            if not isinstance(getattr_static(cls, name, None), Word)]
 
 
 def unknown(what, name, words):

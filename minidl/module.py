@@ -93,10 +93,10 @@ class Module:
                 raise AttributeError(f"{self.label} has no attribute {name!r}, so setting it would "
                                      f"change nothing: did you mean {close!r}?")
 
-    def __getattr__(self, name):
-        error = habits.unknown(type(self).__name__, name, type(self).habit_words)
-        error.obj = self  # Python then adds "Did you mean ...?"
-        raise error
+    def __init_subclass__(cls):
+        habits.teach(cls, cls.habit_words)
+
+    __dir__ = habits.known_names
 
     def forward(self, *inputs):
         """Compute the output. Every subclass writes its own."""
@@ -372,6 +372,9 @@ class Module:
     def __repr__(self):
         parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
         return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
+
+
+habits.teach(Module, habits.MODULE)
 
 
 def _cast(value, dtype):

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import habits
 from .files import clean
-from .tensor import HALF, Tensor, mark_changed
+from .tensor import HALF, Tensor, changed_since, mark_changed
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
 
@@ -49,8 +49,7 @@ class Optimizer:
         if parameters is not None:
             self.attach(parameters)
 
-    def __getattr__(self, name):  # called for names that are not there
-        raise habits.unknown(type(self).__name__, name, habits.OPTIMIZER)
+    __dir__ = habits.known_names
 
     @property
     def learning_rate(self):
@@ -86,25 +85,21 @@ class Optimizer:
 
         Raises ValueError for a gradient of another shape than its parameter's; then nothing is updated.
         """
-        lr, gradients = self.current_lr, self._gradients()
-        self._last = mark_changed(self.parameters)
+        parameters, lr = self._bound(), self.current_lr
+        gradients = [p.grad if p.requires_grad else None for p in parameters]
+        if changed_since(self._last) or [None if g is None else g.shape for g in gradients] != self._shapes:
+            gradients = [self._refitted(i, p, g) for i, (p, g) in enumerate(zip(parameters, gradients))]
+        self._last = mark_changed(parameters)
         for block in self._blocks:
             self._update_together(block, gradients, lr)
         self._update_alone(self._alone, gradients, lr)
         self.steps += 1
 
-    def _gradients(self):
-        """The gradient of each parameter, None where there is none, or where the parameter is frozen."""
-        parameters, gradients, last = self._bound(), [], self._last
-        for p, shape in zip(parameters, self._shapes):
-            g = p.grad if p.requires_grad else None
-            if g is not None and (g.shape != shape or p.changed != last):
-                g = self._refitted(len(gradients), p, g)
-            gradients.append(g)
-        return gradients
-
     def _refitted(self, i, p, g):
-        """The gradient g of parameter i, checked, when its array may be a new one or is float16."""
+        """The gradient g of parameter i, checked; takes over the parameter's array, which may be a new one."""
+        if g is None:
+            self._shapes[i] = None
+            return None
         for name, arrays in self.state.items():
             if arrays[i].shape != p.shape:
                 raise ValueError(
@@ -112,13 +107,13 @@ class Optimizer:
                     f"{p.shape}: attach the parameters anew, optimizer.attach(model.parameters())")
             if arrays[i].dtype != _state_dtype(p):  # after model.astype
                 arrays[i] = arrays[i].astype(_state_dtype(p))
-        self._arrays[i] = p.data
-        self._state_of[i] = [arrays[i] for arrays in self.state.values()]
         if g.shape != p.shape:
             raise ValueError(
                 f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: nothing was updated. "
                 "backward() sets gradients of the right shape; check who assigned p.grad or p.data")
-        if p.dtype is HALF:  # its squares overflow above 255
+        self._arrays[i] = p.data
+        self._state_of[i] = [arrays[i] for arrays in self.state.values()]
+        if p.dtype is HALF:  # its squares overflow above 255; without a shape it comes here at every step
             return g.astype(np.float32)
         self._shapes[i] = p.shape
         return g
@@ -204,6 +199,9 @@ class Optimizer:
         state: p's arrays of the names in kept, to be changed in place as well. t: which update of p this is, from 1.
         """
         raise NotImplementedError
+
+
+habits.teach(Optimizer, habits.OPTIMIZER)
 
 
 class SGD(Optimizer):

@@ -155,8 +155,7 @@ class Tensor:
         made_by = f", op={self.op.name}" if self.op else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
 
-    def __getattr__(self, name):  # called for names that are not there
-        raise habits.unknown(type(self).__name__, name, habits.TENSOR)
+    __dir__ = habits.known_names
 
     # As Python sees it: numbers and containers.
     def __len__(self): return len(self._data)
@@ -250,6 +249,9 @@ class Tensor:
     def abs(self) -> "Tensor": return abs(self)
 
 
+habits.teach(Tensor, habits.TENSOR)
+
+
 def mark_changed(leaves):
     """Note that the arrays of these Tensors change now: a graph that needs the old values is of no use. Returns the time."""
     global latest_change
@@ -257,6 +259,11 @@ def mark_changed(leaves):
     for x in leaves:
         x.changed = latest_change
     return latest_change
+
+
+def changed_since(time):
+    """Whether any Tensor's array was marked as changed after that time."""
+    return latest_change > time
 
 
 def _numeric(data):

@@ -201,9 +201,10 @@ for shape in (5, 4), (2, 3, 4):
 
 NOT_DIFFERENTIABLE = {f"Tensor.{name}" for name in (
     "data shape ndim size dtype op logits numpy item tolist detach backward __init__ __repr__ __len__ __float__ "
-    "__int__ __index__ __bool__ __contains__ __format__ __getattr__ __hash__ __array_function__ "
+    "__int__ __index__ __bool__ __contains__ __format__ __dir__ __hash__ __array_function__ "
     "__array__ __setitem__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__").split()} | {
-    "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums", "mark_changed"}
+    "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums", "mark_changed",
+    "changed_since"}
 
 
 def public_names():
