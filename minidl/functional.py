@@ -463,7 +463,7 @@ def _checked_features(name, x, *vectors):
     if len(shape) not in (2, 4):
         raise ValueError(f"{name} takes x of shape (n, features) or (n, channels, height, width), got {shape}")
     for vector in vectors:
-        if np.shape(plain(vector)) != shape[1:2]:
+        if getattr(vector, "shape", ()) != shape[1:2]:
             raise ValueError(f"{name} takes gamma, beta and statistics of shape {shape[1:2]}, a number for each feature "
                              f"of x {shape}; got {', '.join(str(np.shape(plain(v))) for v in vectors)}")
     return x
