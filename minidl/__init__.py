@@ -4,24 +4,63 @@
 """
 
 import sys
+from importlib import import_module
+from importlib.util import spec_from_loader
 
-from . import (callbacks, data, experiments, functional, habits, initializers, interop, optim,
-               plotting, schedules)
-from .callbacks import Callback, EarlyStopping, History, LambdaCallback, LearningRateScheduler, ModelCheckpoint
+from . import (
+    callbacks,
+    data,
+    experiments,
+    functional,
+    habits,
+    initializers,
+    interop,
+    optim,
+    plotting,
+    schedules,
+    training,
+)
+from .callbacks import EarlyStopping, LambdaCallback, LearningRateScheduler, ModelCheckpoint
 from .gradcheck import gradcheck
 from .inside import explain, explain_batchnorm, record
-from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, estimate_population_statistics
+from .layers import Activation, Dense, Dropout, Flatten
 from .module import Module, Parameter
+from .normalization import BatchNorm, LayerNorm, estimate_population_statistics
 from .sequential import Sequential
-from .tensor import Tensor, grad, no_grad
-from .training import DivergenceError
+from .tensor import Op, Tensor, grad, no_grad
+from .training import Callback, DivergenceError, History
 
 __version__ = "0.1.0"
-__all__ = ["Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping", "Flatten",
-           "History", "LambdaCallback", "LayerNorm", "LearningRateScheduler", "ModelCheckpoint", "Module", "Parameter",
-           "Sequential", "Tensor", "callbacks", "data", "estimate_population_statistics", "experiments", "explain",
-           "explain_batchnorm", "functional", "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
-           "schedules"]
+__all__ = [
+    "Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping",
+    "Flatten", "History", "LambdaCallback", "LayerNorm", "LearningRateScheduler",
+    "ModelCheckpoint", "Module", "Op", "Parameter", "Sequential", "Tensor", "callbacks", "data",
+    "estimate_population_statistics", "experiments", "explain", "explain_batchnorm", "functional",
+    "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
+    "schedules", "training"]
+
+# Where files stood in the first version: programs, and pickles of sweeps, name them so.
+MOVED = {"minidl.cli": "course.cli", "minidl.handout": "course.handout",
+         "minidl.progress": "console", "minidl.published": "data.published",
+         "minidl.sweeps": "experiments.sweeps"}
+
+
+class _Moved:
+    """Finds a file under its first name: the same module, not a second one."""
+
+    def find_spec(self, name, path=None, target=None):
+        return spec_from_loader(name, self) if name in MOVED else None
+
+    def create_module(self, spec):
+        module = import_module(f"minidl.{MOVED[spec.name]}")
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = module.__spec__.loader_state  # the import has put the first name's there
+
+
+sys.meta_path.append(_Moved())
 
 
 def __getattr__(name):

@@ -1,7 +1,7 @@
-"""`python -m minidl`: see cli.py."""
+"""`python -m minidl`: see course/cli.py."""
 
-from .cli import main
-from .streams import guarded
+from .console import guarded
+from .course.cli import main
 
 if __name__ == "__main__":
     with guarded(all_said=True):

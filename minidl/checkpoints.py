@@ -12,9 +12,9 @@ import math
 import numpy as np
 
 from . import files
-from .callbacks import History
 from .settings import is_whole
 from .tensor import mark_changed
+from .training import History
 
 # bytes of a generator's state; MT19937, the largest, has 624 numbers of 10 digits
 MOST_JSON = 20_000

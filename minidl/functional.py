@@ -10,9 +10,38 @@ import math
 import numpy as np
 
 from . import habits
-from .tensor import (HALF, MANY, Fused, Op, Tensor, abs, broadcast_to, clip, concatenate, constant, exp,  # noqa: F401
-                     floats, getitem, in_float32, log, matmul, max, maximum, mean, min, minimum, plain, power, reshape, sqrt, stack,
-                     sum, transpose, var, where)
+from .tensor import (  # noqa: F401
+    HALF,
+    MANY,
+    Fused,
+    Op,
+    Tensor,
+    abs,
+    broadcast_to,
+    clip,
+    concatenate,
+    constant,
+    exp,
+    floats,
+    getitem,
+    in_float32,
+    log,
+    matmul,
+    max,
+    maximum,
+    mean,
+    min,
+    minimum,
+    plain,
+    power,
+    reshape,
+    sqrt,
+    stack,
+    sum,
+    transpose,
+    var,
+    where,
+)
 
 
 def __getattr__(name):

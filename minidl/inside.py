@@ -5,10 +5,10 @@ They look on and change nothing: a recorded training gives the same weights, bit
 
 import numpy as np
 
-from .layers import BatchNorm
+from .console import table
 from .module import Parameter
+from .normalization import BatchNorm
 from .parts import attributes
-from .progress import table
 from .tensor import Node, Tensor, starting_gradient, walk, watchers
 
 # Where an activation is flat. In the outer 5 % of its range a sigmoid's slope is below a fifth of its largest; so is tanh's.

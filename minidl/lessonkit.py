@@ -8,10 +8,10 @@ from numbers import Real
 
 import numpy as np
 
-from . import data, experiments, plotting, streams
+from . import console, data, experiments, plotting
 from . import functional as F
 from .files import replacing
-from .layers import BatchNorm
+from .normalization import BatchNorm
 from .settings import is_whole
 
 
@@ -31,7 +31,7 @@ class Lesson:
         if not isinstance(name, str) or not name or any(c in name for c in '/\\:\n\0'):
             raise ValueError("a lesson's name is that of its file, without .py and without "
                              f"folders, got {name!r}")
-        streams.watch()
+        console.watch()
         self.name = name
         self.seed = _whole_number("MINIDL_SEED", 0)
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"

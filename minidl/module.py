@@ -12,8 +12,8 @@ from reprlib import recursive_repr
 
 import numpy as np
 
-from . import files, habits
-from .parts import attributes, evaluation, explain_error, instead_of_one
+from . import habits
+from .parts import attributes, evaluation
 from .settings import as_flag, as_shape, lookup  # noqa: F401
 from .tensor import Tensor, mark_changed, no_grad
 
@@ -109,6 +109,7 @@ class Module:
         try:
             y = self.forward(*inputs, **constants)
         except (AttributeError, TypeError) as error:
+            from .culprit import explain_error
             explain_error(self, error, inputs, constants)
             raise
         if type(y) is not Tensor:
@@ -168,6 +169,7 @@ class Module:
         if shape is None:
             raise ValueError("build needs the shape of one input, 784 or (28, 28) for example, "
                              "without the batch axis")
+        from .culprit import instead_of_one
         with evaluation(self), no_grad(), instead_of_one("n"):
             self(np.zeros((1, *shape), np.float32))
         return self
@@ -325,7 +327,8 @@ class Module:
         missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
         given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
         faults = [f"missing: {name}" for name in missing] if strict else []
-        names = [files.clean(name, 80) for name in surplus] if strict else []
+        from .files import clean
+        names = [clean(name, 80) for name in surplus] if strict else []
         faults += [f"not in the model: {name}" for name in names]
         faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
                    for name, array in given.items() if array.shape != own[name].shape]
@@ -340,10 +343,12 @@ class Module:
 
     def save_weights(self, path):
         """Write all parameters and buffers to a file, in the formats of `files.save`."""
+        from . import files  # here, as who reads how a net is built need not read how files are
         files.save(path, self.state_dict())
 
     def load_weights(self, path):
         """Take over what save_weights wrote for a model of the same layers; ValueError as load_state_dict."""
+        from . import files
         state = files.load(path)
         if "architecture" in state:
             raise ValueError(f"{path} holds a whole model, layers and weights: use "

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from . import habits
-from .files import clean
 from .tensor import HALF, Tensor, changed_since, mark_changed
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
@@ -175,6 +174,7 @@ class Optimizer:
         Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed then.
         """
         own, given = ({name: f"shape {np.shape(a)}" for name, a in d.items()} for d in (self.state_dict(), state))
+        from .files import clean
         faults = [f"{clean(name, 80)}: "
                   f"expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
                   for name in own | given if own.get(name) != given.get(name)]

@@ -5,14 +5,11 @@ from collections import Counter
 
 import numpy as np
 
-from . import checkpoints, habits, saving, training
-from .binding import to_train, trains
-from .inside import explain_batchnorm
+from . import habits, training
 from .layers import Dense, Dropout
 from .module import Module
 from .optim import OPTIMIZERS, Optimizer
-from .parts import evaluation, instead_of_one
-from .progress import table
+from .parts import evaluation
 from .settings import as_flag, lookup
 from .tensor import Tensor, no_grad
 
@@ -112,6 +109,7 @@ class Sequential(Module):
         try:
             if shape is not None:  # only what is new has to be built
                 self._hand_out_streams([layer])
+                from .culprit import instead_of_one
                 with evaluation(layer), no_grad(), instead_of_one("n"):
                     x = np.zeros((1, *shape), np.float32)
                     try:
@@ -232,11 +230,13 @@ class Sequential(Module):
 
     def save(self, path):
         """Write layers and weights into one .npz or .safetensors file: see `saving.py`."""
+        from . import saving
         saving.save(path, self, Sequential)
 
     @_OfTheClass
     def load(cls, path):
         """The model that save wrote, as a new one, to be compiled again. ValueError if damaged."""
+        from . import saving
         return saving.load(path, Sequential)
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
@@ -253,6 +253,7 @@ class Sequential(Module):
                 raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got "
                                 "None")
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
+        from .checks.binding import trains
         if optimizer is self.trained_by and not trains(optimizer, self, loss):
             optimizer.parameters = None  # the next fit gives it those that the model has now
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
@@ -267,7 +268,8 @@ class Sequential(Module):
         self._need_compile()
         shuffle = as_flag("shuffle")(shuffle)
         if validation_split != 0 and validation_data is None:
-            (x, y), validation_data = training.hold_out(x, y, validation_split)
+            from .checks import hold_out
+            (x, y), validation_data = hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch, verbose=verbose)
@@ -291,12 +293,14 @@ class Sequential(Module):
         After each of them: fit(..., callbacks=[LambdaCallback(
             on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
         """
+        from . import checkpoints
         self._need_compile()
         self._attach()
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
         """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
+        from . import checkpoints
         self._need_compile()
         self._attach()
         epochs = checkpoints.load_checkpoint(path, self, self.optimizer)
@@ -306,14 +310,17 @@ class Sequential(Module):
     def _attach(self):
         """Before the first fit: give the optimizer what it is going to train."""
         if self.optimizer.parameters is None:
+            from .checks.binding import to_train
             self.optimizer.attach(to_train(self, self.loss).values())
 
     def explain_batchnorm(self):
         """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""
+        from .inside import explain_batchnorm
         explain_batchnorm(self)
 
     def summary(self):
         """Print layers, output shapes and parameter counts, as Keras does. RuntimeError before the input's shape is known."""
+        from .console import table
         lines = table(self._rows(), left=3)
         rule = "-" * max(map(len, lines))
         trainable = sum(p.size for p in self.parameters() if p.requires_grad)

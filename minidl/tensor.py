@@ -27,6 +27,9 @@ watchers = ContextVar("watchers", default=())  # who looks on at every backward(
 clock = count(1)  # numbers results, and changes of arrays in place, in the order of their making
 latest_change = 0  # by the clock: while no leaf changes, the walk need not look for changes
 FREED = ("freed",)
+# glibc gives each array above a threshold back to the system, and the next one costs a page fault for every 4 kB: 20 to
+# 33 % of a step with batches of 2,048. The threshold rises to the size of what is freed, here 32 MB, never written to.
+np.empty(8_000_000, np.float32)
 new = object.__new__  # quicker than the constructor, for the Tensor that every op makes
 HALF = np.dtype(np.float16)
 MANY = 4096  # numbers; added one after the other in float32, more of them lose digits that show

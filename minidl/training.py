@@ -4,30 +4,205 @@ In short, and a lesson writes it by hand:
 
     for epoch in range(epochs):
         for xb, yb in batches(x, y, batch_size, rng):
-            batch_loss = loss(model(xb), yb)
-            optimizer.zero_grad()
-            batch_loss.backward()
-            optimizer.step()
+            step(model, loss, optimizer, xb, yb)
+
+where step, in short, is
+
+    batch_loss = loss(model(xb), yb)
+    optimizer.zero_grad()
+    batch_loss.backward()
+    optimizer.step()
+
+What is made sure of before the first step, and looked at after it, is in `checks/`, imported where it is used:
+nobody has to read it to understand the loop.
 """
 
 import math
-from contextlib import closing
+from contextlib import closing, contextmanager
 from time import perf_counter
 
 import numpy as np
 
-from . import binding
-from .callbacks import History, check_callbacks, may_add_numbers
-from .checks import (LOSSES, METRICS, accuracy, checked, checked_batch_size,  # noqa: F401
-                     checked_inputs, checked_validation_data, checked_verbosity, hold_out,
-                     named_loss, named_metrics, number_of, outputs_of, settled)
-from .data import batches, check_rng
-from .health import Watch, check_activations, probing, say
-from .layers import BatchNorm
+from .batching import batches, check_rng
+from .habits import unknown
+from .metrics import LOSSES, METRICS, accuracy, named_loss, named_metrics, number_of, settled  # noqa: F401
+from .normalization import BatchNorm
 from .parts import evaluation
-from .progress import Progress
 from .settings import check_whole
 from .tensor import Tensor, no_grad
+
+
+class History:
+    """What a run recorded, also one that was interrupted: `fit` returns it, and `model.history` is that of the latest fit.
+
+    history: one number per epoch for `loss` and each metric, measured in *training* mode while the
+    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`, measured in
+    *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per step for `loss`, each
+    metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
+    history["loss"] is short for history.history["loss"]; print(history) shows a table, a row per epoch.
+    """
+
+    callbacks = ()  # those at work, while the run lasts
+    states = {}  # and afterwards what they asked to keep: see callback_states
+    resumed = False  # whether this stands for the run of a checkpoint, until a fit goes on with it
+
+    def __init__(self, earlier=None):
+        """earlier: the History that load_checkpoint left, if this run goes on with it."""
+        self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
+        if isinstance(earlier, History) and earlier.resumed:
+            self.states, self.resumed = earlier.states, True
+
+    def callback_states(self):
+        """{"EarlyStopping.best": 0.5, ...}: what the callbacks ask a checkpoint to keep."""
+        if not self.callbacks:
+            return self.states
+        return {f"{name}.{key}": value for name, callback in _by_name(self.callbacks).items()
+                for key, value in callback.state_dict().items()}
+
+    @contextmanager
+    def keeping(self, callbacks):
+        """Inside the block callback_states() asks these callbacks, afterwards it has their answer.
+
+        If this run goes on with that of a checkpoint, the callbacks first take over the states that
+        they had there.
+        """
+        for name, callback in _by_name(callbacks).items() if self.resumed else ():
+            state = {key.removeprefix(f"{name}."): value for key, value in self.states.items()
+                     if key.startswith(f"{name}.")}
+            try:
+                if state:
+                    callback.load_state_dict(state)
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
+                from .files import clean
+                raise ValueError(f"the checkpoint's state of {name} does not fit this callback: "
+                                 f"{type(error).__name__}: {clean(error)}") from error
+        self.resumed = False
+        self.callbacks = callbacks
+        try:
+            yield
+        finally:
+            # Not the callbacks: they know the model, which knows this; circles keep memory.
+            self.states, self.callbacks = self.callback_states(), ()
+
+    def __getstate__(self):
+        """Copies go without the states of callbacks, which may hold all weights."""
+        without = ("callbacks",) if self.resumed else ("callbacks", "states")
+        return {key: value for key, value in vars(self).items() if key not in without}
+
+    def __getitem__(self, name):
+        if name not in self.history:
+            steps = f"; steps[{name!r}] has a number for each step" if name in self.steps else ""
+            raise KeyError(f"this run has no {name!r} by epoch; it has {', '.join(self.history) or 'no finished epoch'}{steps}")
+        return self.history[name]
+
+    def __iter__(self):
+        """The names, as those of a dict: `"val_loss" in history`."""
+        return iter(self.history)
+
+    def __getattr__(self, name):
+        word = f'the names are in history.history, a dict: write history.history.{name}()'
+        number = f'write history["{name}"], one number per epoch, or history.steps["{name}"], one per step'
+        words = dict.fromkeys(("keys", "values", "items", "get"), word)
+        raise unknown("a History", name, words | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), number))
+
+    def __repr__(self):
+        steps = len(self.steps["loss"])
+        if not self.epoch:
+            return f"History: no epoch finished, {steps} steps"
+        from .console import format_number, table
+        rows = [[str(epoch + 1), *map(format_number, numbers)] for epoch, *numbers in zip(self.epoch, *self.history.values())]
+        return "\n".join(table([["epoch", *self.history], *rows], left=0))
+
+    def add_step(self, logs, seconds):
+        """Append the numbers of one step and the training time it took."""
+        so_far = self.steps["seconds"][-1] if self.steps["seconds"] else 0.0
+        for key, value in {**logs, "seconds": so_far + seconds}.items():
+            self.steps.setdefault(key, []).append(value)
+
+    def add_epoch(self, epoch, logs):
+        """Append the numbers of one epoch."""
+        self.epoch.append(epoch)
+        for key, value in logs.items():
+            self.history.setdefault(key, []).append(value)
+
+    def to_csv(self, path, steps=False):
+        """Write a table with a header: a row per epoch, or with steps=True a row per step; both count from 0."""
+        from .files import write_csv
+        table = {"step": range(len(self.steps["loss"])), **self.steps} if steps else {"epoch": self.epoch, **self.history}
+        write_csv(path, table, zip(*table.values()))
+
+    def plot(self):
+        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure, for `plotting.show`."""
+        if not self.epoch:
+            raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] holds the loss of every step")
+        from .plotting import LOOKS, figure, legend
+        names = [name for name in self.history if not name.startswith("val_")]
+        epochs = [epoch + 1 for epoch in self.epoch]
+        fig, axes = figure(columns=len(names), squeeze=False)
+        for name, ax in zip(names, axes[0]):
+            curves = (name, "training (training mode)"), ("val_" + name, "validation (evaluation mode)")
+            for (key, label), (color, line) in zip(curves, LOOKS):
+                if key in self.history:
+                    ax.plot(epochs, self.history[key], color=color, linestyle=line, linewidth=3, marker="o", label=label)
+            ax.set(xlabel="epoch", ylabel=name, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        legend(axes[0, 0])
+        return fig
+
+
+class Callback:
+    """Something to do during training: override any of these methods.
+
+    Before it begins, fit sets `self.model`, `self.optimizer`, and `self.measured`: the names of the numbers in the logs of
+    an epoch, or None when a callback before this one may add more. Setting `self.model.stop_training = True` ends the
+    run after the current step, or at once before an epoch. An exception ends it at once.
+    """
+
+    model = optimizer = measured = None
+
+    def _misplaced(self, *value):
+        raise AttributeError("stop_training belongs to the model: self.model.stop_training = True ends the run")
+
+    stop_training = property(_misplaced, _misplaced)
+
+    def on_train_begin(self, logs=None):
+        """Before the first epoch. A callback that counts starts anew here, so that it can be used again."""
+
+    def on_train_end(self, logs=None):
+        """After the last epoch, but not after an exception; logs are those of that epoch."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Before an epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """After an epoch; logs has its loss and metrics."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Before a step; batch counts from 0 in each epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """After a step; logs has the loss and metrics of this batch."""
+
+    def state_dict(self):
+        """{name: number or array} for a checkpoint, so that a run can go on as if never stopped."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Take over such a dict, of arrays, after on_train_begin of a run that goes on.
+
+        Raise ValueError for what does not fit.
+        """
+
+
+def _by_name(callbacks):
+    """{name: callback}, named after their classes, the second EarlyStopping EarlyStopping_1."""
+    names = [type(callback).__name__ for callback in callbacks]
+    numbers = [names[:i].count(name) for i, name in enumerate(names)]
+    names = [f"{name}_{n}" if n else name for name, n in zip(names, numbers)]
+    return dict(zip(names, callbacks))
+
+
+HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class DivergenceError(ArithmeticError):
@@ -57,27 +232,30 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
     the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
     """
+    from . import checks
+    from .checks import binding, health, hooks
+    from .console import Progress
     loss, named = named_loss(loss), named_metrics(metrics)
     check_whole("epochs", epochs, 0)
     check_whole("initial_epoch", initial_epoch, 0)
     if initial_epoch > epochs:
         raise ValueError(f"epochs counts from the start of the first run: after initial_epoch={initial_epoch}, epochs={epochs} "
                          "leaves nothing to train")
-    batch_size = checked_batch_size(batch_size, 32)
-    verbose = checked_verbosity(verbose)
-    callbacks = check_callbacks(callbacks)
+    batch_size = checks.checked_batch_size(batch_size, 32)
+    verbose = checks.checked_verbosity(verbose)
+    callbacks = hooks.check_callbacks(callbacks, Callback)
     check_rng(rng)
-    with probing(model) as seen:
-        x, y, example = checked(model, x, y, loss, differentiable=True)
-    check_activations(seen)
+    with health.probing(model) as seen:
+        x, y, example = checks.checked(model, x, y, loss, differentiable=True)
+    health.check_activations(seen)
     metrics = settled(named, loss, example, y)
     if validation_data is not None:
-        validation_data = checked_validation_data(model, validation_data, loss, named, example)
+        validation_data = checks.checked_validation_data(model, validation_data, loss, named, example)
     binding.check(model)
     binding.bind(optimizer, model, loss)
-    watch = Watch(x, y, loss, batch_size, optimizer, seen, shuffled=rng is not None)
+    watch = health.Watch(x, y, loss, batch_size, optimizer, seen, shuffled=rng is not None)
     for text in watch.before(validation_data):
-        say(text)
+        health.say(text)
     model.history = history = History(getattr(model, "history", None) if initial_epoch else None)
     model.stop_training = False
     model.train()
@@ -89,17 +267,19 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     def warn(texts):
         for text in texts:
             progress.pause()
-            say(text)
+            health.say(text)
 
-    def look(outputs, yb, value):
-        warn(watch.after_first_step(outputs, yb, value))
+    def measure(outputs, value):  # in the step under way
+        logs.update(_numbers(value, outputs, yb, metrics))
+        if not history.steps["loss"]:
+            latest.append(outputs)
 
     measured = ["loss", *metrics]
     measured += [f"val_{name}" for name in measured] if validation_data is not None else []
     for callback in callbacks:
         callback.model, callback.optimizer, callback.measured = model, optimizer, measured
-        measured = None if measured is None or may_add_numbers(callback) else measured
-    logs = {}
+        measured = None if measured is None or hooks.may_add_numbers(callback) else measured
+    logs, latest = {}, []
     tell("on_train_begin", logs)
     with closing(Progress(epochs, len(x), batch_size, verbose)) as progress, \
             history.keeping(callbacks):
@@ -114,9 +294,10 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             steps, sizes = [], []
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
                 tell("on_train_batch_begin", number, {})
-                start = perf_counter()
-                logs = _step(model, xb.astype(example.dtype, copy=False), yb, loss, metrics, optimizer, history,
-                             look=None if history.steps["loss"] else look)
+                start, logs = perf_counter(), {}
+                step(model, loss, optimizer, xb.astype(example.dtype, copy=False), yb, measure, history)
+                if not history.steps["loss"]:
+                    warn(watch.after_first_step(latest.pop(), yb, logs["loss"]))
                 history.add_step(logs, perf_counter() - start)
                 steps.append(logs.copy())  # callbacks may write into theirs
                 sizes.append(len(xb))
@@ -139,21 +320,24 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     return history
 
 
-def _step(model, xb, yb, loss, metrics, optimizer, history, look):
-    """One update of the weights from one batch; returns its loss and metrics, as they were before the update."""
+def step(model, loss, optimizer, xb, yb, measure=None, history=None):
+    """One update of the weights from one batch, in the mode that the model is in; returns the loss before it.
+
+    loss: a function of (outputs, labels). measure: called with (outputs, loss) before the update, for metrics.
+    Raises DivergenceError, and updates nothing, when the loss is not finite; history: what it carries.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words
         outputs = model(xb)
         batch_loss = loss(outputs, yb)
         value = batch_loss.item()
         if not math.isfinite(value):
-            raise _divergence(model, xb, optimizer, history)
-        logs = _numbers(value, outputs, yb, metrics)
+            raise _divergence(model, xb, optimizer, History() if history is None else history)
+        if measure is not None:
+            measure(outputs, value)
         optimizer.zero_grad()
         batch_loss.backward()
         optimizer.step()
-        if look is not None:  # in the first step
-            look(outputs, yb, value)
-    return logs
+    return value
 
 
 def _numbers(loss, outputs, yb, metrics):
@@ -167,8 +351,10 @@ def _means(logs, sizes):
 
 def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
     """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was."""
-    loss, metrics, batch_size = named_loss(loss), named_metrics(metrics), checked_batch_size(batch_size, 256)
-    x, y, example = checked(model, x, y, loss)
+    from . import checks
+    loss, metrics = named_loss(loss), named_metrics(metrics)
+    batch_size = checks.checked_batch_size(batch_size, 256)
+    x, y, example = checks.checked(model, x, y, loss)
     return _scores(model, x, y, example.dtype, loss, settled(metrics, loss, example, y), batch_size)
 
 
@@ -186,13 +372,14 @@ def _scores(model, x, y, dtype, loss, metrics, batch_size):
 
 def predict(model, x, batch_size=256):
     """The model's outputs for x in evaluation mode, as one array; the model is left as it was."""
-    x, result = checked_inputs(x), None
-    batch_size = checked_batch_size(batch_size, 256)
+    from . import checks
+    x, result = checks.checked_inputs(x), None
+    batch_size = checks.checked_batch_size(batch_size, 256)
     dtype = x.dtype if x.dtype in (np.float32, np.float64) else np.float32
     with evaluation(model), no_grad(), np.errstate(over="ignore", invalid="ignore"):
         for i in range(0, len(x), batch_size):
             batch = x[i:i + batch_size].astype(dtype, copy=False)
-            y = outputs_of(model, batch, x)
+            y = checks.outputs_of(model, batch, x)
             if result is None:
                 result = y if len(batch) == len(x) else np.empty((len(x), *y.shape[1:]), y.dtype)
             if len(batch) < len(x):

@@ -42,7 +42,7 @@ from contenders import STEPS, Task, minidl_step, numpy_step, products_step, torc
 
 from minidl import Activation, BatchNorm, Dense, Sequential, Tensor, experiments, optim, plotting
 from minidl import functional as F
-from minidl.progress import table
+from minidl.console import table
 
 NETS = [([784, 100, 100, 100, 10], 60, "sigmoid"), ([784, 64, 10], 32, "relu"), ([784, 256, 256, 256, 10], 128, "relu")]
 LESSON_NETS = [Task(*net, batch_norm) for net in NETS for batch_norm in (False, True)]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from minidl import cli, course, handout, plotting
+from minidl import course, plotting
+from minidl.course import cli, handout
 
 PROJECT = Path(__file__).parent.parent
 LESSONS = course.lessons()

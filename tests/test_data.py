@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Tensor, cli, data, plotting, published
+from minidl import Tensor, data, plotting
+from minidl.course import cli
+from minidl.data import published
 
 DATASETS = Path(__file__).parent.parent / "datasets"
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]

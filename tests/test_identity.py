@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Dense, Sequential, data, experiments, sweeps
-from minidl.identity import Namer
+from minidl import Dense, Sequential, data, experiments
+from minidl.experiments import sweeps
+from minidl.experiments.identity import Namer
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = '''
@@ -236,7 +237,7 @@ def test_what_no_later_run_would_know_is_refused_before_any_work(value, tmp_path
 
 def test_another_process_gives_the_same_names(jobs, tmp_path):
     """Whatever its hash seed, which orders sets."""
-    code = ("import jobs, numpy as np; from minidl.identity import Namer\n"
+    code = ("import jobs, numpy as np; from minidl.experiments.identity import Namer\n"
             "print(Namer().name(jobs.Job({'a', 'b', 'c'}).run, {'n': {'x', 'y'}, 'a': "
             "np.arange(3), 'f': jobs.decorated}))")
     names = set()
@@ -336,7 +337,7 @@ def test_a_program_run_as_a_module_of_a_package_knows_its_neighbours(tmp_path):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").touch()
     (tmp_path / "pack" / "main.py").write_text(
-        "from minidl.identity import Namer\ndef job(n):\n    from .near import f\n    return f(n)\n"
+        "from minidl.experiments.identity import Namer\ndef job(n):\n    from .near import f\n    return f(n)\n"
         "print(Namer().name(job, {'n': 1}))\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     names = set()

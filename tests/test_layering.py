@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -12,21 +13,14 @@ import pytest
 import minidl
 
 PACKAGE = Path(minidl.__file__).parent
-LEVELS = [
-    ["files", "habits", "settings", "streams"],
-    ["tensor", "progress", "schedules", "course"],
-    ["functional", "gradcheck", "parts", "plotting", "published"],
-    ["callbacks", "data", "module", "initializers", "handout"],
-    ["checkpoints", "layers", "optim", "identity"],
-    ["binding", "checks", "health", "inside", "saving", "sweeps"],
-    ["training"],
-    ["sequential", "experiments"],
-    ["lessonkit", "interop"],
-    ["__init__", "cli"],
-    ["__main__"],
-]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-FILES = sorted(PACKAGE.glob("*.py"))
+README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+ORDER = re.findall(r"\[`([\w/]+)`\]\(minidl/\1\.py\)", README)  # of the table "Reading the code"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path):
+    """tensor, or plotting/graphs: a file as README's table names it."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
 def imports(path):
@@ -41,15 +35,45 @@ def imports(path):
                 yield alias.name, [], id(node) not in top
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_imports_go_down_only(path):
-    for module, names, _ in imports(path):
+def targets(path):
+    """(file, only when a function needs it): what a file imports from minidl, as README's table names it."""
+    for module, names, inside in imports(path):
         if module.startswith("."):
-            for target in [module[1:]] if module != "." else names:
-                assert LEVEL[target] < LEVEL[path.stem], f"{path.name} imports {target}, which is not below it"
+            level = len(module) - len(module.lstrip("."))
+            folder = path.parents[level - 1]
+            base = folder.joinpath(*filter(None, module[level:].split(".")))
+            for name in names:
+                found = [base / f"{name}.py", base / name / "__init__.py", base.with_suffix(".py"), base / "__init__.py"]
+                yield name_of(next(file for file in found if file.is_file())), inside
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_table_in_the_readme_names_every_file_once():
+    assert sorted(ORDER) == sorted(map(name_of, FILES))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_go_down_only(path):
+    for target, _ in targets(path):
+        assert ORDER.index(target) < ORDER.index(name_of(path)), f"{name_of(path)} imports {target}, which is not before it"
+
+
+def closure(name):
+    """The files that are loaded with a file: what it imports at its top, and what those import."""
+    found, ahead = set(), [name]
+    while ahead:
+        if (name := ahead.pop()) not in found:
+            found.add(name)
+            ahead += [target for target, inside in targets(PACKAGE / f"{name}.py") if not inside]
+    return found
+
+
+def test_what_must_be_read_to_understand_sequential_stays_small():
+    files = closure("sequential")
+    lines = sum(len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in files)
+    assert len(files) <= 15 and lines <= 4400, (sorted(files), lines)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_numpy_matplotlib_and_tqdm_beside_the_standard_library(path):
     for module, _, inside in imports(path):
         package = module.split(".")[0]
@@ -86,7 +110,7 @@ def test_the_core_that_a_student_reads_stays_small():
     assert sum(code_tokens(PACKAGE / f"{name}.py") for name in core) < 23_500
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_everything_public_has_a_docstring(path):
     """One-line operators of Tensor say what they do by their name, setters by their property; the rest is documented."""
     def check(node, owner):

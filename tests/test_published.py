@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import cli, data, published
+from minidl import data
+from minidl.course import cli
+from minidl.data import published
 from minidl.files import idx_bytes
 
 PROJECT = Path(data.__file__).parents[1]
@@ -242,7 +244,7 @@ def test_a_terminal_that_says_it_is_0_wide_sees_a_bar_too():
     """As a new pseudo-terminal does, and some editors' terminals."""
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     screen, terminal = pty.openpty()
-    code = "from minidl import progress\nwith progress.bar(total=3) as bar: bar.update(3)"
+    code = "from minidl import console\nwith console.bar(total=3) as bar: bar.update(3)"
     subprocess.run([sys.executable, "-c", code], stdin=terminal, stdout=terminal, stderr=terminal, check=True, timeout=60,
                    env={**os.environ, "PYTHONPATH": str(PROJECT)})
     assert b"100%" in os.read(screen, 10_000)
@@ -426,7 +428,8 @@ def test_offline_means_offline_and_names_the_damaged_copy(server, monkeypatch):
 
 CHILD = """
 import sys
-from minidl import data, published
+from minidl import data
+from minidl.data import published
 published.SETS["mnist"] = published.Published((sys.argv[1],), tuple(sys.argv[2:]), "MIT", 1, ())
 x = data.load("mnist")[0][0]
 print(len(x))

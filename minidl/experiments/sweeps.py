@@ -13,12 +13,11 @@ from itertools import product
 
 import numpy as np
 
-from .files import blaming, expanded, load, save, write_csv
-from .habits import unknown
+from ..console import bar, in_browser
+from ..files import blaming, expanded, load, save, write_csv
+from ..habits import unknown
+from ..settings import is_whole
 from .identity import Namer
-from .progress import bar
-from .settings import is_whole
-from .streams import in_browser
 
 THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 

@@ -11,7 +11,9 @@ from importlib import metadata
 
 import numpy as np
 
-from . import course, data, handout, published, streams
+from .. import console, data
+from ..data import published
+from . import cells, handout, running
 
 NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup.cfg
 
@@ -44,9 +46,9 @@ def main(arguments=None):
     try:
         return options.run(options) or 0
     except (OSError, RuntimeError, ValueError) as error:
-        unwritten = streams.lost(error)
+        unwritten = console.lost(error)
         if not isinstance(unwritten, BrokenPipeError):  # who pipes into `head` has read enough
-            print(streams.sentence(unwritten) if unwritten else error, file=sys.stderr)
+            print(console.sentence(unwritten) if unwritten else error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -104,8 +106,8 @@ def _line(name):
 
 
 def _lessons(options):
-    for path in course.lessons():
-        number, title, question, time = course.about(path)
+    for path in cells.lessons():
+        number, title, question, time = cells.about(path)
         print(f"{number:2}  {title:28} {time:18} {question}")
     print("\nstep through one: python -m minidl lesson 7")
 
@@ -116,7 +118,7 @@ def _lesson(options):
                    if way is not None), None)
     if folder == "":
         raise ValueError("name a folder to write into: python -m minidl lesson --copy my_lessons")
-    paths = [course.find(options.name)] if options.name is not None else course.lessons()
+    paths = [cells.find(options.name)] if options.name is not None else cells.lessons()
     outcomes = []
     if options.copy:
         handout.write(options.copy, [path.name for path in paths], (path.read_bytes() for path in paths))
@@ -126,9 +128,9 @@ def _lesson(options):
         names = [f"{path.stem}.html" for path in paths]
         handout.write(options.html, [*names, "index.html"], handout.pages(paths, outcomes))
     elif options.all:
-        outcomes = [course.check(path) for path in paths]
+        outcomes = [running.check(path) for path in paths]
     elif options.name is not None:
-        return course.launch("run" if options.run_through else "step", paths[0])
+        return running.launch("run" if options.run_through else "step", paths[0])
     else:
         raise ValueError("name a lesson: python -m minidl lesson 7; python -m minidl lessons lists them")
     if folder:
@@ -139,7 +141,7 @@ def _lesson(options):
 def _doctor(options):
     """One line for each thing that lessons need; returns 1 if one is not as it should be."""
     ill = 0
-    if streams.in_browser():
+    if console.in_browser():
         print("browser    in the browser: 20 times slower, no processes (no `lesson`, no "
               "experiments.processes): open the lessons "
               "as notebooks")

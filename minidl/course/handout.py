@@ -8,20 +8,12 @@ from html import escape
 from itertools import zip_longest
 from pathlib import Path
 
-from . import course
-from .files import replacing
+from ..files import replacing
+from . import running
+from .cells import about, cells
+from .markdown import INLINE, blocks, highlight
+from .mathml import mathml
 
-LETTERS = dict(zip(r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi "
-                   r"varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla mathbb{R} "
-                   r"mathbb{E} mathcal{N} mathcal{L}".split(), "αβγδεεζηθκλμνξπρστφφχψωΓΔΘΛΠΣΦΨΩℓ∞∂∇ℝ𝔼𝒩ℒ"))
-OPERATORS = dict(zip(r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow leftarrow mapsto "
-                     r"in notin subset forall exists pm mp ldots dots cdots mid | { } langle rangle top int % _".split(),
-                     "⋅×⊙∘≤≤≥≥≪≫≠≠≈∼≡∝→→←↦∈∉⊂∀∃±∓……⋯∣‖{}⟨⟩⊤∫%_")) | {"-": "−", "'": "′", "*": "∗"}
-FUNCTIONS = "log ln exp sin cos tanh Pr".split()
-LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}  # a script goes below, not beside
-ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~", "dot": "˙", "vec": "→"}
-SPACES = {",": 0.17, ";": 0.28, " ": 0.25, "quad": 1, "qquad": 2}
-TOKEN = re.compile(r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]", re.DOTALL)
 STYLE = """
 body { max-width: 64rem; margin: 0 auto; padding: 1rem; font: 1.1rem/1.55 system-ui, sans-serif; color: #222; background: #fff }
 h1, h2, h3 { line-height: 1.25; margin: 1.6em 0 .5em } h1 { font-size: 1.7rem } h2 { font-size: 1.3rem } a { color: #0072b2 }
@@ -62,7 +54,7 @@ def write(folder, names, contents):
 def notebook(path):
     """A lesson as a Jupyter notebook (nbformat 4.5), without outputs: the same bytes for the same lesson."""
     made = []
-    for cell in course.cells(path):
+    for cell in cells(path):
         for kind, text, more in (("markdown", cell.prose, {}), ("code", cell.code, {"execution_count": None, "outputs": []})):
             if text:
                 made.append({"cell_type": kind, "id": f"cell-{len(made) + 1}", "metadata": {},
@@ -77,11 +69,11 @@ def pages(paths, outcomes):
     """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list that gets theirs."""
     rows = ["<table><tr><th>lesson</th><th>question</th><th>time</th><th>when it was run</th></tr>"]
     for path in paths:
-        number, title, question, time = course.about(path)
+        number, title, question, time = about(path)
         with tempfile.TemporaryDirectory() as figures:
-            outcome = course.check(path, MINIDL_FIGURES=figures)
+            outcome = running.check(path, MINIDL_FIGURES=figures)
             body = [_cell(cell, output, figures)
-                    for cell, output in zip_longest(course.cells(path), outcome.outputs, fillvalue="")]
+                    for cell, output in zip_longest(cells(path), outcome.outputs, fillvalue="")]
         outcomes.append(outcome)
         if outcome.code:
             body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
@@ -104,7 +96,7 @@ def _cell(cell, output, figures):
     parts = [html(cell.prose)]
     if cell.code:
         code = "".join(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text)
-                       for kind, text in course.highlight(cell.code))
+                       for kind, text in highlight(cell.code))
         parts.append(f'<pre class="code"><code>{code}</code></pre>')
     for i, text in enumerate(re.split(rf"^figure: ({re.escape(figures)}.+)\n", output, flags=re.MULTILINE)):
         if i % 2:
@@ -118,7 +110,7 @@ def _cell(cell, output, figures):
 def html(markdown):
     """The Markdown of the lessons as HTML, formulas as MathML."""
     made = []
-    for kind, text in course.blocks(markdown):
+    for kind, text in blocks(markdown):
         if kind == "item":
             marker, _, text = text.partition(" ")
             made.append(f"<ul><li>{_inline(text)}</li></ul>" if marker == "-" else
@@ -150,7 +142,7 @@ def _table(text):
 def _inline(text):
     """Text with code, emphasis, links and formulas. A link to another lesson leads to its page."""
     made, done = [], 0
-    for match in course.INLINE.finditer(text):
+    for match in INLINE.finditer(text):
         made.append(escape(text[done:match.start()]))
         done, inner = match.end(), match["bold"] or match["italic"] or match["link"]
         if match["code"]:
@@ -171,69 +163,3 @@ def _formula(tex, large=False):
         return mathml(tex, large)
     except ValueError:
         return f"<code>{escape(tex)}</code>"
-
-
-def mathml(tex, large=False):
-    """The MathML of a formula in TeX, large as on a line of its own. Raises ValueError for what is in none of the tables."""
-    tokens = TOKEN.findall(tex)[::-1]  # the next one last, where pop() takes it
-    try:
-        return f'<math displaystyle="{str(large).lower()}">{_row(tokens)}</math>'
-    except (IndexError, KeyError) as error:
-        raise ValueError(f"cannot typeset the formula {tex!r}: {error}") from None
-
-
-def _row(tokens, end=None):
-    made = []
-    while tokens and tokens[-1] != end:
-        made.append(_scripted(tokens))
-    if end:
-        tokens.pop()
-    return f"<mrow>{''.join(made)}</mrow>"
-
-
-def _scripted(tokens):
-    """The next atom with its subscript and superscript."""
-    name = tokens[-1].lstrip("\\")
-    base, scripts = _atom(tokens), {}
-    while tokens and tokens[-1] in ("_", "^"):
-        sign = tokens.pop()
-        scripts[sign] = _atom(tokens)
-    below, above = ("under", "over") if name in LIMITS else ("sub", "sup")
-    tag = "m" + below * ("_" in scripts) + above * ("^" in scripts)
-    made = f"<{tag}>{base}{scripts.get('_', '')}{scripts.get('^', '')}</{tag}>" if scripts else base
-    gap = name in (*FUNCTIONS, *LIMITS) and tokens and tokens[-1] not in ("(", "\\left")
-    return made + '<mspace width="0.17em"/>' * bool(gap)
-
-
-def _atom(tokens):
-    token = tokens.pop()
-    name = token.removeprefix("\\")
-    if token == "{":
-        return _row(tokens, "}")
-    if token == r"\frac":
-        return f"<mfrac>{_atom(tokens)}{_atom(tokens)}</mfrac>"
-    if token == r"\sqrt":
-        return f"<msqrt>{_atom(tokens)}</msqrt>"
-    if token == r"\left":
-        return f"<mrow>{_fence(tokens)}{_row(tokens, chr(92) + 'right')}{_fence(tokens)}</mrow>"
-    if token[0] != "\\":
-        if token in "}_^&":
-            raise KeyError(token)
-        tag = "mn" if token[0].isdecimal() or token == "." else "mi" if token.isalpha() else 'mo stretchy="false"'
-        return f"<{tag}>{escape(OPERATORS.get(token, token))}</{tag[:2]}>"
-    if name in LETTERS or name in FUNCTIONS:
-        return f"<mi>{LETTERS.get(name, name)}</mi>"
-    if name in ACCENTS:
-        return f'<mover accent="true">{_atom(tokens)}<mo stretchy="false">{ACCENTS[name]}</mo></mover>'
-    if name in SPACES:
-        return f'<mspace width="{SPACES[name]}em"/>'
-    if name in LIMITS:
-        return f'<mo movablelimits="true" lspace="0.1em" rspace="0">{LIMITS[name]}</mo>'
-    if "{" in name[1:] and not name.startswith(("mathbb", "mathcal")):
-        return f"<mtext>{escape(name[name.index('{') + 1:-1]).replace(' ', chr(160))}</mtext>"
-    return f'<mo stretchy="false">{escape(OPERATORS[name])}</mo>'
-
-
-def _fence(tokens):
-    name = tokens.pop().removeprefix("\\")
-    return "" if name == "." else f"<mo>{escape(OPERATORS.get(name, name))}</mo>"

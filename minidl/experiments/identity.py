@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import data
+from .. import data
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 WITHOUT_EFFECT = "MINIDL_FIGURES", "MINIDL_OFFLINE"  # variables that change no number
 PLAIN = type(None), bool, int, complex, str, bytes, type(...)
 OF_EVERY_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__",
@@ -54,7 +54,7 @@ class Namer:
         variables = {name: value for name, value in os.environ.items()
                      if name.startswith("MINIDL_") and name not in WITHOUT_EFFECT}
         self.arrays, self.files, self.imports, self.uses = {}, {}, {}, {}
-        texts = [self._file(path) for path in sorted(PACKAGE.glob("*.py"))]
+        texts = [self._file(path) for path in sorted(PACKAGE.rglob("*.py"))]
         self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()),
                              _data_sets(), texts]
 

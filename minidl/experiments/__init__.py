@@ -13,20 +13,25 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from time import perf_counter
 
 import numpy as np
 
-from . import identity, training
-from .callbacks import Callback
-from .data import find, load
-from .files import write_csv
-from .habits import unknown
-from .health import failures_expected
-from .module import Module
-from .optim import SGD, Optimizer
-from .progress import table
-from .settings import check_whole, is_number, is_whole
-from .sweeps import processes, sweep  # noqa: F401
+from .. import checks, training
+from ..batching import stream
+from ..checks import binding
+from ..console import table
+from ..data import find, load
+from ..files import write_csv
+from ..habits import unknown
+from ..module import Module
+from ..optim import SGD, Optimizer
+from ..settings import check_whole, is_number, is_whole
+from . import identity
+from .sweeps import processes, sweep
+
+__all__ = ["Comparison", "DataByName", "LearningRateRange", "Run", "compare", "lr_range",
+           "or_more", "processes", "run", "sweep", "train_one"]
 
 
 @dataclass
@@ -64,29 +69,8 @@ class Run:
         return np.inf if self.diverged_at is not None else float(self.losses[-last:].mean())
 
 
-class _Recorder(Callback):
-    """Measures test accuracy after given steps (0: before the first) and ends the run after the last step."""
-
-    def __init__(self, test_data, eval_steps, steps):
-        self.test_data, self.eval_steps, self.steps = test_data, set(eval_steps), steps
-        self.done, self.accuracy = 0, []
-
-    def on_train_begin(self, logs=None):
-        self._measure()
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.done += 1
-        self._measure()
-        self.model.stop_training = self.done == self.steps
-
-    def _measure(self):
-        if self.done in self.eval_steps:
-            x, y = self.test_data
-            self.accuracy.append(training.accuracy(training.predict(self.model, x, batch_size=1000), y))
-
-
 def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
-    """Train a model for a number of steps and record it as a Run; a divergence ends the run, not the program.
+    """Train a Module for a number of steps and record it as a Run; a divergence ends the run, not the program.
 
     A model that was trained before is trained on from where it is. data: ((x_train, y_train),
     (x_test, y_test)), as `data.load` returns it. eval_steps: after which steps to measure the test
@@ -100,20 +84,32 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
                         f"{optimizer!r}")
     (x, y), test_data = _checked_data(data)
     eval_steps = np.array(_within(eval_steps, steps), int)
-    recorder = _Recorder(test_data, eval_steps.tolist(), steps)
-    diverged_at = None
-    try:
-        with failures_expected():  # in a comparison, a network that learns nothing is a result
-            history = training.fit(model, x, y, loss="cross_entropy", optimizer=optimizer, batch_size=batch_size, epochs=steps,
-                                   callbacks=[recorder], rng=model.shuffle_rng, verbose=0)
-    except training.DivergenceError as error:
-        history, diverged_at = error.history, error.step
-    losses = np.full(steps, np.nan)
-    losses[:len(history.steps["loss"])] = history.steps["loss"]
-    seconds = np.full(steps + 1, np.nan)
-    seconds[:len(history.steps["seconds"]) + 1] = [0.0, *history.steps["seconds"]]
-    accuracy = np.full(len(eval_steps), np.nan)
-    accuracy[:len(recorder.accuracy)] = recorder.accuracy
+    loss = training.LOSSES["cross_entropy"]
+    x, y, example = checks.checked(model, x, y, loss, differentiable=True)
+    binding.check(model)
+    binding.bind(optimizer, model, loss)
+    losses, seconds, diverged_at = np.full(steps, np.nan), np.full(steps + 1, np.nan), None
+    accuracy = {}
+
+    def measure(done):
+        if done in eval_steps:
+            outputs = training.predict(model, test_data[0], batch_size=1000)
+            accuracy[done] = training.accuracy(outputs, test_data[1])
+
+    model.train()
+    seconds[0] = 0.0
+    measure(0)
+    shuffle = getattr(model, "shuffle_rng", None)  # a Module without one keeps the order of the samples
+    for i, (xb, yb) in zip(range(steps), stream(x, y, batch_size, shuffle)):
+        began = perf_counter()
+        try:
+            losses[i] = training.step(model, loss, optimizer, xb.astype(example.dtype, copy=False), yb)
+        except training.DivergenceError:
+            diverged_at = i
+            break
+        seconds[i + 1] = seconds[i] + perf_counter() - began
+        measure(i + 1)
+    accuracy = np.array([accuracy.get(done, np.nan) for done in eval_steps], float)
     return Run(losses, eval_steps, accuracy, seconds[eval_steps], diverged_at)
 
 

@@ -5,10 +5,11 @@ from types import ModuleType
 
 import numpy as np
 
-from .layers import Activation, Dense, Flatten, LayerNorm
-from .module import Module, Parameter
-from .parts import attributes
-from .tensor import Tensor
+from ..layers import Activation, Dense, Flatten
+from ..module import Module, Parameter
+from ..normalization import LayerNorm
+from ..parts import attributes
+from ..tensor import Tensor
 
 MODELESS = (Dense, Activation, Flatten, LayerNorm)  # the same in training and evaluation
 

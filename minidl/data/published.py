@@ -12,9 +12,18 @@ from time import monotonic
 
 import numpy as np
 
-from .files import (blaming, clean, idx_bytes, idx_parts, packed, parse_idx, read_idx, replacing,
-                    unzipped)
-from .progress import bar, shows_bars
+from ..console import bar, shows_bars
+from ..files import (
+    blaming,
+    clean,
+    idx_bytes,
+    idx_parts,
+    packed,
+    parse_idx,
+    read_idx,
+    replacing,
+    unzipped,
+)
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of each unpacked, in all published sets

@@ -1,0 +1,8 @@
+"""The lessons as a course: find them, step through one in a terminal, run and check them, give them away."""
+
+from .cells import Cell, about, cells, find, lessons, read
+from .markdown import blocks, highlight
+from .running import Outcome, check, launch, run, step
+
+__all__ = ["Cell", "Outcome", "about", "blocks", "cells", "check", "find", "highlight", "launch",
+           "lessons", "read", "run", "step"]
