@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from minidl import course, plotting
-from minidl.course import cli, handout
+from minidl.course import cli, handout, markdown, running
 
 PROJECT = Path(__file__).parent.parent
 LESSONS = course.lessons()
@@ -260,7 +260,7 @@ def test_the_pages_can_show_all_that_a_lesson_says(path):
         page = ET.fromstring(f"<body>{handout.html(cell.prose)}</body>")
         plain = "".join(text for part in page.iter() if part.tag not in ("code", "pre", "math") for text in [part.text or ""])
         assert not re.search(r"\*\*|`|\$|^\||!\[|^#+ ", plain, re.MULTILINE), plain
-        for match in course.INLINE.finditer(cell.prose):
+        for match in markdown.INLINE.finditer(cell.prose):
             if match["math"]:
                 assert "<code>" not in handout.html(f"${match['math']}$"), f"cannot typeset {match['math']}"
             if match["url"]:
@@ -311,7 +311,7 @@ def test_stepping_on_a_terminal(small):
     assert "return x[count + 2]" in plain and "course.py" not in plain
     assert "> 200\n" in plain and "> 4\n" in plain and "NameError: name 'nope' is not defined" in plain
     assert plain.count("Here is a mistake.") == 2  # shown again after b
-    assert plain.count(course.HELP.strip()[:40]) == 2  # at the start and after x
+    assert plain.count(running.HELP.strip()[:40]) == 2  # at the start and after x
     assert re.search(r"^array +ndarray +float32 \(2, 3\)$", plain, re.MULTILINE)
     assert re.search(r"\bx +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
     assert not re.search(r"^(np|broken|__name__) ", plain, re.MULTILINE)
@@ -521,14 +521,14 @@ def test_labels_are_counted_as_32_bit_machines_need_it(path):
 def test_all_prints_a_line_for_each_lesson_and_why_it_failed(small, monkeypatch, capfd):
     good = small.parent / "02_good.py"
     good.write_text("# %%\nprint('CHECK one: measured 1, required >= 1, PASS')\n")
-    monkeypatch.setattr(course, "lessons", lambda folder=None: sorted(small.parent.glob("*.py")))
+    monkeypatch.setattr(cli, "lessons", lambda folder=None: sorted(small.parent.glob("*.py")))
     assert cli.main(["lesson", "--all"]) == 1
     lines = re.sub(r"\d+\.\d s", "0.1 s", capfd.readouterr().out).splitlines()
     assert lines == ["02 good                         PASS  1 of 1 checks  0.1 s",
                      "03 small                        FAIL  0 of 0 checks  0.1 s", "    IndexError: list index out of range",
                      "04 figure                       FAIL  1 of 2 checks  0.1 s",
                      "    CHECK bad: measured 0, required >= 1, FAIL"]
-    monkeypatch.setattr(course, "lessons", lambda folder=None: [good])
+    monkeypatch.setattr(cli, "lessons", lambda folder=None: [good])
     assert cli.main(["lesson", "--all"]) == 0
 
 

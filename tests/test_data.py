@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Tensor, data, plotting
+from minidl import Tensor, batching, data, plotting
 from minidl.course import cli
 from minidl.data import published
 
@@ -143,8 +143,8 @@ def test_a_copy_at_home_that_announces_more_than_the_published_set_is_not_unpack
         assert tracemalloc.get_traced_memory()[1] < 10_000_000 + path.stat().st_size
     finally:
         tracemalloc.stop()
-    assert len(unusable) == 1 and f"at most {data.LARGEST:,} are believed" in unusable[0]
-    assert data.LARGEST < 3 * sum(published.SIZES)
+    assert len(unusable) == 1 and f"at most {data.search.LARGEST:,} are believed" in unusable[0]
+    assert data.search.LARGEST < 3 * sum(published.SIZES)
 
 
 def test_half_a_pair_is_an_error_and_not_another_experiment(tmp_path):
@@ -368,7 +368,7 @@ def test_a_scaling_takes_any_number_of_samples_of_the_shape_it_knows(fit):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8])
 @pytest.mark.parametrize("axis", [0, None])
 def test_scaling_piece_by_piece_gives_numpys_numbers(dtype, axis, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 64)
+    monkeypatch.setattr(batching, "PIECE", 64)
     x = np.random.default_rng(0).normal(100, 20, (333, 5)).astype(dtype)
     wide, kind = x.astype(np.float64), dtype if dtype is not np.uint8 else np.float32
     assert np.allclose(data.standardization(x, axis).scale, wide.std(axis), rtol=1e-13)

@@ -382,7 +382,7 @@ ERRORS = {
     "a class for a layer": (
         lambda: Sequential([BatchNorm]), TypeError,
         "a layer is an object like Dense(64) or Activation('relu'), got <class "
-        "'minidl.layers.BatchNorm'>; write BatchNorm(...)"),
+        "'minidl.normalization.BatchNorm'>; write BatchNorm(...)"),
     "a factory for an initializer": (
         lambda: Dense(3, input_shape=4, kernel_initializer=initializers.normal).parameters(),
         ValueError,

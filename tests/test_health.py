@@ -8,6 +8,7 @@ import pytest
 
 from minidl import (Activation, BatchNorm, Dense, Flatten, Module, Sequential, data, experiments, optim,
                     training)
+from minidl import checks
 from minidl import functional as F
 
 (X, Y), (X_TEST, Y_TEST) = data.load("digits")
@@ -150,12 +151,12 @@ def test_accuracy_of_several_labels_compares_logits_with_0():
 
 
 def test_validation_split_rounds_as_data_split_does():
-    (x, y), (x_held, y_held) = training.hold_out(X[:100], Y[:100], 0.29)
+    (x, y), (x_held, y_held) = checks.hold_out(X[:100], Y[:100], 0.29)
     assert len(x) == len(y) == 71 and len(x_held) == len(data.split(X[:100], Y[:100], 0.29)[1][0]) == 29
     assert np.shares_memory(x, X) and np.array_equal(y_held, Y[71:100])
     for share in (0.001, 0.999, True, "0.2", np.nan):
         with pytest.raises(ValueError, match="validation_split"):
-            training.hold_out(X[:100], Y[:100], share)
+            checks.hold_out(X[:100], Y[:100], share)
 
 
 @pytest.mark.parametrize("options", [

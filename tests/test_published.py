@@ -21,7 +21,7 @@ from minidl.course import cli
 from minidl.data import published
 from minidl.files import idx_bytes
 
-PROJECT = Path(data.__file__).parents[1]
+PROJECT = Path(data.__file__).parents[2]
 RNG = np.random.default_rng(0)
 ARRAYS = tuple(RNG.integers(0, top, shape, np.uint8) for n in (50, 20) for top, shape in ((256, (n, 28, 28)), (10, n)))
 MD5 = tuple(hashlib.md5(idx_bytes(array)).hexdigest() for array in ARRAYS)
@@ -490,7 +490,7 @@ def write_files(folder, arrays=ARRAYS, suffix=""):
 
 def write_keras(folder, arrays=ARRAYS):
     folder.mkdir(parents=True)
-    np.savez_compressed(folder / "mnist.npz", **dict(zip(data.KEYS, arrays)))
+    np.savez_compressed(folder / "mnist.npz", **dict(zip(data.search.KEYS, arrays)))
 
 
 @pytest.mark.parametrize("write, place", [
@@ -548,7 +548,7 @@ def test_the_list_goes_on_where_one_set_is_not_usable(server, capsys, tmp_path, 
     code, out = run(capsys)
     assert code == 0 and out.count("not usable: MINIDL_DATA names nowhere") == 3 and "fetch it" not in out
     monkeypatch.delenv("MINIDL_DATA")
-    monkeypatch.setattr(data, "PACKAGE", tmp_path)
+    monkeypatch.setattr(data.search, "PACKAGE", tmp_path)
     code, out = run(capsys)
     assert code == 0 and "digits         not usable: minidl is incomplete" in out and "mnist          not here" in out
 

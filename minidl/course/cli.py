@@ -13,7 +13,8 @@ import numpy as np
 
 from .. import console, data
 from ..data import published
-from . import cells, handout, running
+from . import handout, running
+from .cells import about, find, lessons
 
 NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup.cfg
 
@@ -106,8 +107,8 @@ def _line(name):
 
 
 def _lessons(options):
-    for path in cells.lessons():
-        number, title, question, time = cells.about(path)
+    for path in lessons():
+        number, title, question, time = about(path)
         print(f"{number:2}  {title:28} {time:18} {question}")
     print("\nstep through one: python -m minidl lesson 7")
 
@@ -118,7 +119,7 @@ def _lesson(options):
                    if way is not None), None)
     if folder == "":
         raise ValueError("name a folder to write into: python -m minidl lesson --copy my_lessons")
-    paths = [cells.find(options.name)] if options.name is not None else cells.lessons()
+    paths = [find(options.name)] if options.name is not None else lessons()
     outcomes = []
     if options.copy:
         handout.write(options.copy, [path.name for path in paths], (path.read_bytes() for path in paths))
