@@ -20,7 +20,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # set before NumPy loads: sm
 import numpy as np
 
 import minidl
-from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, initializers, optim, schedules
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Sequential,
+    data,
+    experiments,
+    initializers,
+    optim,
+    schedules,
+)
 
 NEAREST, SOFTMAX, NETWORK = "nearest class mean", "softmax regression", "784-256-256-10, ReLU, BatchNorm"
 FEWER, TRANSFER = "the network, 4,000 training images", "the network, tested on the other set"

@@ -11,8 +11,23 @@ import sys
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, EarlyStopping, History, LambdaCallback,
-                    LearningRateScheduler, ModelCheckpoint, Sequential, Tensor, optim, training)
+from minidl import (
+    Activation,
+    BatchNorm,
+    Callback,
+    Dense,
+    DivergenceError,
+    Dropout,
+    EarlyStopping,
+    History,
+    LambdaCallback,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    Sequential,
+    Tensor,
+    optim,
+    training,
+)
 
 
 def toy(n=96, seed=0):

@@ -5,9 +5,26 @@ import re
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Dense, Dropout, EarlyStopping, Flatten, LambdaCallback,
-                    LearningRateScheduler, ModelCheckpoint, Module, Parameter, Sequential, Tensor,
-                    data, experiments, initializers, optim, training)
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    EarlyStopping,
+    Flatten,
+    LambdaCallback,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    Module,
+    Parameter,
+    Sequential,
+    Tensor,
+    data,
+    experiments,
+    initializers,
+    optim,
+    training,
+)
 from minidl import files as data_files
 from minidl import functional as F
 from minidl.layers import ACTIVATIONS

@@ -15,7 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Module, Sequential, Tensor, data, experiments, plotting
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Module,
+    Sequential,
+    Tensor,
+    data,
+    experiments,
+    plotting,
+)
 from minidl.experiments import sweeps
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,9 +6,19 @@ import warnings
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Dense, Flatten, Module, Sequential, data, experiments, optim,
-                    training)
-from minidl import checks
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Flatten,
+    Module,
+    Sequential,
+    checks,
+    data,
+    experiments,
+    optim,
+    training,
+)
 from minidl import functional as F
 
 (X, Y), (X_TEST, Y_TEST) = data.load("digits")

@@ -5,8 +5,22 @@ import copy
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Dense, Dropout, Module, Parameter, Sequential, Tensor,
-                    estimate_population_statistics, explain, grad, no_grad, optim, record)
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Module,
+    Parameter,
+    Sequential,
+    Tensor,
+    estimate_population_statistics,
+    explain,
+    grad,
+    no_grad,
+    optim,
+    record,
+)
 from minidl import functional as F
 from minidl.inside import explain_batchnorm
 from minidl.tensor import watchers

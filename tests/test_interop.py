@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 import minidl.functional as F
-from minidl import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, Module, Sequential, Tensor, interop, optim
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Flatten,
+    LayerNorm,
+    Module,
+    Sequential,
+    Tensor,
+    interop,
+    optim,
+)
 from minidl.layers import ACTIVATIONS
 
 MODELS = {  # layers, shape of one input

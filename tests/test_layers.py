@@ -8,8 +8,25 @@ import numpy as np
 import pytest
 
 import minidl.functional as F
-from minidl import (Activation, BatchNorm, Dense, DivergenceError, Dropout, Flatten, LayerNorm, Module, Parameter,
-                    Sequential, Tensor, estimate_population_statistics, grad, gradcheck, initializers, no_grad, optim)
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    DivergenceError,
+    Dropout,
+    Flatten,
+    LayerNorm,
+    Module,
+    Parameter,
+    Sequential,
+    Tensor,
+    estimate_population_statistics,
+    grad,
+    gradcheck,
+    initializers,
+    no_grad,
+    optim,
+)
 from minidl.layers import ACTIVATIONS
 from minidl.module import evaluation
 

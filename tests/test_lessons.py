@@ -18,6 +18,12 @@ NAMES = sorted(path.stem for path in LESSONS.glob("[0-9]*.py"))
 NO_CLAIM = {"01_tensors_and_gradients", "02_training_by_hand", "03_valley_and_bowl", "05_batchnorm_backward",
             "06_keras_and_pytorch_programs"}
 CLAIMS = [name for name in NAMES if name not in NO_CLAIM]
+# These stand for all in the two slower kinds of run; the others run with `pytest -m thorough`.
+ALWAYS = {"07_faster_convergence", "11_train_and_eval"}
+
+
+def mostly_thorough(names):
+    return [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.thorough) for name in names]
 
 
 def run(lesson, folder, **environment):
@@ -28,9 +34,14 @@ def run(lesson, folder, **environment):
                           text=True)
 
 
+def seconds(lesson):
+    """What the lesson says of its running time."""
+    return float(re.search(r"Running time: [^.]*?(\d+)", (LESSONS / f"{lesson}.py").read_text(encoding="utf-8"))[1])
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Every lesson as it is and on a folder of IDX files, and both controls of those that claim: two at a time."""
+def runs(request, tmp_path_factory):
+    """The runs that the chosen tests look at: two at a time, the longest first."""
     with np.load(LESSONS.parent / "datasets" / "digits.npz") as file:
         images, labels = file["x_train"][:5000], file["y_train"][:5000].astype(np.uint8)
     mnist = tmp_path_factory.mktemp("mnist")
@@ -38,8 +49,10 @@ def runs(tmp_path_factory):
     (mnist / "labels-idx1-ubyte").write_bytes(idx_bytes(labels))
     variants = {"plain": {}, "mnist": {"MINIDL_DATASET": "mnist", "MINIDL_DATA": str(mnist), "MINIDL_FIGURES": "elsewhere"},
                 "identity": {"MINIDL_BN": "identity"}, "permuted": {"MINIDL_LABELS": "permuted"}}
-    folders = {(lesson, variant): tmp_path_factory.mktemp(variant) for lesson in NAMES for variant in variants
-               if lesson in CLAIMS or variant in ("plain", "mnist")}
+    wanted = {(item.callspec.params["lesson"], VARIANTS[item.originalname]) for item in request.session.items
+              if getattr(item, "originalname", "") in VARIANTS}
+    folders = {(lesson, variant): tmp_path_factory.mktemp(variant)
+               for lesson, variant in sorted(wanted, key=lambda key: -seconds(key[0]))}
     with ThreadPoolExecutor(2) as pool:
         started = {key: pool.submit(run, key[0], folder, **variants[key[1]]) for key, folder in folders.items()}
         return {key: (future.result(), folders[key]) for key, future in started.items()}
@@ -80,7 +93,7 @@ def test_a_lesson_fails_when_batch_norm_is_the_identity(lesson, runs):
     assert claims and not held, held
 
 
-@pytest.mark.parametrize("lesson", CLAIMS)
+@pytest.mark.parametrize("lesson", mostly_thorough(CLAIMS))
 def test_a_lesson_fails_when_the_labels_are_permuted(lesson, runs):
     """The other control: where there is nothing to learn, nothing may be found."""
     result, _ = runs[lesson, "permuted"]
@@ -88,13 +101,19 @@ def test_a_lesson_fails_when_the_labels_are_permuted(lesson, runs):
     assert "Traceback" not in result.stderr, result.stderr
 
 
-@pytest.mark.parametrize("lesson", NAMES)
+@pytest.mark.parametrize("lesson", mostly_thorough(NAMES))
 def test_a_lesson_runs_on_a_folder_of_idx_files(lesson, runs):
     result, folder = runs[lesson, "mnist"]
     assert result.returncode == 0, result.stdout + result.stderr
     written = record(lesson, folder / "elsewhere")
     assert written["dataset"] == "mnist"
     assert len(list((folder / "elsewhere").glob(f"{lesson}-*.png"))) >= len(written["figures"])
+
+
+VARIANTS = {"test_a_lesson_passes_its_checks_and_saves_its_figures": "plain",
+            "test_a_lesson_fails_when_batch_norm_is_the_identity": "identity",
+            "test_a_lesson_fails_when_the_labels_are_permuted": "permuted",
+            "test_a_lesson_runs_on_a_folder_of_idx_files": "mnist"}
 
 
 def test_missing_data_end_a_lesson_with_the_reason_and_no_traceback(tmp_path):

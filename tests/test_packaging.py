@@ -1,5 +1,6 @@
 """What a wheel holds, and that an installed minidl works without the checkout and without a network."""
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -55,3 +56,12 @@ def test_an_installed_minidl_gives_its_lessons_away(installed, tmp_path):
 
 def test_a_data_folder_that_could_shadow_another_package_has_no_init():
     assert not (PROJECT / "datasets" / "__init__.py").exists()
+
+
+def test_the_wheel_has_every_folder_of_the_package():
+    """A folder that setup.cfg forgets is missing only in what is installed."""
+    config = configparser.ConfigParser()
+    config.read(PROJECT / "setup.cfg")
+    listed = set(config["options"]["packages"].split()) - {"minidl.datasets", "minidl.lessons"}
+    folders = {path.parent for path in (PROJECT / "minidl").rglob("*.py")}
+    assert listed == {".".join(folder.relative_to(PROJECT).parts) for folder in folders}

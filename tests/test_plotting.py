@@ -4,7 +4,16 @@ import matplotlib
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Parameter, Sequential, Tensor, experiments, plotting
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Parameter,
+    Sequential,
+    Tensor,
+    experiments,
+    plotting,
+)
 from minidl import functional as F
 from minidl.tensor import walk
 

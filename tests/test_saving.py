@@ -5,8 +5,18 @@ import json
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm, Module, Parameter,
-                    Sequential, files)
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Flatten,
+    LayerNorm,
+    Module,
+    Parameter,
+    Sequential,
+    files,
+)
 
 X = np.random.default_rng(0).random((60, 4, 5), dtype=np.float32)
 Y = np.arange(60) % 3

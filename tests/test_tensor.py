@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 
 import minidl.functional as F
-from minidl import BatchNorm, Dense, Dropout, Module, Parameter, Sequential, Tensor, grad, no_grad, optim
+from minidl import (
+    BatchNorm,
+    Dense,
+    Dropout,
+    Module,
+    Parameter,
+    Sequential,
+    Tensor,
+    grad,
+    no_grad,
+    optim,
+)
 
 
 def leaf(*values, dtype=np.float64):

@@ -9,10 +9,25 @@ import sys
 import numpy as np
 import pytest
 
-from minidl import (Activation, BatchNorm, Callback, Dense, DivergenceError, Dropout, Flatten,
-                    LambdaCallback,
-                    Module, Parameter, Sequential, Tensor, data,
-                    estimate_population_statistics, optim, progress, training)
+from minidl import (
+    Activation,
+    BatchNorm,
+    Callback,
+    Dense,
+    DivergenceError,
+    Dropout,
+    Flatten,
+    LambdaCallback,
+    Module,
+    Parameter,
+    Sequential,
+    Tensor,
+    data,
+    estimate_population_statistics,
+    optim,
+    progress,
+    training,
+)
 from minidl import functional as F
 
 

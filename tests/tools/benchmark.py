@@ -1,6 +1,6 @@
 """How fast is minidl? Everything is a ratio, measured side by side in one run.
 
-    python tests/benchmark.py [--quick] [--json FILE] [--figure FILE]
+    python tests/tools/benchmark.py [--quick] [--json FILE] [--figure FILE]
 
 The yardsticks: the same step by hand in NumPy, PyTorch's eager mode and Keras' `fit` where they are installed, and
 the matrix products alone, below which no step can be. By hand means as one writes it, not with the expressions that
@@ -35,7 +35,7 @@ THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_
 if __name__ == "__main__":
     os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ["KERAS_BACKEND"] = "jax"
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from contenders import STEPS, Task, minidl_step, numpy_step, products_step, torch
@@ -303,7 +303,7 @@ def passes(seconds):
 def imports(rounds):
     """Milliseconds to start Python and import, once the modules' bytecode is there."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         times = {name: [] for name in ("numpy", "minidl")}
         for _ in range(rounds + 1):

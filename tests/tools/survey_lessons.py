@@ -1,7 +1,7 @@
 """Do the lessons' CHECKs hold for other seeds? Runs every lesson with MINIDL_SEED = 0 to 19 and prints a table.
 
-    python tests/survey_lessons.py                    all lessons, 20 seeds: about an hour on two cores
-    python tests/survey_lessons.py 07 10 --seeds 5    some lessons, fewer seeds
+    python tests/tools/survey_lessons.py                    all lessons, 20 seeds: about an hour on two cores
+    python tests/tools/survey_lessons.py 07 10 --seeds 5    some lessons, fewer seeds
 
 For each CHECK the table gives the bound, how many seeds pass, and the range of what was measured. The exit code is
 1 if any seed fails.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-LESSONS = Path(__file__).resolve().parent.parent / "lessons"
+LESSONS = Path(__file__).resolve().parents[2] / "lessons"
 
 
 def checks_of(lesson, seed):
