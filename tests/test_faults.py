@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 
 import minidl.functional as F
-from minidl import Activation, BatchNorm, Dense, Op, Sequential, Tensor, grad, gradcheck, no_grad
-from minidl import optim, schedules
+from minidl import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Op,
+    Sequential,
+    Tensor,
+    grad,
+    gradcheck,
+    no_grad,
+    optim,
+    schedules,
+)
 from minidl.module import Parameter
 from minidl.tensor import Node
 
