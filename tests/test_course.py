@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from minidl import __all__ as words_of_minidl
 from minidl import course, plotting
 from minidl.course import cli, handout, markdown, running
 
@@ -583,6 +584,17 @@ def test_a_notebook_shows_all_its_figures(monkeypatch):
         plt.close("all")
 
 
+def test_the_api_page_explains_every_word(site):
+    """Names, signatures, docstrings and places, of ops too."""
+    text = "".join(site["api.html"].itertext())
+    for name in words_of_minidl:
+        if not name.islower() or name in ("explain", "grad", "gradcheck", "no_grad", "record"):
+            assert f"minidl.{name}" in text, name
+    for words in ("minidl.functional.relu(x)", "x where it is positive, 0 elsewhere.", "minidl/functional.py",
+                  "Sequential.fit(self, x, y", "minidl.training.step(model, loss, optimizer, xb, yb"):
+        assert words in text, words
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The pages of the two small lessons, parsed."""
@@ -592,7 +604,7 @@ def site(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(PROJECT))
         patch.setenv("MPLBACKEND", "nope")  # a handout opens no window, whatever the user's backend
-        handout.write(folder / "site", ["03_small.html", "04_figure.html", "index.html"],
+        handout.write(folder / "site", ["03_small.html", "04_figure.html", "index.html", "api.html"],
                       handout.pages(course.lessons(folder), outcomes))
     assert [outcome.code for outcome in outcomes] == [1, 1]
     return {path.name: ET.parse(path).getroot() for path in (folder / "site").iterdir()}
@@ -625,7 +637,7 @@ def test_a_page_needs_nothing_from_elsewhere_and_the_index_links_all(site):
             assert (part.get("src") or "data:").startswith("data:") and (part.get("href") or "index.html") in site
         assert "url(" not in page.find("head/style").text
     index = site["index.html"]
-    assert [link.get("href") for link in index.iter("a")] == ["03_small.html", "04_figure.html"]
+    assert [link.get("href") for link in index.iter("a")] == ["03_small.html", "04_figure.html", "api.html"]
     assert ["".join(field.itertext()) for field in index.findall(".//td")][1:3] == ["Does it step?", "1 second"]
 
 

@@ -127,9 +127,9 @@ def _lesson(options):
         handout.write(options.notebook, [f"{path.stem}.ipynb" for path in paths], map(handout.notebook, paths))
     elif options.html:
         names = [f"{path.stem}.html" for path in paths]
-        handout.write(options.html, [*names, "index.html"], handout.pages(paths, outcomes))
+        handout.write(options.html, [*names, "index.html", "api.html"], handout.pages(paths, outcomes))
     elif options.all:
-        outcomes = [running.check(path) for path in paths]
+        outcomes = list(running.check_all(paths))
     elif options.name is not None:
         return running.launch("run" if options.run_through else "step", paths[0])
     else:

@@ -1,8 +1,10 @@
 """The lessons to give away: notebooks for Jupyter, and web pages that hold prose, code, output and figures in one file."""
 
 import base64
+import inspect
 import json
 import re
+import sys
 import tempfile
 from html import escape
 from itertools import zip_longest
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from ..files import replacing
 from . import running
-from .cells import about, cells
+from .cells import PACKAGE, about, cells
 from .markdown import INLINE, blocks, highlight
 from .mathml import mathml
 
@@ -68,20 +70,62 @@ def notebook(path):
 def pages(paths, outcomes):
     """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list that gets theirs."""
     rows = ["<table><tr><th>lesson</th><th>question</th><th>time</th><th>when it was run</th></tr>"]
-    for path in paths:
-        number, title, question, time = about(path)
-        with tempfile.TemporaryDirectory() as figures:
-            outcome = running.check(path, MINIDL_FIGURES=figures)
-            body = [_cell(cell, output, figures)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = {path: str(Path(folder, path.stem)) for path in paths}
+        for path, outcome in zip(paths, running.check_all(paths, lambda path: {"MINIDL_FIGURES": figures[path]})):
+            number, title, question, time = about(path)
+            body = [_cell(cell, output, figures[path])
                     for cell, output in zip_longest(cells(path), outcome.outputs, fillvalue="")]
-        outcomes.append(outcome)
-        if outcome.code:
-            body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
-        verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
-        rows.append(f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
-                    f"<td>{escape(time)}</td><td>{verdict}</td></tr>")
-        yield _page(f"{number}. {title}", '<p><a href="index.html">All lessons</a></p>', *body, f"<p>{verdict}</p>")
-    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>")
+            outcomes.append(outcome)
+            if outcome.code:
+                body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
+            verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
+            rows.append(f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
+                        f"<td>{escape(time)}</td><td>{verdict}</td></tr>")
+            yield _page(f"{number}. {title}", '<p><a href="index.html">All lessons</a></p>', *body, f"<p>{verdict}</p>")
+    api = '<p>The words of minidl, with their explanations: <a href="api.html">API</a></p>'
+    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", api)
+    yield api_page()
+
+
+def api_page():
+    """A page of everything public, from the docstrings: name, signature, explanation, and where it is defined."""
+    body = ['<p><a href="index.html">All lessons</a></p>', "<h1>minidl's words</h1>"]
+    face = sys.modules["minidl"]  # which imports this file, and not the other way round
+    for module in (face, face.functional, face.optim, face.schedules, face.initializers, face.data, face.training,
+                   face.experiments, face.plotting, face.interop):
+        body.append(f"<h2>{module.__name__}</h2>")
+        for name, value in sorted(_public(module)):
+            body.append(_entry(f"{module.__name__}.{name}", value))
+            for method, function in vars(value).items() if inspect.isclass(value) else ():
+                if not method.startswith("_") and inspect.isfunction(function) and function.__doc__:
+                    body.append(_entry(f"{name}.{method}", function))
+    return _page("API", *body)
+
+
+def _public(module):
+    """(name, object) of what a module offers: what __all__ lists, else the functions, classes and ops that it defines."""
+    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    for name in names:
+        value = getattr(module, name)
+        own = getattr(value, "__module__", "") or ""  # an Op has none
+        if callable(value) and value.__doc__ and (not own or own.startswith("minidl")):
+            yield name, value
+
+
+def _entry(name, value):
+    """One name with its signature, its docstring and the file that defines it."""
+    try:
+        signature = str(inspect.signature(value))
+    except (TypeError, ValueError):
+        signature = ""
+    code = inspect.unwrap(getattr(value, "forward", value)) if not inspect.isclass(value) else value
+    try:
+        where = Path(inspect.getsourcefile(code)).relative_to(PACKAGE.parent).as_posix()
+    except (TypeError, ValueError):
+        where = ""
+    text = escape(inspect.getdoc(value) or "")
+    return f'<h3><code>{escape(name + signature)}</code></h3><pre class="output">{text}</pre><p><code>{where}</code></p>'
 
 
 def _page(title, *body):

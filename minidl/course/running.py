@@ -17,6 +17,7 @@ import sys
 import textwrap
 import traceback
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -31,12 +32,17 @@ v lists variables      e EXPRESSION evaluates it                       q quits; 
 
 
 class Outcome(NamedTuple):
-    """What came of running a lesson. outputs: what each cell printed, up to the last that ran; errors: from stderr."""
+    """What came of running a lesson.
+
+    outputs: what each cell printed, up to the last that ran. errors: from stderr. failed: the CHECK lines that failed,
+    or else why it ended early.
+    """
 
     code: int
     verdict: str
     outputs: list
     errors: str
+    failed: list
 
 
 def launch(mode, path):
@@ -51,9 +57,28 @@ def launch(mode, path):
         signal.signal(signal.SIGINT, before)
 
 
+def check_all(paths, variables=lambda path: {}):
+    """Run lessons without a display, as many at a time as there are cores; print and yield each Outcome in order.
+
+    variables: a function of the path that returns environment variables for that lesson.
+    """
+    cores = min(len(paths), os.cpu_count() or 1)
+    if cores > 1:
+        print(f"{cores} lessons run at a time, one on each core", file=sys.stderr)
+    pool = ThreadPoolExecutor(cores)
+    try:
+        runs = [pool.submit(check, path, **variables(path)) for path in paths]
+        for path, run in zip(paths, runs):
+            print(f"{path.stem.replace('_', ' ', 1):32}", end="", flush=True)
+            outcome = run.result()
+            print("\n    ".join([outcome.verdict, *outcome.failed]))
+            yield outcome
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def check(path, **variables):
-    """Run a lesson without a display, with these variables; print and return the Outcome."""
-    print(f"{path.stem.replace('_', ' ', 1):32}", end="", flush=True)
+    """Run a lesson without a display, with these environment variables; returns the Outcome."""
     mark, began = secrets.token_hex(), perf_counter()
     result = subprocess.run(**_process("run", path, mark, PYTHONIOENCODING="utf-8", MPLBACKEND="agg", **variables),
                             stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace")
@@ -64,8 +89,7 @@ def check(path, **variables):
                f"{perf_counter() - began:.1f} s")
     if result.returncode and not failed:
         failed = result.stderr.splitlines()[-1:] or [f"ended with code {result.returncode}"]
-    print("\n    ".join([verdict, *failed]))
-    return Outcome(result.returncode, verdict, outputs, result.stderr)
+    return Outcome(result.returncode, verdict, outputs, result.stderr, failed)
 
 
 def _process(mode, path, mark="", **variables):
