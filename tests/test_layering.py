@@ -1,6 +1,7 @@
 """The architecture cannot rot: imports inside minidl go down only, and only the allowed packages are used."""
 
 import ast
+import inspect
 import io
 import re
 import subprocess
@@ -123,3 +124,31 @@ def test_everything_public_has_a_docstring(path):
                 if isinstance(child, ast.ClassDef):
                     check(child, f"{child.name}.")
     check(ast.parse(path.read_text(encoding="utf-8")), "")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_uses_a_private_name_of_another(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            private = [alias.name for alias in node.names if alias.name.startswith("_")]
+            assert not private, f"imports {private} from {node.module}"
+            modules |= {alias.asname or alias.name for alias in node.names if alias.name.islower()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            assert owner not in modules, f"line {node.lineno}: {owner}.{node.attr}"
+
+
+def test_every_public_object_explains_itself_in_its_own_words():
+    """Also ops, which are objects: docstring, signature and repr are theirs and not those of their class."""
+    for module in (minidl.functional, minidl.tensor):
+        ops = {name: op for name, op in vars(module).items() if isinstance(op, minidl.Op)}
+        for name, op in ops.items():
+            if not name.startswith("_"):
+                assert op.__doc__ and op.__doc__ != type(op).__doc__, name
+                assert op.__name__ in repr(op) and "inputs" not in inspect.signature(op).parameters, name
+        for name, value in vars(module).items():
+            if inspect.isfunction(value) and not name.startswith("_"):
+                assert value.__doc__, name
