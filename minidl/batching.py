@@ -12,9 +12,11 @@ PIECE = 2 ** 18
 
 
 def batches(x, y, size, rng=None):
-    """Yield (x, y) in batches, each sample once; rng (a NumPy Generator) shuffles the samples, not the batches.
+    """Yield (x, y) in batches, each sample once; rng (a NumPy Generator) shuffles the samples, not
+    the batches.
 
-    A last batch of one sample joins the batch before it: one sample has no variance to normalise by.
+    A last batch of one sample joins the batch before it: one sample has no variance to normalise
+    by.
     """
     x, y = _indexable(x), _indexable(y)
     if not is_whole(size) or size < 1:
@@ -68,9 +70,11 @@ def stream(x, y, size, rng=None):
 
 
 def split(x, y, share=0.2, seed=0):
-    """((x, y), (x_held_out, y_held_out)): a random share of the samples is held out, the same for the same seed.
+    """((x, y), (x_held_out, y_held_out)): a random share of the samples is held out, the same for
+    the same seed.
 
-    For training and validation, or training and test. Raises ValueError if either part would be empty.
+    For training and validation, or training and test. Raises ValueError if either part would be
+    empty.
     """
     if not is_number(share) or not 0 < share < 1:
         raise ValueError("the share to hold out is a number between 0 and 1, 0.2 for example, "
@@ -78,7 +82,8 @@ def split(x, y, share=0.2, seed=0):
     x, y = _indexable(x), _indexable(y)
     held = round(share * len(x))
     if len(x) != len(y) or not 0 < held < len(x):
-        raise ValueError(f"cannot hold out a share of {share} of {len(x)} samples with {len(y)} labels")
+        raise ValueError(f"cannot hold out a share of {share} of {len(x)} samples with {len(y)} "
+                         "labels")
     order = np.random.default_rng(seed).permutation(len(x))
     kept, held_out = order[:len(x) - held], order[len(x) - held:]
     return (x[kept], y[kept]), (x[held_out], y[held_out])

@@ -12,52 +12,65 @@ from .files import checked_suffix, shapes
 from .settings import as_flag, is_number, is_whole
 from .training import HOOKS, Callback, History  # noqa: F401  one imports it with them
 
-# Parts of a number's name that tell which way is better, whatever else stands in it: val_top5_accuracy, cross_entropy_loss.
-SMALLER = {"loss", "error", "errors", "mse", "mae", "rmse", "msle", "mape", "mad", "crossentropy", "entropy", "perplexity",
+# Parts of a number's name that tell which way is better, whatever else stands in it:
+# val_top5_accuracy, cross_entropy_loss.
+SMALLER = {"loss", "error", "errors", "mse", "mae", "rmse", "msle", "mape", "mad", "crossentropy",
+           "entropy", "perplexity",
            "divergence", "seconds"}
-LARGER = {"accuracy", "acc", "auc", "precision", "recall", "sensitivity", "specificity", "f1", "iou", "dice", "r2", "map"}
+LARGER = {"accuracy", "acc", "auc", "precision", "recall", "sensitivity", "specificity", "f1",
+          "iou", "dice", "r2", "map"}
 
 
 class LambdaCallback(Callback):
-    """Functions instead of methods: LambdaCallback(on_epoch_end=lambda epoch, logs: print(logs["loss"]))."""
+    """Functions instead of methods: LambdaCallback(on_epoch_end=lambda epoch, logs:
+    print(logs["loss"])).
+    """
 
     def __init__(self, **functions):
         for event, function in functions.items():
             if event not in HOOKS or not callable(function):
-                raise TypeError(f"LambdaCallback takes functions named {', '.join(HOOKS)}, got {event}={function!r}")
+                raise TypeError(f"LambdaCallback takes functions named {', '.join(HOOKS)}, got "
+                                f"{event}={function!r}")
             setattr(self, event, function)
 
 
 class LearningRateScheduler(Callback):
-    """Sets the learning rate of each epoch: schedule(epoch, lr) returns the new one, from the number of the epoch and the old.
+    """Sets the learning rate of each epoch: schedule(epoch, lr) returns the new one, from the
+    number of the epoch and the old.
 
-    Raises TypeError at the start of a run whose optimizer has a schedule already, which this would replace.
+    Raises TypeError at the start of a run whose optimizer has a schedule already, which this would
+    replace.
     """
 
     def __init__(self, schedule):
         try:
             inspect.signature(schedule).bind(0, 0.1)
         except (TypeError, ValueError):
-            raise TypeError(f"LearningRateScheduler takes a function of (epoch, lr) that returns the new rate, got {schedule!r}; "
-                            "a schedule of the step goes into the optimizer, SGD(lr=schedule)") from None
+            raise TypeError("LearningRateScheduler takes a function of (epoch, lr) that returns "
+                            f"the new rate, got {schedule!r}; a schedule of the step goes into the "
+                            "optimizer, SGD(lr=schedule)") from None
         self.schedule = schedule
 
     def on_train_begin(self, logs=None):
         """Refuse an optimizer that follows a schedule of its own."""
         if callable(self.optimizer.lr):
-            raise TypeError(f"LearningRateScheduler would replace the optimizer's schedule, lr={self.optimizer.lr!r}: "
-                            "give the optimizer a number, or leave this callback out")
+            raise TypeError("LearningRateScheduler would replace the optimizer's schedule, "
+                            f"lr={self.optimizer.lr!r}: give the optimizer a number, or leave this "
+                            "callback out")
 
     def on_epoch_begin(self, epoch, logs=None):
         """Ask the schedule. Raises ValueError for what is no learning rate."""
         lr = self.schedule(epoch, self.optimizer.current_lr)
         if not is_number(lr) or not 0 <= lr < math.inf:
-            raise ValueError(f"the schedule must return a learning rate, a number from 0 up, but gave {lr!r} for epoch {epoch}")
+            raise ValueError("the schedule must return a learning rate, a number from 0 up, but "
+                             f"gave {lr!r} for epoch {epoch}")
         self.optimizer.lr = float(lr)
 
 
 def _direction(monitor):
-    """-1 where larger is better, 1 where smaller is, by the parts of the name; None if they do not tell."""
+    """-1 where larger is better, 1 where smaller is, by the parts of the name; None if they do not
+    tell.
+    """
     words = set(re.split(r"[^a-z0-9]+", monitor.lower()))
     smaller, larger = words & SMALLER, words & LARGER
     return None if bool(smaller) == bool(larger) else 1 if smaller else -1
@@ -70,16 +83,18 @@ class _Monitor(Callback):
 
     def __init__(self, monitor, mode, min_delta=0.0):
         if not isinstance(monitor, str):
-            raise TypeError(f"monitor is the name of a number in the logs, 'val_loss' for example, got {monitor!r}")
+            raise TypeError("monitor is the name of a number in the logs, 'val_loss' for example, "
+                            f"got {monitor!r}")
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode is 'min', 'max' or 'auto', got {mode!r}")
         if not is_number(min_delta) or not 0 <= min_delta < math.inf:
-            raise ValueError(f"min_delta is a number from 0 up, the least change that counts, got {min_delta!r}")
+            raise ValueError("min_delta is a number from 0 up, the least change that counts, got "
+                             f"{min_delta!r}")
         self.monitor, self.min_delta = monitor, min_delta
         self.sign = {"min": 1, "max": -1}.get(mode) or _direction(monitor)
         if self.watches and self.sign is None:
-            raise ValueError(f"{type(self).__name__} cannot tell whether a larger {monitor!r} is better: give mode='max' or "
-                             "mode='min'")
+            raise ValueError(f"{type(self).__name__} cannot tell whether a larger {monitor!r} is "
+                             "better: give mode='max' or mode='min'")
 
     def on_train_begin(self, logs=None):
         """Forget an earlier run. ValueError if this one does not measure `monitor`."""
@@ -96,7 +111,8 @@ class _Monitor(Callback):
                 hints.append(f"a metric of this name is given to compile, metrics=[{name!r}]")
             if name != self.monitor and not any(other.startswith("val_") for other in measured):
                 hints.append("fit needs validation_data or validation_split")
-            raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run measures only "
+            raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run "
+                             "measures only "
                              f"{', '.join(measured)}" + ": " * bool(hints) + ", and ".join(hints))
 
     def state_dict(self):
@@ -111,7 +127,9 @@ class _Monitor(Callback):
         self.best = best
 
     def improved(self, logs):
-        """Whether this epoch's number is better than all before by more than min_delta; NaN never is."""
+        """Whether this epoch's number is better than all before by more than min_delta; NaN never
+        is.
+        """
         self.check_measured(logs)
         better = self.sign * (self.best - logs[self.monitor]) > self.min_delta
         self.best = logs[self.monitor] if better else self.best
@@ -119,15 +137,19 @@ class _Monitor(Callback):
 
 
 class EarlyStopping(_Monitor):
-    """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs; restores the best weights.
+    """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs;
+    restores the best weights.
 
-    mode: "min", "max", or "auto": by the name, min for losses and errors, max for accuracy, auc and the like; ValueError for
-    a name that does not tell. restore_best_weights: at the end of any run, stopped or not (Keras' default is False);
-    after an exception they are in `best_weights`. `best` and `best_epoch` say what was best. A score that is NaN is never an
-    improvement; if no epoch had another, best_epoch is None and the last weights stay.
+    mode: "min", "max", or "auto": by the name, min for losses and errors, max for accuracy, auc and
+    the like; ValueError for a name that does not tell. restore_best_weights: at the end of any run,
+    stopped or not (Keras' default is False); after an exception they are in `best_weights`. `best`
+    and `best_epoch` say what was best. A score that is NaN is never an improvement; if no epoch had
+    another, best_epoch is None and the last weights stay.
     """
 
-    def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True):
+    def __init__(
+        self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True
+    ):
         super().__init__(monitor, mode, min_delta)
         if not is_whole(patience) or patience < 0:
             raise ValueError(f"patience is a whole number of epochs, at least 0, got {patience!r}")
@@ -192,11 +214,12 @@ class EarlyStopping(_Monitor):
 
 
 class ModelCheckpoint(_Monitor):
-    """Writes the model's weights to path after every epoch, or with save_best_only after those where `monitor` improved.
+    """Writes the model's weights to path after every epoch, or with save_best_only after those
+    where `monitor` improved.
 
-    Read them with model.load_weights(path). mode: as in EarlyStopping. As in Keras, the file's name may hold fields, such as
-    "epoch{epoch:02d}-{val_loss:.2f}.npz", epochs counted from 1; without them the file is the latest. Braces in the
-    names of folders are braces.
+    Read them with model.load_weights(path). mode: as in EarlyStopping. As in Keras, the file's name
+    may hold fields, such as "epoch{epoch:02d}-{val_loss:.2f}.npz", epochs counted from 1; without
+    them the file is the latest. Braces in the names of folders are braces.
     """
 
     def __init__(self, path, monitor="val_loss", save_best_only=False, mode="auto"):
@@ -205,32 +228,47 @@ class ModelCheckpoint(_Monitor):
         self.path = Path(path)
 
     def on_train_begin(self, logs=None):
-        """Forget an earlier run. FileNotFoundError where there is no such folder, ValueError for fields or a suffix amiss."""
+        """Forget an earlier run.
+
+        FileNotFoundError where there is no such folder, ValueError for fields or a suffix amiss.
+        """
         super().on_train_begin()
-        names = self.measured or [field for _, field, _, _ in self._pieces() if (field or "").isidentifier()]
-        checked_suffix(self.formatted({"epoch": 1, **{name: 0.5 for name in names if name != "epoch"}}))
+        names = self.measured or [
+            field for _, field, _, _ in self._pieces() if (field or "").isidentifier()
+        ]
+        checked_suffix(
+            self.formatted({"epoch": 1, **{name: 0.5 for name in names if name != "epoch"}})
+        )
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"ModelCheckpoint cannot write {self.path}: there is no folder {self.path.parent}")
+            raise FileNotFoundError(f"ModelCheckpoint cannot write {self.path}: there is no folder "
+                                    f"{self.path.parent}")
 
     def _pieces(self):
         try:
             return list(Formatter().parse(self.path.name))
         except ValueError as error:
-            raise ValueError(f"ModelCheckpoint cannot read the name {self.path.name!r}: {error}; a brace itself is written "
-                             "{{ or }}") from None
+            raise ValueError(f"ModelCheckpoint cannot read the name {self.path.name!r}: {error}; a "
+                             "brace itself is written {{ or }}") from None
 
     def formatted(self, values):
-        """The path with its fields filled in; ValueError, saying what is known, for one that is not in values."""
+        """The path with its fields filled in; ValueError, saying what is known, for one that is not
+        in values.
+        """
         for _, field, _, _ in self._pieces():
             if field is not None and field not in values:
-                hint = ": fit needs validation_data or validation_split" if field.startswith("val_") and not any(
-                    name.startswith("val_") for name in values) else ""
-                raise ValueError(f"ModelCheckpoint's name {self.path.name!r} has the field {{{field}}}, but this run knows only "
-                                 f"{', '.join(values)}{hint}")
+                hint = (
+                    ": fit needs validation_data or validation_split"
+                    if field.startswith("val_")
+                    and not any(name.startswith("val_") for name in values)
+                    else ""
+                )
+                raise ValueError(f"ModelCheckpoint's name {self.path.name!r} has the field "
+                                 f"{{{field}}}, but this run knows only {', '.join(values)}{hint}")
         try:
             return self.path.with_name(self.path.name.format(**values))
         except (ValueError, KeyError, IndexError) as error:
-            raise ValueError(f"ModelCheckpoint cannot fill in the name {self.path.name!r}: {error}") from None
+            raise ValueError(f"ModelCheckpoint cannot fill in the name {self.path.name!r}: "
+                             f"{error}") from None
 
     def on_epoch_end(self, epoch, logs=None):
         """Write the file whole or not at all."""

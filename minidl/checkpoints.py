@@ -41,7 +41,8 @@ def save_checkpoint(path, model, optimizer, epochs):
     history = getattr(model, "history", None)
     if isinstance(history, History):
         state |= {f"callback.{name}": value for name, value in history.callback_states().items()}
-    if not callable(optimizer.lr):  # a schedule is a setting; a number may have been changed on the way
+    # a schedule is a setting; a number may have been changed on the way
+    if not callable(optimizer.lr):
         state["lr"] = np.array(optimizer.lr, np.float64)
     files.save(path, state | {"epochs": np.array(epochs)})
 
@@ -67,8 +68,9 @@ def load_checkpoint(path, model, optimizer):
         _check_counts(optimizer_state)
         if files.shapes(other_values) != files.shapes(others):
             raise ValueError("the optimizer trains other Parameters outside of the model, those of "
-                             f"a loss for example, than when this was saved: {files.shapes(others)} "
-                             f"here, {files.clean(files.shapes(other_values), 150)} in the file")
+                             "a loss for example, than when this was saved: "
+                             f"{files.shapes(others)} here, "
+                             f"{files.clean(files.shapes(other_values), 150)} in the file")
         if different := random.keys() ^ generators.keys():
             raise ValueError("not in both, file and model, are the random generators "
                              f"{files.listed(sorted(different))}; a Dropout outside a Sequential "

@@ -1,7 +1,8 @@
-"""The console: progress on stderr, text tables, and streams that are closed, full or too poor for a character.
+"""The console: progress on stderr, text tables, and streams that are closed, full or too poor for a
+character.
 
-Progress is a bar on a terminal or in a notebook, plain lines everywhere else. A stream that fails is one
-sentence, no traceback.
+Progress is a bar on a terminal or in a notebook, plain lines everywhere else. A stream that fails
+is one sentence, no traceback.
 """
 
 import atexit
@@ -24,26 +25,31 @@ def in_browser():
 
 
 class Progress:
-    """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per epoch.
+    """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per
+    epoch.
 
-    On a terminal the numbers come first, and what does not fit its width is the bar. A line with all numbers stays of each
-    epoch, wrapped where it is too long.
+    On a terminal the numbers come first, and what does not fit its width is the bar. A line with
+    all numbers stays of each epoch, wrapped where it is too long.
     """
 
     def __init__(self, epochs, samples, batch_size, verbose):
         self.epochs, self.verbose, self.bar = epochs, verbose, None
-        self.steps = max(1, math.ceil(samples / batch_size) - (batch_size > 1 and samples % batch_size == 1))
+        self.steps = max(
+            1, math.ceil(samples / batch_size) - (batch_size > 1 and samples % batch_size == 1)
+        )
 
     def start(self, epoch):
         """A new epoch begins."""
         self.title, self.began = f"Epoch {epoch + 1}/{self.epochs}", perf_counter()
         if self.verbose == 1 and shows_bars():
-            own = {} if in_notebook() else {"bar_format": "{desc} [{elapsed}<{remaining}, {rate_fmt}] |{bar}|"}
+            own = {} if in_notebook() else {"bar_format": "{desc} [{elapsed}<{remaining}, "
+                                                          "{rate_fmt}] |{bar}|"}
             self.bar = bar(total=self.steps, desc=self.title, **own)
 
     def advance(self, logs):
         """One step is done."""
-        if self.bar is not None and self.bar.update():  # update() is true when the bar was due to be redrawn
+        # update() is true when the bar was due to be redrawn
+        if self.bar is not None and self.bar.update():
             self._show(logs)
 
     def _show(self, logs):
@@ -56,7 +62,9 @@ class Progress:
             self.bar.set_description_str(f"{numbers} - {place}")
 
     def finish(self, logs):
-        """The epoch is over: a line with all its numbers stays, wrapped where the terminal is too narrow for it."""
+        """The epoch is over: a line with all its numbers stays, wrapped where the terminal is too
+        narrow for it.
+        """
         steps = ""
         if self.bar is not None:
             self._show(logs)
@@ -65,10 +73,13 @@ class Progress:
             steps, self.bar.leave = f"{self.bar.n}/{self.steps} - ", False
             self.close()
         if self.verbose:
-            print(f"{self.title} - {steps}{perf_counter() - self.began:.1f}s - {format_logs(logs)}", file=sys.stderr, flush=True)
+            print(f"{self.title} - {steps}{perf_counter() - self.began:.1f}s - "
+                  f"{format_logs(logs)}", file=sys.stderr, flush=True)
 
     def pause(self):
-        """Clear the line of an open bar, for something else to be printed; the next step draws it again."""
+        """Clear the line of an open bar, for something else to be printed; the next step draws it
+        again.
+        """
         if self.bar is not None and not in_notebook():
             self.bar.clear()
 
@@ -81,11 +92,14 @@ class Progress:
 
 def shows_bars():
     """Whether stderr can show a bar: a terminal, or a notebook."""
-    return in_notebook() or sys.stderr is not None and sys.stderr.isatty()  # pythonw.exe has no stderr
+    # pythonw.exe has no stderr
+    return in_notebook() or sys.stderr is not None and sys.stderr.isatty()
 
 
 def bar(**options):
-    """A tqdm bar that is ASCII where the terminal cannot show block characters, and absent where there is no terminal."""
+    """A tqdm bar that is ASCII where the terminal cannot show block characters, and absent where
+    there is no terminal.
+    """
     from tqdm.auto import tqdm
     encoding = getattr(sys.stderr, "encoding", None) or "ascii"
     try:
@@ -95,7 +109,8 @@ def bar(**options):
         ascii_only = True
     if not in_notebook():  # there it would be a width in pixels
         columns, lines = shutil.get_terminal_size()
-        options.update(ncols=(columns or 80) - 1, nrows=lines or 24)  # tqdm draws nothing on a terminal that says it is 0 wide
+        # tqdm draws nothing on a terminal that says it is 0 wide
+        options.update(ncols=(columns or 80) - 1, nrows=lines or 24)
     return tqdm(ascii=ascii_only, disable=not shows_bars(), **options)
 
 
@@ -110,13 +125,15 @@ def format_number(value):
 
 
 def table(rows, left=1):
-    """Rows of texts as lines with aligned columns: so many on the left side, the others on the right."""
+    """Rows of texts as lines with aligned columns: so many on the left side, the others on the
+    right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) if i < left else cell.rjust(width)
                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
 
 
-# --- Streams that fail ---------------------------------------------------------------------------------
+# --- Streams that fail ----------------------------------------------------------------------------
 
 def repair():
     """Make all three usable: a closed one becomes the null device, what stdout cannot show a ?.

@@ -26,14 +26,19 @@ from time import sleep
 
 import numpy as np
 
-IDX_MAGIC = b"\0\0\x08"  # two zeros and the type code of unsigned bytes, the only one that image sets use
-MOST_HEADER = 100_000_000  # bytes of a safetensors header, the bound of the reference implementation
+# two zeros and the type code of unsigned bytes, the only one that image sets use
+IDX_MAGIC = b"\0\0\x08"
+# bytes of a safetensors header, the bound of the reference implementation
+MOST_HEADER = 100_000_000
 MOST_ENTRY = 4_000  # characters of an array's entry in it; 64 sizes of 20 digits take 1,400
 MOST_NPY_HEADER = 10_000  # bytes of an .npy's header, NumPy's own bound
 MOST_NAME = 10_000  # characters of an array's name; zip files hold 65,535 bytes
-# What can be stored: NumPy's and safetensors' names, in the order in which the latter lays arrays out, large items first.
-DTYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32", "int32": "I32",
-          "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+# What can be stored: NumPy's and safetensors' names, in the order in which the latter lays arrays
+# out, large items first.
+DTYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32",
+          "int32": "I32",
+          "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8",
+          "bool": "BOOL"}
 NPY_CODES = {np.dtype(name).str[1:]: name for name in DTYPES}  # {"f4": "float32", ...}
 QUOTES = "'\""
 NPY_FIELD = re.compile(r"""\s*(?P<q>['"])(?P<key>descr|fortran_order|shape)(?P=q)\s*:"""
@@ -179,7 +184,9 @@ def expanded(path):
 
 @contextmanager
 def blaming(what):
-    """Turn any error of the block into a ValueError that begins with what, the file or the part of it at fault."""
+    """Turn any error of the block into a ValueError that begins with what, the file or the part of
+    it at fault.
+    """
     try:
         yield
     except Exception as error:  # broken content fails in a dozen ways in gzip, zipfile and zlib
@@ -233,12 +240,15 @@ def quoted(name):
 
 
 def _array(data, dtype, shape, order="C"):
-    """A writable array in this machine's byte order, copied from data, which must be as long as dtype and shape say."""
+    """A writable array in this machine's byte order, copied from data, which must be as long as
+    dtype and shape say.
+    """
     if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2 ** 63 for n in shape):
         raise ValueError(f"not the shape of an array: {clean(shape)}")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
-        raise ValueError(f"shape {shape} of {dtype} needs {expected:,} bytes, there are {len(data):,}")
+        raise ValueError(f"shape {shape} of {dtype} needs {expected:,} bytes, there are "
+                         f"{len(data):,}")
     return np.ndarray(shape, dtype, data, order=order).astype(dtype.newbyteorder("="), order="C")
 
 
@@ -267,8 +277,8 @@ def parse_idx(content, source, most=math.inf):
             stream = gzip.GzipFile(fileobj=stream)
         magic = stream.read(4)
         if len(magic) < 4 or magic[:3] != IDX_MAGIC or not 1 <= magic[3] <= 4:
-            raise ValueError(f"it should begin with the bytes 00 00 08 (unsigned bytes) and 01 to 04 (dimensions), "
-                             f"not with {magic.hex(' ') or 'nothing'}")
+            raise ValueError("it should begin with the bytes 00 00 08 (unsigned bytes) and 01 to "
+                             f"04 (dimensions), not with {magic.hex(' ') or 'nothing'}")
         sizes = stream.read(4 * magic[3])
         if len(sizes) < 4 * magic[3]:
             raise ValueError(f"its header of {magic[3]} dimensions ends early")
@@ -278,14 +288,18 @@ def parse_idx(content, source, most=math.inf):
         data = stream.read(expected + 1)  # one more: to see that nothing follows
         if len(data) != expected:
             found = f"only {len(data):,}" if len(data) < expected else "more"
-            raise ValueError(f"shape {shape} needs {expected:,} bytes of data, the file has {found}")
+            raise ValueError(f"shape {shape} needs {expected:,} bytes of data, the file has "
+                             f"{found}")
         return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def idx_bytes(array):
-    """The IDX file of a uint8 array as bytes, not gzipped: of these the published checksums of MNIST's files are made."""
+    """The IDX file of a uint8 array as bytes, not gzipped: of these the published checksums of
+    MNIST's files are made.
+    """
     if array.dtype != np.uint8 or not 1 <= array.ndim <= 4:
-        raise ValueError(f"an IDX file holds 1 to 4 dimensions of uint8, not {array.ndim} of {array.dtype}")
+        raise ValueError(f"an IDX file holds 1 to 4 dimensions of uint8, not {array.ndim} of "
+                         f"{array.dtype}")
     return b"".join(idx_parts(array))
 
 
@@ -296,16 +310,20 @@ def idx_parts(array):
 
 
 def save(path, arrays):
-    """Write a dict of name -> array into a .npz or .safetensors file, whole or not at all; `load` gives it back.
+    """Write a dict of name -> array into a .npz or .safetensors file, whole or not at all; `load`
+    gives it back.
 
-    Arrays are of bool, integers or floats up to 64 bits, of any shape. Raises ValueError for others, for names that some
-    format cannot hold and for another suffix; an old file is then untouched.
+    Arrays are of bool, integers or floats up to 64 bits, of any shape. Raises ValueError for
+    others, for names that some format cannot hold and for another suffix; an old file is then
+    untouched.
     """
     (write_npz if checked_suffix(path) == ".npz" else write_safetensors)(path, arrays)
 
 
 def load(path):
-    """The dict of name -> array in a .npz or .safetensors file; ValueError if it is damaged or has another suffix."""
+    """The dict of name -> array in a .npz or .safetensors file; ValueError if it is damaged or has
+    another suffix.
+    """
     return (read_npz if checked_suffix(path) == ".npz" else read_safetensors)(path)
 
 
@@ -313,19 +331,23 @@ def checked_suffix(path):
     """The suffix of path, .npz or .safetensors; ValueError for any other."""
     suffix = Path(path).suffix
     if suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"{path}: the suffix says how arrays are stored and must be .npz or .safetensors, not {suffix!r}")
+        raise ValueError(f"{path}: the suffix says how arrays are stored and must be .npz or "
+                         f".safetensors, not {suffix!r}")
     return suffix
 
 
 def _storable(path, arrays):
-    """The arrays in C order and little-endian; ValueError for names or dtypes that a format here cannot hold."""
+    """The arrays in C order and little-endian; ValueError for names or dtypes that a format here
+    cannot hold.
+    """
     result = {}
     for name, value in arrays.items():
         with blaming(f"cannot save to {path}"):
             _check_name(name)
         array = np.asarray(value)
         if array.dtype.name not in DTYPES:
-            raise ValueError(f"cannot save to {path}: {name!r} has dtype {array.dtype}, which is none of {', '.join(DTYPES)}")
+            raise ValueError(f"cannot save to {path}: {name!r} has dtype {array.dtype}, which is "
+                             f"none of {', '.join(DTYPES)}")
         result[name] = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     return result
 
@@ -339,7 +361,8 @@ def read_npz(path, most=math.inf):
     whatever a header announces before it looks for the data.
     """
     content, arrays = _content(path, packed(most)), {}
-    with blaming(f"{path} is damaged or not an npz file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with blaming(f"{path} is damaged or not an npz "
+                 "file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         _check_announced(sum(member.file_size for member in members), len(content), most)
         for member in members:
@@ -353,7 +376,8 @@ def read_npz(path, most=math.inf):
 
 
 def unzipped(archive, member, most):
-    """The bytes of a member of an open zip file, stored or deflated; ValueError for more than most."""
+    """The bytes of a member of an open zip file, stored or deflated; ValueError for more than most.
+    """
     if member.file_size > most:
         raise ValueError(f"it announces {member.file_size:,} bytes, at most {most:,} can be right")
     # Those of bzip2 and lzma take memory as they like.
@@ -407,9 +431,11 @@ def _npy_fields(text):
 
 
 def write_npz(path, arrays):
-    """Write a dict of name -> array as npz, whole or not at all: stored, not deflated, since weights do not shrink.
+    """Write a dict of name -> array as npz, whole or not at all: stored, not deflated, since
+    weights do not shrink.
 
-    `np.load` reads it, too. Equal arrays in equal order give equal bytes: the date in the file is always 1980.
+    `np.load` reads it, too. Equal arrays in equal order give equal bytes: the date in the file is
+    always 1980.
     """
     arrays = _storable(path, arrays)
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -421,9 +447,10 @@ def write_npz(path, arrays):
 def read_safetensors(path):
     """The dict of name -> array in a safetensors file, in the order of their data.
 
-    That is the header's length (8 bytes, little-endian), the header (JSON), the arrays' bytes, all little-endian; see
-    https://huggingface.co/docs/safetensors. Raises ValueError that names file, array and fault: a header that is longer
-    than the file, no JSON or ambiguous, unknown dtypes, impossible shapes, data that overlap or leave holes.
+    That is the header's length (8 bytes, little-endian), the header (JSON), the arrays' bytes, all
+    little-endian; see https://huggingface.co/docs/safetensors. Raises ValueError that names file,
+    array and fault: a header that is longer than the file, no JSON or ambiguous, unknown dtypes,
+    impossible shapes, data that overlap or leave holes.
     """
     content = memoryview(_content(path))
     arrays, position = {}, 0
@@ -432,17 +459,21 @@ def read_safetensors(path):
         fits = length <= min(len(content) - 8, MOST_HEADER)
         header = str(content[8:8 + length], "utf-8") if fits else ""
         if not header.startswith("{", JSON_SPACE.match(header).end()):
-            raise ValueError(f"it should begin with its header's length and {{, but the length would be {length:,} bytes")
+            raise ValueError(f"it should begin with its header's length and {{, but the length "
+                             f"would be {length:,} bytes")
         entries, data = _parse_header(header), content[8 + length:]
         in_order = sorted(entries.items(), key=lambda item: item[1][:2])
         for name, (begin, end, dtype, shape) in in_order:
             with blaming(f"array {quoted(name)}"):
-                if begin != position or end < begin:  # data that leave the file are too short for their shape
-                    raise ValueError(f"data from {begin} to {end} do not follow the data before, which end at {position}")
+                # data that leave the file are too short for their shape
+                if begin != position or end < begin:
+                    raise ValueError(f"data from {begin} to {end} do not follow the data before, "
+                                     f"which end at {position}")
                 arrays[name] = _array(data[begin:end], dtype, shape)
                 position = end
         if position != len(data):
-            raise ValueError(f"the arrays end after {position:,} bytes of data, but there are {len(data):,}")
+            raise ValueError(f"the arrays end after {position:,} bytes of data, but there are "
+                             f"{len(data):,}")
     return arrays
 
 
@@ -557,17 +588,25 @@ def _check_metadata(metadata):
 
 
 def write_safetensors(path, arrays, metadata=None):
-    """Write a dict of name -> array as safetensors, whole or not at all; metadata: a dict of str -> str for other readers.
+    """Write a dict of name -> array as safetensors, whole or not at all; metadata: a dict of str ->
+    str for other readers.
 
-    Arrays with the largest items come first, then in order of their names, and the header is padded with spaces: every
-    array begins at a multiple of its item size, as the format asks.
+    Arrays with the largest items come first, then in order of their names, and the header is padded
+    with spaces: every array begins at a multiple of its item size, as the format asks.
     """
     _check_metadata(metadata or {})
-    arrays = sorted(_storable(path, arrays).items(), key=lambda item: (list(DTYPES).index(item[1].dtype.name), item[0]))
+    arrays = sorted(
+        _storable(path, arrays).items(),
+        key=lambda item: (list(DTYPES).index(item[1].dtype.name), item[0]),
+    )
     header, end = {"__metadata__": metadata} if metadata else {}, 0
     for name, array in arrays:
         begin, end = end, end + array.nbytes
-        header[name] = {"dtype": DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": DTYPES[array.dtype.name],
+            "shape": array.shape,
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:

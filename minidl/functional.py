@@ -1,7 +1,7 @@
 """The mathematics of layers and losses: pure functions of arrays or Tensors, no state.
 
-Every function also takes plain arrays and then gives plain arrays. The ops of `tensor.py` are offered
-here too, so that one import (`import minidl.functional as F`) has them all.
+Every function also takes plain arrays and then gives plain arrays. The ops of `tensor.py` are
+offered here too, so that one import (`import minidl.functional as F`) has them all.
 """
 
 import functools
@@ -48,7 +48,7 @@ def __getattr__(name):
     raise habits.unknown("minidl.functional", name, habits.FUNCTIONAL)
 
 
-# --- Activations --------------------------------------------------------------------------------------
+# --- Activations ----------------------------------------------------------------------------------
 
 relu = Op("relu", lambda x: np.maximum(x, 0),
           lambda g, y: g * (y > 0),
@@ -81,7 +81,10 @@ def _softplus_forward(x):
 
 
 def sigmoid(x) -> Tensor:
-    """1 / (1 + exp(-x)): between 0 and 1. The result remembers its logits, x, for a loss on probabilities."""
+    """1 / (1 + exp(-x)): between 0 and 1.
+
+    The result remembers its logits, x, for a loss on probabilities.
+    """
     y = _sigmoid(x)
     if isinstance(y, Tensor):
         y.sigmoid_of = x
@@ -112,7 +115,7 @@ def linear_activation(x) -> Tensor:
     return x
 
 
-# --- Softmax and its logarithm, along `axis`. Subtracting the maximum changes nothing but the range. ---
+# --- Softmax and its logarithm, along `axis`. Subtracting the maximum changes nothing but the range
 
 def _softmax_forward(x, axis):
     x = floats(x)
@@ -132,7 +135,8 @@ _log_softmax = Op("log_softmax", lambda x, axis: _log_softmax_forward(floats(x),
 
 
 def _log_softmax_forward(x, axis):
-    y = x - np.maximum.reduce(x, axis=axis, keepdims=True)  # first, so that a large x keeps the digits of the logarithm
+    # first, so that a large x keeps the digits of the logarithm
+    y = x - np.maximum.reduce(x, axis=axis, keepdims=True)
     y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
     return y
 
@@ -143,7 +147,10 @@ def _logsumexp_forward(x, axis):
 
 
 def softmax(x, axis=-1) -> Tensor:
-    """exp(x) / sum(exp(x)): positive, sums to 1 along axis. Over the last axis the result remembers its logits, x."""
+    """exp(x) / sum(exp(x)): positive, sums to 1 along axis.
+
+    Over the last axis the result remembers its logits, x.
+    """
     x = _checked_axis(x, axis)
     y = in_float32(softmax, x, axis) if x.dtype is HALF else _softmax(x, axis=axis)
     if isinstance(y, Tensor) and axis in (-1, x.ndim - 1):
@@ -169,15 +176,19 @@ def _checked_axis(x, axis):
     """x as a Tensor or an array that has this axis."""
     x = x if isinstance(x, Tensor) else np.asarray(x)
     if x.ndim == 0:
-        raise ValueError(f"softmax and its kin work along an axis, here {axis}, but got a single number")
+        raise ValueError(f"softmax and its kin work along an axis, here {axis}, but got a single "
+                         "number")
     return x
 
 
-# --- The affine map of a Dense layer ------------------------------------------------------------------
+# --- The affine map of a Dense layer --------------------------------------------------------------
 
 @functools.lru_cache(maxsize=16)
 def _ones(n, dtype):
-    """n ones, made once. ones @ x is the sum over the batch, and BLAS takes half the time of np.add.reduce for it."""
+    """n ones, made once.
+
+    ones @ x is the sum over the batch, and BLAS takes half the time of np.add.reduce for it.
+    """
     ones = np.ones(n, dtype)
     ones.flags.writeable = False
     return ones
@@ -220,7 +231,8 @@ def _sum_of_rows(g):
 
 
 def linear(x, kernel, bias=None) -> Tensor:
-    """x @ kernel + bias. x: (n, inputs) or more axes before the last, kernel: (inputs, units), bias: (units,) or None.
+    """x @ kernel + bias. x: (n, inputs) or more axes before the last, kernel: (inputs, units),
+    bias: (units,) or None.
 
     Raises ValueError for other shapes.
     """
@@ -228,46 +240,50 @@ def linear(x, kernel, bias=None) -> Tensor:
 
 
 def _linear_shapes(x, kernel, bias):
-    return (f"linear takes x of shape (n, inputs), a kernel (inputs, units) and a bias (units,) or None; got {x.shape}, "
-            f"{kernel.shape} and {None if bias is None else bias.shape}")
+    return ("linear takes x of shape (n, inputs), a kernel (inputs, units) and a bias (units,) or "
+            f"None; got {x.shape}, {kernel.shape} and {None if bias is None else bias.shape}")
 
 
-# --- Losses: scalars, the mean over the batch ---------------------------------------------------------
+# --- Losses: scalars, the mean over the batch -----------------------------------------------------
 
 def _checked_labels(labels, logits):
     """What the losses below take, or an error that says what is wrong with the labels.
 
-    Of class numbers (n,) their places (n,) in the logits, counted row after row; rows of class probabilities
-    (n, classes) as they are, as a Tensor if they require a gradient.
+    Of class numbers (n,) their places (n,) in the logits, counted row after row; rows of class
+    probabilities (n, classes) as they are, as a Tensor if they require a gradient.
     """
     given, labels, shape = labels, np.asarray(plain(labels)), logits.shape
     if len(shape) != 2 or labels.shape not in (shape[:1], shape):
-        raise ValueError(f"cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); "
-                         f"got {shape} and {labels.shape}"
+        raise ValueError("cross-entropy takes logits of shape (n, classes) and labels of shape "
+                         f"(n,) or (n, classes); got {shape} and {labels.shape}"
                          + ("; use y.reshape(-1)" if labels.shape == (*shape[:1], 1) else ""))
     n, classes = shape
     if n == 0:
-        raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean over")
+        raise ValueError("cross-entropy of an empty batch: there is no sample to take the mean "
+                         "over")
     if classes == 1:
-        raise ValueError("cross-entropy over one class is always 0, so nothing would be learned: for two classes end the "
-                         "model with Dense(1, 'sigmoid') and use loss='binary_crossentropy', or with Dense(2) and class "
-                         "numbers 0 and 1; for other targets use loss='mse'")
+        raise ValueError("cross-entropy over one class is always 0, so nothing would be learned: "
+                         "for two classes end the model with Dense(1, 'sigmoid') and use "
+                         "loss='binary_crossentropy', or with Dense(2) and class numbers 0 and 1; "
+                         "for other targets use loss='mse'")
     if labels.ndim == 2:
         if isinstance(given, Tensor) and given.requires_grad:
             return given if given.dtype == logits.dtype else given.astype(logits.dtype)
         return labels.astype(logits.dtype, copy=False)
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; use y.astype(int)")
+        raise TypeError(f"class labels are integers 0 to {classes - 1}, got dtype {labels.dtype}; "
+                        "use y.astype(int)")
     try:
         return np.ravel_multi_index((_rows(n), labels), (n, classes))
     except ValueError:
-        raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} logits; "
-                         f"got labels from {labels.min()} to {labels.max()}") from None
+        raise ValueError(f"class labels must lie in 0 to {classes - 1}, as there are {classes} "
+                         f"logits; got labels from {labels.min()} to {labels.max()}") from None
 
 
 def _cross_entropy_forward(logits, labels):
     n, classes = logits.shape
-    x = logits - logits[_rows(n), logits.argmax(axis=1), None]  # twice as fast as max(axis=1) in rows of 10
+    # twice as fast as max(axis=1) in rows of 10
+    x = logits - logits[_rows(n), logits.argmax(axis=1), None]
     p = np.exp(x)
     total = p.dot(_ones(classes, p.dtype))
     if labels.ndim == 1:
@@ -279,7 +295,8 @@ def _cross_entropy_forward(logits, labels):
         scale = float(g) / n
         if labels.ndim == 1:
             gx = p * (scale / total)[:, None]
-            gx.put(labels, gx.take(labels) - scale)  # both count row after row, however the array lies in memory
+            # both count row after row, however the array lies in memory
+            gx.put(labels, gx.take(labels) - scale)
         else:
             gx = p * (labels.sum(axis=1) / total)[:, None]
             gx -= labels
@@ -300,23 +317,26 @@ def _real(x):
 
 
 def cross_entropy(logits, labels) -> Tensor:
-    """Mean of -log softmax(logits)[label]: softmax and cross-entropy in one, exact for logits of any size.
+    """Mean of -log softmax(logits)[label]: softmax and cross-entropy in one, exact for logits of
+    any size.
 
-    logits: (n, classes), what the last layer returns before any softmax. labels: class numbers (n,) or
-    class probabilities such as one-hot rows (n, classes). Raises ValueError or TypeError for labels
-    that do not fit.
+    logits: (n, classes), what the last layer returns before any softmax. labels: class numbers (n,)
+    or class probabilities such as one-hot rows (n, classes). Raises ValueError or TypeError for
+    labels that do not fit.
     """
     logits = _real(logits)
     if logits.dtype is HALF:
         return in_float32(cross_entropy, logits, labels)
     labels = _checked_labels(labels, logits)
-    if isinstance(labels, Tensor):  # they get a gradient too, which the fused function does not compute
+    # they get a gradient too, which the fused function does not compute
+    if isinstance(labels, Tensor):
         return cross_entropy_composed(logits, labels)
     return _cross_entropy(logits, labels=labels)
 
 
 def cross_entropy_composed(logits, labels) -> Tensor:
-    """The same value as `cross_entropy` from primitives: slower, but can be differentiated twice."""
+    """The same value as `cross_entropy` from primitives: slower, but can be differentiated twice.
+    """
     logits = _real(logits)
     if logits.dtype is HALF:
         return in_float32(cross_entropy_composed, logits, labels)
@@ -337,10 +357,12 @@ def _mean_of_rows(x):
 
 
 def categorical_crossentropy(probabilities, labels) -> Tensor:
-    """Cross-entropy of probabilities, for a model that ends in softmax. Shapes as in `cross_entropy`.
+    """Cross-entropy of probabilities, for a model that ends in softmax. Shapes as in
+    `cross_entropy`.
 
-    If the probabilities come straight from `softmax`, the loss is computed on its logits and stays exact
-    where a probability is rounded to 0. Raises ValueError for values that are no probabilities.
+    If the probabilities come straight from `softmax`, the loss is computed on its logits and stays
+    exact where a probability is rounded to 0. Raises ValueError for values that are no
+    probabilities.
     """
     logits = getattr(probabilities, "softmax_of", None)  # of an array there are none
     if logits is not None:
@@ -357,7 +379,10 @@ def categorical_crossentropy(probabilities, labels) -> Tensor:
 
 
 def binary_cross_entropy(probabilities, targets) -> Tensor:
-    """Mean of -(t log p + (1 - t) log(1 - p)). Exact at p = 0 and 1 if p comes straight from `sigmoid`."""
+    """Mean of -(t log p + (1 - t) log(1 - p)).
+
+    Exact at p = 0 and 1 if p comes straight from `sigmoid`.
+    """
     logits = getattr(probabilities, "sigmoid_of", None)
     if logits is not None:
         return binary_cross_entropy_with_logits(logits, targets)
@@ -366,12 +391,18 @@ def binary_cross_entropy(probabilities, targets) -> Tensor:
         return in_float32(binary_cross_entropy, probabilities, targets)
     targets = _checked_targets(targets, probabilities, "binary_cross_entropy")
     _check_probabilities(probabilities, "Activation('sigmoid')", "binary_cross_entropy_with_logits")
-    log_p, log_q = log(where(targets > 0, probabilities, 1.0)), log(where(targets < 1, 1 - probabilities, 1.0))
+    log_p, log_q = (
+        log(where(targets > 0, probabilities, 1.0)),
+        log(where(targets < 1, 1 - probabilities, 1.0)),
+    )
     return -mean(targets * log_p + (1 - targets) * log_q)
 
 
 def binary_cross_entropy_with_logits(logits, targets) -> Tensor:
-    """Mean of softplus(x) - t x: binary cross-entropy of sigmoid(x), exact for any x. Targets lie in [0, 1]."""
+    """Mean of softplus(x) - t x: binary cross-entropy of sigmoid(x), exact for any x.
+
+    Targets lie in [0, 1].
+    """
     logits = _real(logits)
     if logits.dtype is HALF:
         return in_float32(binary_cross_entropy_with_logits, logits, targets)
@@ -380,14 +411,18 @@ def binary_cross_entropy_with_logits(logits, targets) -> Tensor:
 
 
 def mse_loss(prediction, target) -> Tensor:
-    """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast unseen."""
+    """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast
+    unseen.
+    """
     prediction = _real(prediction)
     if prediction.dtype is HALF:
         return in_float32(mse_loss, prediction, target)
     if not isinstance(target, Tensor) or not target.requires_grad:
-        target = np.asarray(plain(target), prediction.dtype)  # integers would turn float32 into float64
+        # integers would turn float32 into float64
+        target = np.asarray(plain(target), prediction.dtype)
     if prediction.shape != target.shape:
-        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and target {target.shape}"
+        raise ValueError(f"mse_loss needs equal shapes, got prediction {prediction.shape} and "
+                         f"target {target.shape}"
                          + _column_hint(target, prediction))
     difference = prediction - target
     return mean(difference * difference)
@@ -400,24 +435,29 @@ def _column_hint(target, x):
 def _check_probabilities(p, activation, instead):
     p = plain(p)
     if p.size == 0 or not (p.min() >= 0 and p.max() <= 1):
-        raise ValueError(f"this loss takes probabilities between 0 and 1, got values from {p.min()} to {p.max()}: "
-                         f"end the model with {activation}, or use {instead} on what it returns now")
+        raise ValueError("this loss takes probabilities between 0 and 1, got values from "
+                         f"{p.min()} to {p.max()}: end the model with {activation}, or use "
+                         f"{instead} on what it returns now")
 
 
 def _checked_targets(targets, x, name):
-    """Targets of x's shape and dtype between 0 and 1: an array, or a Tensor if they require a gradient."""
+    """Targets of x's shape and dtype between 0 and 1: an array, or a Tensor if they require a
+    gradient.
+    """
     given, targets = targets, np.asarray(plain(targets))
     if targets.shape != x.shape or x.size == 0:
-        raise ValueError(f"{name} needs targets of the same shape as its input and at least one entry, "
-                         f"got targets {targets.shape} and input {x.shape}" + _column_hint(targets, x))
+        raise ValueError(f"{name} needs targets of the same shape as its input and at least one "
+                         f"entry, got targets {targets.shape} and input "
+                         f"{x.shape}" + _column_hint(targets, x))
     if not (targets.min() >= 0 and targets.max() <= 1):
-        raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to {targets.max()}")
+        raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to "
+                         f"{targets.max()}")
     if isinstance(given, Tensor) and given.requires_grad:
         return given if given.dtype == x.dtype else given.astype(x.dtype)
     return targets.astype(x.dtype, copy=False)
 
 
-# --- Batch Normalization (Ioffe and Szegedy 2015, algorithm 1) -----------------------------------------
+# --- Batch Normalization (Ioffe and Szegedy 2015, algorithm 1) ------------------------------------
 
 def _batch_norm_forward(x, gamma, beta, eps):
     n = len(x)
@@ -431,8 +471,8 @@ def _batch_norm_forward(x, gamma, beta, eps):
 
     def vjp(g):
         # The mean and the variance depend on every x, hence two terms more than in an affine map:
-        # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3, where
-        # normalized = centred * scale.
+        # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3,
+        # where normalized = centred * scale.
         g_beta = column_sums(g)
         g_gamma = column_sums(g * centred) * scale
         gx = centred * (g_gamma * scale / -n)
@@ -448,12 +488,13 @@ _batch_norm = Fused("batch_norm", _batch_norm_forward, composed="batch_norm_comp
 
 
 def batch_norm(x, gamma, beta, eps=1e-5):
-    """Normalise each feature over the batch, then scale and shift: y = gamma (x - mean) / sqrt(var + eps) + beta.
+    """Normalise each feature over the batch, then scale and shift: y = gamma (x - mean) / sqrt(var
+    + eps) + beta.
 
-    x: (n, features), or (n, channels, height, width) normalised per channel. gamma, beta: (features,).
-    Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays, for a layer to keep.
-    Variance by two passes; E[x^2] - E[x]^2 would lose all its digits where the mean is large.
-    Raises ValueError for other shapes.
+    x: (n, features), or (n, channels, height, width) normalised per channel. gamma, beta:
+    (features,). Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays,
+    for a layer to keep. Variance by two passes; E[x^2] - E[x]^2 would lose all its digits where the
+    mean is large. Raises ValueError for other shapes.
     """
     x = _checked_features("batch_norm", x, gamma, beta)
     if x.dtype is HALF:
@@ -466,7 +507,8 @@ def batch_norm(x, gamma, beta, eps=1e-5):
 
 
 def batch_norm_composed(x, gamma, beta, eps=1e-5):
-    """The definition of `batch_norm`, line by line from primitives: the gradient follows by itself."""
+    """The definition of `batch_norm`, line by line from primitives: the gradient follows by itself.
+    """
     x = _checked_features("batch_norm_composed", x, gamma, beta)
     if x.dtype is HALF:
         return in_float32(batch_norm_composed, x, gamma, beta, eps)
@@ -479,22 +521,29 @@ def batch_norm_composed(x, gamma, beta, eps=1e-5):
 
 
 def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5) -> Tensor:
-    """The same map with fixed statistics: each sample by itself. Differentiable in x, gamma and beta."""
+    """The same map with fixed statistics: each sample by itself.
+
+    Differentiable in x, gamma and beta.
+    """
     x = _checked_features("batch_norm_inference", x, gamma, beta, running_mean, running_var)
     scale = gamma / np.sqrt(running_var + eps)
     return (x - per_channel(running_mean, x)) * per_channel(scale, x) + per_channel(beta, x)
 
 
 def _checked_features(name, x, *vectors):
-    """x, as floats if it is an array, once it has the right number of axes and each vector a number per feature."""
+    """x, as floats if it is an array, once it has the right number of axes and each vector a number
+    per feature.
+    """
     x = x if isinstance(x, Tensor) else floats(x)
     shape = x.shape
     if len(shape) not in (2, 4):
-        raise ValueError(f"{name} takes x of shape (n, features) or (n, channels, height, width), got {shape}")
+        raise ValueError(f"{name} takes x of shape (n, features) or (n, channels, height, width), "
+                         f"got {shape}")
     for vector in vectors:
         if getattr(vector, "shape", ()) != shape[1:2]:
-            raise ValueError(f"{name} takes gamma, beta and statistics of shape {shape[1:2]}, a number for each feature "
-                             f"of x {shape}; got {', '.join(str(np.shape(plain(v))) for v in vectors)}")
+            raise ValueError(f"{name} takes gamma, beta and statistics of shape {shape[1:2]}, a "
+                             f"number for each feature of x {shape}; got "
+                             f"{', '.join(str(np.shape(plain(v))) for v in vectors)}")
     return x
 
 
@@ -503,7 +552,7 @@ def per_channel(v, x):
     return v if x.ndim == 2 else v.reshape(-1, *(1,) * (x.ndim - 2))
 
 
-# --- Layer Normalization (Ba, Kiros and Hinton 2016): the same along the other axis --------------------
+# --- Layer Normalization (Ba, Kiros and Hinton 2016): the same along the other axis ---------------
 
 def _layer_norm_forward(x, gamma, beta, eps):
     normalized, transposed_vjp, *_ = _batch_norm_forward(x.T, 1.0, 0.0, eps)
@@ -521,7 +570,8 @@ _layer_norm = Fused("layer_norm", _layer_norm_forward, composed="layer_norm_comp
 def layer_norm(x, gamma, beta, eps=1e-5) -> Tensor:
     """Normalise each sample over its features, then scale and shift.
 
-    x: (..., features). gamma, beta: (features,), or a number for all. Raises ValueError for other shapes.
+    x: (..., features). gamma, beta: (features,), or a number for all. Raises ValueError for other
+    shapes.
     """
     x = _checked_last_axis("layer_norm", x, gamma, beta)
     if x.dtype is HALF:
@@ -542,6 +592,6 @@ def _checked_last_axis(name, x, *vectors):
     x = x if isinstance(x, Tensor) else floats(x)
     shapes = [np.shape(plain(vector)) for vector in vectors]
     if x.ndim == 0 or any(shape not in ((), x.shape[-1:]) for shape in shapes):
-        raise ValueError(f"{name} takes x of shape (..., features), gamma and beta of shape (features,); got {x.shape}, "
-                         f"{', '.join(map(str, shapes))}")
+        raise ValueError(f"{name} takes x of shape (..., features), gamma and beta of shape "
+                         f"(features,); got {x.shape}, {', '.join(map(str, shapes))}")
     return x

@@ -1,7 +1,7 @@
 """Is a gradient right? Compare it with finite differences, in a direction drawn at random.
 
-With a cotangent of ones many wrong gradients look right: the true gradient of sum(batch_norm(x)) is 0,
-so 0 times anything passes. Hence u and v are random: u . f(x + h v) changes by h v . (J^T u).
+With a cotangent of ones many wrong gradients look right: the true gradient of sum(batch_norm(x)) is
+0, so 0 times anything passes. Hence u and v are random: u . f(x + h v) changes by h v . (J^T u).
 """
 
 import numpy as np
@@ -10,12 +10,14 @@ from .tensor import Tensor, grad, sum
 
 
 def gradcheck(function, inputs, order=1, step=1e-5, tolerance=1e-6, draws=3, seed=0):
-    """True if the gradients of function(*inputs) agree with central differences, else AssertionError.
+    """True if the gradients of function(*inputs) agree with central differences, else
+    AssertionError.
 
-    function: takes Tensors, returns one Tensor. inputs: an array or Tensor, or a list of them; they are
-    checked in float64. order=2 checks the gradient's own gradient too (as `grad(create_graph=True)` gives it).
-    step: the h of (f(x + h v) - f(x - h v)) / 2h. tolerance: the relative error allowed, where sizes
-    below 1e-3 count as 1e-3. draws: how many random directions per input.
+    function: takes Tensors, returns one Tensor. inputs: an array or Tensor, or a list of them; they
+    are checked in float64. order=2 checks the gradient's own gradient too (as
+    `grad(create_graph=True)` gives it). step: the h of (f(x + h v) - f(x - h v)) / 2h. tolerance:
+    the relative error allowed, where sizes below 1e-3 count as 1e-3. draws: how many random
+    directions per input.
     """
     rng = np.random.default_rng(seed)
     if isinstance(inputs, (Tensor, np.ndarray)):
@@ -29,7 +31,9 @@ def gradcheck(function, inputs, order=1, step=1e-5, tolerance=1e-6, draws=3, see
                 def gradient(*xs, i=i):
                     return grad(sum(function(*xs) * u), list(xs), create_graph=True)[i]
                 try:
-                    _check_first(gradient, arrays, rng.standard_normal(arrays[i].shape), rng, step, tolerance)
+                    _check_first(
+                        gradient, arrays, rng.standard_normal(arrays[i].shape), rng, step, tolerance
+                    )
                 except AssertionError as error:
                     raise AssertionError(f"second order, gradient of input {i}: {error}") from None
     return True
@@ -46,9 +50,12 @@ def _check_first(function, arrays, u, rng, step, tolerance):
     for i, (x, g) in enumerate(zip(arrays, gradients)):
         v = rng.standard_normal(x.shape)
         v /= np.linalg.norm(v)
-        ahead, behind = (projected(*arrays[:i], x + h * v, *arrays[i + 1:])[1].item() for h in (step, -step))
+        ahead, behind = (
+            projected(*arrays[:i], x + h * v, *arrays[i + 1 :])[1].item() for h in (step, -step)
+        )
         numeric, analytic = (ahead - behind) / (2 * step), float((g * v).sum())
         error = np.abs(analytic - numeric) / (np.abs(analytic) + np.abs(numeric) + 1e-3)
         if not error <= tolerance:
-            raise AssertionError(f"input {i} of shape {x.shape}: the gradient gives {analytic:.9g}, finite differences "
-                                 f"{numeric:.9g} (relative error {error:.1e}, allowed {tolerance:.0e})")
+            raise AssertionError(f"input {i} of shape {x.shape}: the gradient gives "
+                                 f"{analytic:.9g}, finite differences {numeric:.9g} (relative "
+                                 f"error {error:.1e}, allowed {tolerance:.0e})")

@@ -324,6 +324,8 @@ def known_names(instance):
 
 
 def unknown(what, name, words):
-    """The AttributeError for a name that `what` lacks; words: {word of another library: what to write here}."""
+    """The AttributeError for a name that `what` lacks; words: {word of another library: what to
+    write here}.
+    """
     text = f"{what} has no attribute {name!r}"
     return AttributeError(f"{text}: {words[name]}" if name in words else text, name=name)

@@ -1,4 +1,7 @@
-"""Initial weights: functions of (shape, rng) that give float32 arrays. A kernel has shape (inputs, units)."""
+"""Initial weights: functions of (shape, rng) that give float32 arrays.
+
+A kernel has shape (inputs, units).
+"""
 
 import math
 from functools import partial
@@ -19,7 +22,10 @@ def glorot_normal(shape, rng):
 
 
 def he_uniform(shape, rng):
-    """U(-a, a) with a = sqrt(6 / inputs): He et al. 2015, equation 10, as a uniform distribution."""
+    """U(-a, a) with a = sqrt(6 / inputs): He et al.
+
+    2015, equation 10, as a uniform distribution.
+    """
     return _uniform(shape, rng, math.sqrt(6 / shape[0]))
 
 
@@ -67,5 +73,12 @@ def _constant(shape, rng, value):
     return np.full(shape, value, np.float32)
 
 
-INITIALIZERS = {"glorot_uniform": glorot_uniform, "glorot_normal": glorot_normal, "he_uniform": he_uniform,
-                "he_normal": he_normal, "normal": normal(), "zeros": zeros, "ones": ones}
+INITIALIZERS = {
+    "glorot_uniform": glorot_uniform,
+    "glorot_normal": glorot_normal,
+    "he_uniform": he_uniform,
+    "he_normal": he_normal,
+    "normal": normal(),
+    "zeros": zeros,
+    "ones": ones,
+}

@@ -1,4 +1,5 @@
-"""Looking inside a network: `record` what its layers do while it trains, `explain` a gradient, `explain_batchnorm`.
+"""Looking inside a network: `record` what its layers do while it trains, `explain` a gradient,
+`explain_batchnorm`.
 
 They look on and change nothing: a recorded training gives the same weights, bit for bit.
 """
@@ -11,28 +12,32 @@ from .normalization import BatchNorm
 from .parts import attributes
 from .tensor import Node, Tensor, starting_gradient, walk, watchers
 
-# Where an activation is flat. In the outer 5 % of its range a sigmoid's slope is below a fifth of its largest; so is tanh's.
+# Where an activation is flat. In the outer 5 % of its range a sigmoid's slope is below a fifth of
+# its largest; so is tanh's.
 FLAT = {"relu": lambda y: y == 0,
         "sigmoid": lambda y: (y < 0.05) | (y > 0.95),
         "tanh": lambda y: np.abs(y) > 0.9}
 
 
 class record:
-    """Record what happens inside a model while it trains in this block, with `fit` or any other loop:
+    """Record what happens inside a model while it trains in this block, with `fit` or any other
+    loop:
 
         with record(model) as log:
             model.fit(x, y)
         log.summary()
         log["activation_1", "std"]  # an array, one number per step
 
-    A step is a forward in training mode and its backward; every=10 records each tenth. `log.steps`: their numbers, from 0.
-    Rows: `log.layers`, the parts without parts of their own, in order of use (of a layer used twice in a step the last use
-    counts), and `log.parameters`, such as "dense.kernel".
-    Statistics: "mean", "std", "norm" of a layer's output, or of a parameter before its update, and of the gradient there:
-    "grad_mean", "grad_std", "grad_norm". For layers also the percentiles "p5", "p50", "p95", "grad_p5" ..., and "saturation":
-    the share of outputs where ReLU is 0, or sigmoid or tanh in the outer 5 % of its range at either end. For parameters
-    also "update_ratio": |update| / |weights| in Euclidean norms, often near 1e-3 when training goes well.
-    NaN where there is none: the loss on a softmax works on the logits, so the softmax itself gets no gradient.
+    A step is a forward in training mode and its backward; every=10 records each tenth. `log.steps`:
+    their numbers, from 0. Rows: `log.layers`, the parts without parts of their own, in order of use
+    (of a layer used twice in a step the last use counts), and `log.parameters`, such as
+    "dense.kernel". Statistics: "mean", "std", "norm" of a layer's output, or of a parameter before
+    its update, and of the gradient there: "grad_mean", "grad_std", "grad_norm". For layers also the
+    percentiles "p5", "p50", "p95", "grad_p5" ..., and "saturation": the share of outputs where ReLU
+    is 0, or sigmoid or tanh in the outer 5 % of its range at either end. For parameters also
+    "update_ratio": |update| / |weights| in Euclidean norms, often near 1e-3 when training goes
+    well. NaN where there is none: the loss on a softmax works on the logits, so the softmax itself
+    gets no gradient.
     """
 
     def __init__(self, model, every=1):
@@ -60,10 +65,12 @@ class record:
     def __getitem__(self, key):
         """log[row, statistic]: an array with one number per recorded step."""
         if not self.steps:
-            raise KeyError("nothing was recorded: in the block no forward in training mode was followed by a backward")
+            raise KeyError("nothing was recorded: in the block no forward in training mode was "
+                           "followed by a backward")
         if key not in self.values:
-            raise KeyError(f"log[row, statistic] has no {key!r}; rows: {', '.join(self.layers + self.parameters)}; "
-                           f"statistics: {', '.join(dict.fromkeys(statistic for _, statistic in self.values))}")
+            raise KeyError(f"log[row, statistic] has no {key!r}; rows: "
+                           f"{', '.join(self.layers + self.parameters)}; statistics: "
+                           f"{', '.join(dict.fromkeys(statistic for _, statistic in self.values))}")
         return np.array([self.values[key].get(step, np.nan) for step in self.steps])
 
     def array(self, statistic, rows=None):
@@ -73,19 +80,31 @@ class record:
     def summary(self):
         """Print a table of the last recorded step."""
         columns = ["mean", "std", "p5", "p50", "p95", "saturation", "grad_norm", "update_ratio"]
-        rows = [[row, *(f"{self[row, column][-1]:.3g}" if (row, column) in self.values else "" for column in columns)]
-                for row in self.layers + self.parameters]
+        rows = [
+            [
+                row,
+                *(
+                    f"{self[row, column][-1]:.3g}" if (row, column) in self.values else ""
+                    for column in columns
+                ),
+            ]
+            for row in self.layers + self.parameters
+        ]
         print("\n".join(table([[f"step {self.steps[-1] if rows else '-'}", *columns], *rows])))
 
     def after_forward(self, layer, inputs, y):
         """The hook of each layer: remember an output that a gradient can reach."""
         if layer.training and isinstance(y, Tensor) and y.requires_grad:
             name = self.names[id(layer)]
-            self.outputs.pop(name, None)  # of a forward without a backward, or an earlier use: the order is that of the last
+            # of a forward without a backward, or an earlier use: the order is that of the last
+            self.outputs.pop(name, None)
             self.outputs[name] = y
 
     def after_backward(self, found):
-        """Turn a step into numbers. found: all (Tensor, gradient) of this backward, which may be another model's."""
+        """Turn a step into numbers.
+
+        found: all (Tensor, gradient) of this backward, which may be another model's.
+        """
         parameters = {f"{self.names[id(part)]}.{key}": p for part in self.model.modules()
                       for key, p in attributes(part) if isinstance(p, Parameter)}
         if not self.outputs or not {id(p) for p in parameters.values()} & {id(x) for x, _ in found}:
@@ -98,7 +117,13 @@ class record:
             for name, t in {**self.outputs, **parameters}.items():
                 percentiles = () if name in parameters else (5, 50, 95)
                 self.add(name, _statistics(t.data, percentiles))
-                self.add(name, {f"grad_{key}": value for key, value in _statistics(t.grad, percentiles).items()})
+                self.add(
+                    name,
+                    {
+                        f"grad_{key}": value
+                        for key, value in _statistics(t.grad, percentiles).items()
+                    },
+                )
                 if t.op and t.op.name in FLAT:
                     self.add(name, {"saturation": float(FLAT[t.op.name](t.data).mean())})
             self.before = {name: (p, p.data.copy()) for name, p in parameters.items()}
@@ -108,7 +133,10 @@ class record:
         """Complete the latest step, now that the optimizer has moved the parameters."""
         for name, (p, before) in self.before.items():
             norm = _statistics(before)["norm"]
-            self.add(name, {"update_ratio": _statistics(p.data - before)["norm"] / norm if norm else np.nan})
+            self.add(
+                name,
+                {"update_ratio": _statistics(p.data - before)["norm"] / norm if norm else np.nan},
+            )
         self.before = {}
 
     def add(self, row, numbers):
@@ -118,19 +146,26 @@ class record:
 
 
 def _statistics(x, percentiles=()):
-    """{statistic: number} of an array or None, in float64, where the square of a small gradient is not 0."""
+    """{statistic: number} of an array or None, in float64, where the square of a small gradient is
+    not 0.
+    """
     x = np.asarray(np.nan if x is None else x, np.float64).reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         values = {"mean": x.mean(), "std": x.std(), "norm": np.sqrt(x @ x)}
-        values |= {f"p{p}": value for p, value in zip(percentiles, np.percentile(x, percentiles) if percentiles else ())}
+        values |= {
+            f"p{p}": value
+            for p, value in zip(percentiles, np.percentile(x, percentiles) if percentiles else ())
+        }
     return {key: float(value) for key, value in values.items()}
 
 
 def explain(loss, wrt):
-    """Print the ops from the loss back to wrt, a Parameter or a result, with the gradient at each output: norm, mean |entry|.
+    """Print the ops from the loss back to wrt, a Parameter or a result, with the gradient at each
+    output: norm, mean |entry|.
 
-    They stand in the order of the backward walk; `leads to` gives the numbers of those that come next. The graph is kept:
-    backward() still works afterwards. Raises RuntimeError when it is already freed, ValueError when there is no path.
+    They stand in the order of the backward walk; `leads to` gives the numbers of those that come
+    next. The graph is kept: backward() still works afterwards. Raises RuntimeError when it is
+    already freed, ValueError when there is no path.
     """
     found = walk(loss, starting_gradient(loss), everything=True)
     target = wrt.node or wrt
@@ -138,43 +173,70 @@ def explain(loss, wrt):
     for place, g in reversed(found):  # a result comes after its inputs, a leaf once per use
         if place is target:
             path[place] = path[place] + g if place in path else g
-        elif isinstance(place, Node) and any(x in path for x in place.inputs if isinstance(x, (Node, Tensor))):
+        elif isinstance(place, Node) and any(
+            x in path for x in place.inputs if isinstance(x, (Node, Tensor))
+        ):
             path[place] = g
     if loss.node not in path:
-        reason = "the loss was not made from it" if wrt.requires_grad else "it does not require a gradient"
+        reason = (
+            "the loss was not made from it"
+            if wrt.requires_grad
+            else "it does not require a gradient"
+        )
         leaves = {x: str(x.shape) for x, _ in found if isinstance(x, Tensor)}
-        raise ValueError(f"no gradient flows from the loss to this Tensor of shape {wrt.shape}: {reason}. The loss depends on "
-                         f"{len(leaves)} leaves, of shapes {', '.join(leaves.values())}")
+        raise ValueError(f"no gradient flows from the loss to this Tensor of shape {wrt.shape}: "
+                         f"{reason}. The loss depends on {len(leaves)} leaves, of shapes "
+                         f"{', '.join(leaves.values())}")
     numbers, rows = {place: str(i) for i, place in enumerate(reversed(path), 1)}, []
     for place, g in reversed(path.items()):
-        inputs = {} if place is target else dict.fromkeys(numbers[x] for x in place.inputs
-                                                          if isinstance(x, (Node, Tensor)) and x in path)
+        inputs = (
+            {}
+            if place is target
+            else dict.fromkeys(
+                numbers[x] for x in place.inputs if isinstance(x, (Node, Tensor)) and x in path
+            )
+        )
         name = place.op.name if isinstance(place, Node) else type(place).__name__
-        rows.append([f"{numbers[place]:>2} {name}{' (wrt)' if place is target else ''}", ", ".join(inputs), str(place.shape),
-                     f"{_statistics(g)['norm']:.3g}", f"{np.abs(g).mean():.3g}"])
+        rows.append(
+            [
+                f"{numbers[place]:>2} {name}{' (wrt)' if place is target else ''}",
+                ", ".join(inputs),
+                str(place.shape),
+                f"{_statistics(g)['norm']:.3g}",
+                f"{np.abs(g).mean():.3g}",
+            ]
+        )
     print("\n".join(table([["op", "leads to", "shape", "|gradient|", "mean |entry|"], *rows])))
 
 
 def explain_batchnorm(model):
-    """Print, per BatchNorm layer, how far the running statistics, used in evaluation, are from the latest training batch's.
+    """Print, per BatchNorm layer, how far the running statistics, used in evaluation, are from the
+    latest training batch's.
 
-    start: what the initial mean 0 and variance 1 still weigh, (1 - momentum) ^ updates. mean gap: |running mean - batch
-    mean| / batch standard deviation, the mean over features. std ratio: running / batch. Warns where start exceeds 5 %.
+    start: what the initial mean 0 and variance 1 still weigh, (1 - momentum) ^ updates. mean gap:
+    |running mean - batch mean| / batch standard deviation, the mean over features. std ratio:
+    running / batch. Warns where start exceeds 5 %.
     """
     rows, warnings = [], []
     for path, layer in model.named_modules():
         if isinstance(layer, BatchNorm):
             name, updates = layer.name or path or "batchnorm", int(layer.updates)
             batch, average = layer.latest, layer.momentum is None
-            start = 0.0 if layer.estimated or average and updates else (1 - (layer.momentum or 0)) ** updates
+            start = (
+                0.0
+                if layer.estimated or average and updates
+                else (1 - (layer.momentum or 0)) ** updates
+            )
             gap = ratio = ""
             if batch:
                 std = np.sqrt(batch.var * (batch.n / (batch.n - 1)) + layer.eps)
                 gap = f"{np.mean(np.abs(layer.running_mean - batch.mean) / std):.3f}"
                 ratio = f"{np.mean(np.sqrt(layer.running_var + layer.eps)) / np.mean(std):.3f}"
-            rows.append([name, str(updates), "average" if average else f"{layer.momentum:g}", f"{start:.0%}", gap, ratio])
+            rows.append([name, str(updates), "average" if average else f"{layer.momentum:g}",
+                         f"{start:.0%}", gap, ratio])
             if start > 0.05:
-                warnings.append(f"{name}: evaluate() after {updates} updates still mixes {start:.0%} starting values in: "
-                                "train longer, raise momentum, or call estimate_population_statistics(model, x)")
+                warnings.append(f"{name}: evaluate() after {updates} updates still mixes "
+                                f"{start:.0%} starting values in: train longer, raise momentum, or "
+                                "call estimate_population_statistics(model, x)")
     lines = table([["BatchNorm", "updates", "momentum", "start", "mean gap", "std ratio"], *rows])
     print("\n".join([*lines, *(f"WARNING {warning}" for warning in warnings)]))

@@ -1,4 +1,5 @@
-"""The way on: the same model in PyTorch or Keras, where GPUs and clusters wait, and back from PyTorch.
+"""The way on: the same model in PyTorch or Keras, where GPUs and clusters wait, and back from
+PyTorch.
 
 PyTorch and Keras are imported only when called for; minidl itself needs neither.
 """
@@ -10,7 +11,9 @@ from . import functional as F
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm
 from .sequential import Sequential
 
-ACTIVATIONS = {  # the function here: the class in torch.nn and its options, the name in keras.activations and its options
+# the function here: the class in torch.nn and its options, the name in keras.activations and its
+# options
+ACTIVATIONS = {
     F.relu: ("ReLU", {}, "relu", {}),
     F.leaky_relu: ("LeakyReLU", {"negative_slope": 0.01}, "leaky_relu", {"negative_slope": 0.01}),
     F.sigmoid: ("Sigmoid", {}, "sigmoid", {}),
@@ -20,40 +23,57 @@ ACTIVATIONS = {  # the function here: the class in torch.nn and its options, the
     F.softmax: ("Softmax", {"dim": -1}, "softmax", {}),
     F.log_softmax: ("LogSoftmax", {"dim": -1}, "log_softmax", {}),
     F.linear_activation: ("Identity", {}, "linear", {})}
-LAYERS = {  # the layer here: how to make its counterpart, still without the weights, in PyTorch and in Keras
-    Dense: (lambda nn, layer: nn.Linear(layer.inputs, layer.units, layer.use_bias, device="meta"),  # meta: draws no weights
+# the layer here: how to make its counterpart, still without the weights, in PyTorch and in Keras
+LAYERS = {
+    # meta: draws no weights
+    Dense: (lambda nn, layer: nn.Linear(layer.inputs, layer.units, layer.use_bias, device="meta"),
             lambda keras, layer: keras.layers.Dense(layer.units, use_bias=layer.use_bias)),
-    Activation: (lambda nn, layer: getattr(nn, ACTIVATIONS[layer.function][0])(**ACTIVATIONS[layer.function][1]),
+    Activation: (lambda nn, layer: getattr(nn,
+                                           ACTIVATIONS[layer.function][0])(**ACTIVATIONS[layer.function][1]),
                  lambda keras, layer: _keras_activation(keras, *ACTIVATIONS[layer.function][2:])),
-    BatchNorm: (lambda nn, layer: (nn.BatchNorm1d if len(layer.input_shape or "chw") == 1 else nn.BatchNorm2d)(
+    BatchNorm: (lambda nn,
+                layer: (nn.BatchNorm1d if len(layer.input_shape or "chw") == 1 else nn.BatchNorm2d)(
                     len(layer.running_mean), layer.eps, layer.momentum, layer.affine),
                 lambda keras, layer: keras.layers.BatchNormalization(
-                    1, 0.99 if layer.momentum is None else 1 - layer.momentum, layer.eps, layer.affine, layer.affine)),
+                    1, 0.99 if layer.momentum is None else 1 - layer.momentum, layer.eps,
+                    layer.affine, layer.affine)),
     LayerNorm: (lambda nn, layer: nn.LayerNorm(layer.input_shape[-1], layer.eps, layer.affine),
                 lambda keras, layer: keras.layers.LayerNormalization(
                     epsilon=layer.eps, center=layer.affine, scale=layer.affine)),
-    Dropout: (lambda nn, layer: nn.Dropout(layer.rate), lambda keras, layer: keras.layers.Dropout(layer.rate)),
-    Flatten: (lambda nn, layer: nn.Flatten(), lambda keras, layer: keras.layers.Flatten("channels_last"))}  # as the numbers lie
+    Dropout: (lambda nn, layer: nn.Dropout(layer.rate), lambda keras,
+              layer: keras.layers.Dropout(layer.rate)),
+    # as the numbers lie
+    Flatten: (lambda nn, layer: nn.Flatten(), lambda keras,
+              layer: keras.layers.Flatten("channels_last"))}
 
-BUFFERS = {"running_mean": "running_mean", "running_var": "running_var", "updates": "num_batches_tracked"}  # in PyTorch
+# in PyTorch
+BUFFERS = {
+    "running_mean": "running_mean",
+    "running_var": "running_var",
+    "updates": "num_batches_tracked",
+}
 
 
 def to_torch(model):
-    """A torch.nn.Sequential with copies of model's weights and buffers, of the same dtype and in the same mode.
+    """A torch.nn.Sequential with copies of model's weights and buffers, of the same dtype and in
+    the same mode.
 
-    model: a Sequential or one layer. Outputs, gradients and running statistics agree with those here; dropout draws
-    other numbers. Nested Sequentials become one row, a Dense with an activation two modules, BatchNorm a
-    BatchNorm2d if its input_shape is (channels, height, width). PyTorch knows neither ghost batches nor frozen
-    statistics. Raises ValueError for what has no counterpart.
+    model: a Sequential or one layer. Outputs, gradients and running statistics agree with those
+    here; dropout draws other numbers. Nested Sequentials become one row, a Dense with an activation
+    two modules, BatchNorm a BatchNorm2d if its input_shape is (channels, height, width). PyTorch
+    knows neither ghost batches nor frozen statistics. Raises ValueError for what has no
+    counterpart.
     """
     row = _row(model, "to_torch")
     model.parameters()  # complains if the weights are not made yet
     torch = _package("torch", "to_torch needs PyTorch: pip install torch")
-    modules = {layer: LAYERS[type(layer)][0](torch.nn, layer) for layer in row}  # a layer used twice is a module used twice
+    # a layer used twice is a module used twice
+    modules = {layer: LAYERS[type(layer)][0](torch.nn, layer) for layer in row}
     result = torch.nn.Sequential(*map(modules.get, row)).train(model.training)
     for layer, module in modules.items():
         module.training = layer.training
-        for name, p in zip(("weight", "bias"), layer.parameters()):  # of kernel and bias, or gamma and beta
+        # of kernel and bias, or gamma and beta
+        for name, p in zip(("weight", "bias"), layer.parameters()):
             setattr(module, name, torch.nn.Parameter(torch.tensor(p.data.T), p.requires_grad))
         for name, buffer in layer.named_buffers():
             setattr(module, BUFFERS[name], torch.tensor(buffer))
@@ -63,11 +83,16 @@ def to_torch(model):
 def from_torch(module):
     """The way back: a Sequential from a torch.nn.Sequential, also a nested one, or from one module.
 
-    Softmax(dim=1) is taken for one over the last axis, which it is for inputs (n, classes). Where the first module does
-    not tell the shape of an input, build(input_shape) or the first batch does. Raises ValueError for other modules.
+    Softmax(dim=1) is taken for one over the last axis, which it is for inputs (n, classes). Where
+    the first module does not tell the shape of an input, build(input_shape) or the first batch
+    does. Raises ValueError for other modules.
     """
     nn = _package("torch", "from_torch needs PyTorch: pip install torch").nn
-    row = [part for _, part in module.named_modules(remove_duplicate=False) if type(part) is not nn.Sequential]
+    row = [
+        part
+        for _, part in module.named_modules(remove_duplicate=False)
+        if type(part) is not nn.Sequential
+    ]
     layers = {part: _layer(nn, part) for part in row}
     for part, layer in layers.items():
         for p, q in zip(layer.parameters(), part.parameters()):
@@ -84,21 +109,26 @@ def from_torch(module):
 
 
 def to_keras(model):
-    """A keras.Sequential with copies of model's weights and the same outputs. model, errors: as in `to_torch`.
+    """A keras.Sequential with copies of model's weights and the same outputs. model, errors: as in
+    `to_torch`.
 
-    Two things differ if it is trained on: Keras averages the biased variance of a batch, minidl the unbiased one, and
-    momentum=None, the plain average, becomes Keras' own 0.99. Images stay (n, channels, height, width).
-    With gelu or leaky_relu, whose forms here are not Keras' own, Keras can save the weights but not the model.
+    Two things differ if it is trained on: Keras averages the biased variance of a batch, minidl the
+    unbiased one, and momentum=None, the plain average, becomes Keras' own 0.99. Images stay (n,
+    channels, height, width). With gelu or leaky_relu, whose forms here are not Keras' own, Keras
+    can save the weights but not the model.
     """
     row = _row(model, "to_keras")
     if getattr(model, "input_shape", None) is None:
-        raise RuntimeError("to_keras needs to know the shape of an input: call model.build(input_shape) first")
-    keras = _package("keras", "to_keras needs Keras and a backend: pip install keras jax, and set KERAS_BACKEND=jax")
+        raise RuntimeError("to_keras needs to know the shape of an input: call "
+                           "model.build(input_shape) first")
+    keras = _package("keras", "to_keras needs Keras and a backend: pip install keras jax, and set "
+                              "KERAS_BACKEND=jax")
     layers = {layer: LAYERS[type(layer)][1](keras, layer) for layer in row}
     result = keras.Sequential([keras.Input(model.input_shape), *map(layers.get, row)])
     for layer, keras_layer in layers.items():
         statistics = [buffer for name, buffer in layer.named_buffers() if name != "updates"]
-        keras_layer.set_weights([p.data for p in layer.parameters()] + statistics)  # the same order there
+        # the same order there
+        keras_layer.set_weights([p.data for p in layer.parameters()] + statistics)
         for variable, p in zip(keras_layer.weights, layer.parameters()):
             variable.trainable = p.requires_grad
     return result
@@ -111,35 +141,55 @@ def _row(model, caller):
     row = [model]
     if type(model) is Dense and model.activation is not None:
         row.append(Activation(model.activation).train(model.training))
-    if type(model) not in LAYERS or type(row[-1]) is Activation and row[-1].function not in ACTIVATIONS:
-        raise ValueError(f"{caller} has no counterpart for {model.label}: it knows {', '.join(c.__name__ for c in LAYERS)} "
-                         "and the activations that have a name; convert the layers around it and write this one there")
+    if (
+        type(model) not in LAYERS
+        or type(row[-1]) is Activation
+        and row[-1].function not in ACTIVATIONS
+    ):
+        raise ValueError(f"{caller} has no counterpart for {model.label}: it knows "
+                         f"{', '.join(c.__name__ for c in LAYERS)} and the activations that have a "
+                         "name; convert the layers around it and write this one there")
     return row
 
 
 def _layer(nn, module):
     kind = type(module)
     if kind is nn.Linear:
-        return Dense(module.out_features, use_bias=module.bias is not None, input_shape=module.in_features)
+        return Dense(
+            module.out_features, use_bias=module.bias is not None, input_shape=module.in_features
+        )
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
-        return BatchNorm(module.momentum, module.eps, module.affine, input_shape=module.num_features)
-    if kind is nn.LayerNorm and len(module.normalized_shape) == 1 and (module.bias is None) != module.elementwise_affine:
+        return BatchNorm(
+            module.momentum, module.eps, module.affine, input_shape=module.num_features
+        )
+    if (
+        kind is nn.LayerNorm
+        and len(module.normalized_shape) == 1
+        and (module.bias is None) != module.elementwise_affine
+    ):
         return LayerNorm(module.eps, module.elementwise_affine, input_shape=module.normalized_shape)
     if kind is nn.Dropout:
         return Dropout(module.p)
     if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return Flatten()
-    state = {key: -1 if (key, value) == ("dim", 1) else value for key, value in vars(module).items()}
+    state = {
+        key: -1 if (key, value) == ("dim", 1) else value for key, value in vars(module).items()
+    }
     for function, (name, options, _, _) in ACTIVATIONS.items():
         if kind is getattr(nn, name) and options.items() <= state.items():
             return Activation(function)
-    raise ValueError(f"from_torch has no counterpart for {module}: it knows Sequential, Linear, Dropout, Flatten(), "
-                     "BatchNorm1d and BatchNorm2d with running statistics, LayerNorm over the last axis, and "
-                     f"{[getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]}")
+    raise ValueError(
+        f"from_torch has no counterpart for {module}: it knows Sequential, Linear, "
+        "Dropout, Flatten(), BatchNorm1d and BatchNorm2d with running statistics, "
+        "LayerNorm over the last axis, and "
+        f"{[getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]}"
+    )
 
 
 def _keras_activation(keras, name, options):
-    return keras.layers.Activation(partial(getattr(keras.activations, name), **options) if options else name)
+    return keras.layers.Activation(
+        partial(getattr(keras.activations, name), **options) if options else name
+    )
 
 
 def _package(name, line):

@@ -18,9 +18,17 @@ from .normalization import (  # noqa: F401  layers, too
 from .parts import converted
 from .settings import as_flag, as_number, as_rng, as_shape, is_whole, lookup
 
-ACTIVATIONS = {"relu": F.relu, "leaky_relu": F.leaky_relu, "sigmoid": F.sigmoid, "tanh": F.tanh,
-               "softplus": F.softplus, "gelu": F.gelu, "softmax": F.softmax, "log_softmax": F.log_softmax,
-               "linear": F.linear_activation}
+ACTIVATIONS = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
+    "softmax": F.softmax,
+    "log_softmax": F.log_softmax,
+    "linear": F.linear_activation,
+}
 
 
 # --- Settings: what each may be, at construction and whenever it is set anew --------------------
@@ -66,9 +74,9 @@ class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
 
     units: the number of outputs. activation: a name, a function, or None for none.
-    kernel_initializer: a name or a function of (shape, rng); the bias starts at 0.
-    input_shape: the shape of one input, if it shall be known at once. rng: where the initial weights are drawn
-    from, a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
+    kernel_initializer: a name or a function of (shape, rng); the bias starts at 0. input_shape: the
+    shape of one input, if it shall be known at once. rng: where the initial weights are drawn from,
+    a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
     Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
     """
 
@@ -81,13 +89,21 @@ class Dense(Module):
     fixed_settings = "units", "use_bias", "kernel_initializer"
     habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
 
-    def __init__(self, units, activation=None, *, use_bias=True, kernel_initializer="glorot_uniform",
-                 input_shape=None, rng=None):
+    def __init__(
+        self,
+        units,
+        activation=None,
+        *,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        input_shape=None,
+        rng=None,
+    ):
         self.units, self.use_bias, self.rng = units, use_bias, rng
         if is_whole(activation):
-            raise ValueError(f"unknown activation {activation}: PyTorch's Linear({units}, {activation}) "
-                             f"is Dense({activation}, input_shape={units}) here, and the number of "
-                             "inputs may be left out")
+            raise ValueError(f"unknown activation {activation}: PyTorch's Linear({units}, "
+                             f"{activation}) is Dense({activation}, input_shape={units}) here, and "
+                             "the number of inputs may be left out")
         self.activation, self.kernel_initializer = activation, kernel_initializer
         self.input_shape = input_shape
 
@@ -110,7 +126,8 @@ class Dense(Module):
                              "returns an array, such as initializers.normal(0.05), but "
                              f"{_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
-            raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel needs {shape}")
+            raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel "
+                             f"needs {shape}")
         if not np.isfinite(kernel).all():
             raise ValueError(f"{self.label}: the initializer made NaN or infinite weights")
         return kernel
@@ -122,7 +139,8 @@ class Dense(Module):
             self.create_parameters()
         shape = x.shape
         if not self.built or len(shape) != 2 or shape[1] != self.inputs:
-            raise ValueError(f"{self.label} expects inputs of shape (n, {self.inputs or 'inputs'}), got {shape}"
+            raise ValueError(f"{self.label} expects inputs of shape (n, "
+                             f"{self.inputs or 'inputs'}), got {shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
         if x.dtype != self.kernel.dtype:
             x = converted(x, self.kernel.dtype, self)
@@ -155,7 +173,8 @@ class Activation(Module):
 class Dropout(Module):
     """In training, set a share `rate` of the inputs to 0 and scale the others by 1 / (1 - rate).
 
-    rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own. Srivastava et al. 2014.
+    rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own.
+    Srivastava et al. 2014.
     """
 
     setting_checks = {"rate": _rate, "rng": as_rng}
@@ -178,7 +197,10 @@ class Dropout(Module):
 
 
 class Flatten(Module):
-    """(n, ...) to (n, product of the rest). input_shape: the shape of one input, if it shall be known at once."""
+    """(n, ...) to (n, product of the rest).
+
+    input_shape: the shape of one input, if it shall be known at once.
+    """
 
     setting_checks = {"input_shape": as_shape}
     argument_words = habits.FLATTEN_ARGUMENTS

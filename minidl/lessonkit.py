@@ -1,4 +1,6 @@
-"""What the lesson scripts share: settings from the environment, and CHECK lines that decide the exit code."""
+"""What the lesson scripts share: settings from the environment, and CHECK lines that decide the
+exit code.
+"""
 
 import json
 import math
@@ -18,10 +20,11 @@ from .settings import is_whole
 class Lesson:
     """The settings, figures and checks of one lesson. name: that of its file, without .py.
 
-    $MINIDL_DATASET (digits, mnist, fashion_mnist) and $MINIDL_DATA (a folder) choose the data, $MINIDL_SEED
-    (default 0) moves every random seed. Two negative controls, in which a lesson that claims an effect of BatchNorm
-    must fail: $MINIDL_BN=identity makes BatchNorm only scale and shift, without normalising; $MINIDL_LABELS=permuted
-    gives each image the label of another one, so that nothing can be learned.
+    $MINIDL_DATASET (digits, mnist, fashion_mnist) and $MINIDL_DATA (a folder) choose the data,
+    $MINIDL_SEED (default 0) moves every random seed. Two negative controls, in which a lesson that
+    claims an effect of BatchNorm must fail: $MINIDL_BN=identity makes BatchNorm only scale and
+    shift, without normalising; $MINIDL_LABELS=permuted gives each image the label of another one,
+    so that nothing can be learned.
 
     From here on the script ends in one sentence where its output cannot be written, as in `| head`,
     and after Ctrl-C.
@@ -38,29 +41,40 @@ class Lesson:
         self.figures, self.checks = {}, []
         self.permuted = _switch("MINIDL_LABELS", "permuted")
         if _switch("MINIDL_BN", "identity"):
-            print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed of it should fail")
+            print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed "
+                  "of it should fail")
             BatchNorm.forward = scale_and_shift
         try:
             with tempfile.TemporaryFile(dir=plotting.folder()):
                 pass
-        except OSError as error:  # now, and not with the first figure, when the networks are trained
-            raise SystemExit(f"figures cannot be saved, set MINIDL_FIGURES to a folder of yours: {error}") from None
+        except (
+            OSError
+        ) as error:  # now, and not with the first figure, when the networks are trained
+            raise SystemExit(
+                f"figures cannot be saved, set MINIDL_FIGURES to a folder of yours: {error}"
+            ) from None
 
     def load_data(self):
-        """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is missing, saying why."""
+        """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is
+        missing, saying why.
+        """
         try:
             train, test = data.load(self.dataset)
         except (OSError, RuntimeError, ValueError) as error:
             raise SystemExit(f"no data: {error}") from None
-        print(f"data set {self.dataset}: {len(train[0])} training and {len(test[0])} test images; seed {self.seed}")
+        print(f"data set {self.dataset}: {len(train[0])} training and {len(test[0])} test images; "
+              f"seed {self.seed}")
         if self.permuted:
-            print("MINIDL_LABELS=permuted: no image has its own label in this run; the CHECKs should fail")
+            print("MINIDL_LABELS=permuted: no image has its own label in this run; the CHECKs "
+                  "should fail")
             rng = np.random.default_rng(self.seed)
             train, test = ((x, rng.permutation(y)) for x, y in (train, test))
         return train, test
 
     def show(self, fig, name):
-        """Show a figure (see `plotting.show`), saved as figures/<lesson>-<name>.png, and keep its numbers for `finish`."""
+        """Show a figure (see `plotting.show`), saved as figures/<lesson>-<name>.png, and keep its
+        numbers for `finish`.
+        """
         self.figures[name] = plotting.numbers(fig)
         plotting.show(fig, f"{self.name}-{name}")
 
@@ -70,7 +84,8 @@ class Lesson:
             raise ValueError(f"seeds takes a whole number from 1 to 1000, got {n!r}")
         return [1000 * self.seed + i for i in range(n)]
 
-    def check(self, name, measured, *, at_least=None, at_most=None, text=None, on_default_data=False, claim=True):
+    def check(self, name, measured, *, at_least=None, at_most=None, text=None,
+              on_default_data=False, claim=True):
         """Print a CHECK line and remember whether it passed.
 
         measured: one number; NaN fails. Either at_least or at_most is the bound, a finite number.
@@ -95,21 +110,39 @@ class Lesson:
         passed = bool(measured >= at_least if at_most is None else measured <= at_most)
         required = f">= {at_least:.4g}" if at_most is None else f"<= {at_most:.4g}"
         reported = on_default_data and self.dataset != "digits"
-        verdict = "REPORTED (the bound is for the digits)" if reported else "PASS" if passed else "FAIL"
+        verdict = (
+            "REPORTED (the bound is for the digits)" if reported else "PASS" if passed else "FAIL"
+        )
         text = text or f"{measured:.4g}"
-        self.checks.append({"name": name, "measured": float(measured) if np.isfinite(measured) else None, "text": text,
-                            "at_least": _plain(at_least), "at_most": _plain(at_most),
-                            "claim": claim,
-                            "passed": None if reported else passed})
+        self.checks.append(
+            {
+                "name": name,
+                "measured": float(measured) if np.isfinite(measured) else None,
+                "text": text,
+                "at_least": _plain(at_least),
+                "at_most": _plain(at_most),
+                "claim": claim,
+                "passed": None if reported else passed,
+            }
+        )
         print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 
     def finish(self):
-        """Sum up; write checks and the numbers behind the figures to figures/<lesson>.json; exit code 1 if a check failed."""
-        record = {"lesson": self.name, "seed": self.seed, "dataset": self.dataset, "checks": self.checks,
-                  "figures": self.figures}
+        """Sum up; write checks and the numbers behind the figures to figures/<lesson>.json; exit
+        code 1 if a check failed.
+        """
+        record = {
+            "lesson": self.name,
+            "seed": self.seed,
+            "dataset": self.dataset,
+            "checks": self.checks,
+            "figures": self.figures,
+        }
         with replacing(plotting.folder() / f"{self.name}.json") as file:
             file.write(json.dumps(record, allow_nan=False).encode())
-        passed, failed = (sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False))
+        passed, failed = (
+            sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False)
+        )
         print(f"{passed} checks passed, {failed} failed", flush=True)
         if failed:
             raise SystemExit(1)
@@ -124,7 +157,9 @@ def scale_and_shift(layer, x):
 
 
 def ratio(slow, fast, limit):
-    """(slow / fast, text): how many times more; where slow was not reached within the limit, a lower bound as text."""
+    """(slow / fast, text): how many times more; where slow was not reached within the limit, a
+    lower bound as text.
+    """
     slow, fast = np.median(slow), np.median(fast)
     if fast == 0:
         raise ValueError("the target was reached before the first step, so there is no ratio of "

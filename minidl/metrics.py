@@ -8,23 +8,32 @@ from . import functional as F
 from .batching import pieces
 from .settings import lookup
 
-LOSSES = {"cross_entropy": F.cross_entropy, "categorical_crossentropy": F.categorical_crossentropy,
-          "sparse_categorical_crossentropy": F.categorical_crossentropy, "binary_crossentropy": F.binary_cross_entropy,
-          "binary_cross_entropy": F.binary_cross_entropy,
-          "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
-          "mse": F.mse_loss, "mean_squared_error": F.mse_loss}
-# How people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl have them the other way round.
-LABELS = {"y_true", "true", "truth", "ground_truth", "target", "targets", "label", "labels", "actual"}
-OUTPUTS = {"y_pred", "pred", "preds", "predicted", "prediction", "predictions", "output", "outputs", "out", "logits", "yhat",
+LOSSES = {
+    "cross_entropy": F.cross_entropy,
+    "categorical_crossentropy": F.categorical_crossentropy,
+    "sparse_categorical_crossentropy": F.categorical_crossentropy,
+    "binary_crossentropy": F.binary_cross_entropy,
+    "binary_cross_entropy": F.binary_cross_entropy,
+    "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
+    "mse": F.mse_loss,
+    "mean_squared_error": F.mse_loss,
+}
+# How people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl have
+# them the other way round.
+LABELS = {"y_true", "true", "truth", "ground_truth", "target", "targets", "label", "labels",
+          "actual"}
+OUTPUTS = {"y_pred", "pred", "preds", "predicted", "prediction", "predictions", "output", "outputs",
+           "out", "logits", "yhat",
            "y_hat", "p", "probs", "probabilities", "scores"}
 
 
 def accuracy(outputs, y):
-    """Share of rows whose largest output is the label; y holds class numbers (n,) or one-hot rows (n, classes).
+    """Share of rows whose largest output is the label; y holds class numbers (n,) or one-hot rows
+    (n, classes).
 
-    With one output column, which must be a probability: share of rows on the right side of 0.5, y being 0 or 1.
-    Where rows of y hold several ones, or none, each entry is a label of its own: the share of entries on the right side
-    of 0.5. Raises ValueError for labels of another shape.
+    With one output column, which must be a probability: share of rows on the right side of 0.5, y
+    being 0 or 1. Where rows of y hold several ones, or none, each entry is a label of its own: the
+    share of entries on the right side of 0.5. Raises ValueError for labels of another shape.
     """
     if _labels_are_entries(outputs.shape, y):
         return _share_of_entries(outputs, y, 0.5)
@@ -41,32 +50,41 @@ def _share_of_entries(outputs, y, threshold):
 
 
 def _labels_are_entries(shape, y):
-    """Whether each entry of y is a label 0 or 1 of its own, rather than each row one class; ValueError if it is neither."""
+    """Whether each entry of y is a label 0 or 1 of its own, rather than each row one class;
+    ValueError if it is neither.
+    """
     if len(shape) != 2:
-        raise ValueError(f"accuracy takes outputs of shape (n, classes), got {shape}: for others write a metric of your own, "
-                         "a function of (outputs, labels)")
+        raise ValueError(f"accuracy takes outputs of shape (n, classes), got {shape}: for others "
+                         "write a metric of your own, a function of (outputs, labels)")
     n, columns = shape
     if columns == 1:
-        if y.shape not in ((n,), (n, 1)) or not all(np.isin(part, (0, 1)).all() for part in pieces(y)):
-            raise ValueError("the accuracy of a model with one output needs labels 0 and 1; for other targets use 'mse'")
+        if y.shape not in ((n,), (n, 1)) or not all(
+            np.isin(part, (0, 1)).all() for part in pieces(y)
+        ):
+            raise ValueError("the accuracy of a model with one output needs labels 0 and 1; for "
+                             "other targets use 'mse'")
         return True
     if y.shape == (n,) and y.dtype.kind in "iuf":
         return False
     if y.shape != shape or y.dtype.kind not in "biuf":
-        raise ValueError(f"accuracy takes class numbers of shape ({n},) or rows of shape {shape}, got {y.dtype} of shape {y.shape}"
+        raise ValueError(f"accuracy takes class numbers of shape ({n},) or rows of shape {shape}, "
+                         f"got {y.dtype} of shape {y.shape}"
                          + "; use y.reshape(-1)" * (y.shape == (n, 1)))
     if all((abs(part.sum(axis=1) - 1) < 0.01).all() and part.min() >= 0 for part in pieces(y)):
         return False  # one-hot rows, or probabilities: smoothed labels, a teacher's answers
     if not all(((part == 0) | (part == 1)).all() for part in pieces(y)):
-        raise ValueError(f"accuracy takes class numbers, one-hot rows, or rows of zeros and ones, got rows with numbers from "
-                         f"{y.min()} to {y.max()}; for other targets use 'mse'")
+        raise ValueError("accuracy takes class numbers, one-hot rows, or rows of zeros and ones, "
+                         f"got rows with numbers from {y.min()} to {y.max()}; for other targets "
+                         "use 'mse'")
     return True
 
 
 def _accuracy_for(loss, shape, y):
-    """The accuracy of a run, decided once, on all its labels: a batch of several-label rows may look one-hot by chance.
+    """The accuracy of a run, decided once, on all its labels: a batch of several-label rows may
+    look one-hot by chance.
 
-    It compares probabilities with 0.5; a loss on the logits of two classes has logits, for which 0 is the threshold.
+    It compares probabilities with 0.5; a loss on the logits of two classes has logits, for which 0
+    is the threshold.
     """
     if not _labels_are_entries(shape, y):
         return _share_of_rows
@@ -80,13 +98,18 @@ METRICS = {"accuracy": accuracy, "mse": F.mse_loss, "mean_squared_error": F.mse_
 def number_of(name, value):
     """What a metric returned, as a float; TypeError, before any update, if it is not one number."""
     if getattr(value, "ndim", 0) or isinstance(value, str):
-        value = f"{type(value).__name__} of shape {value.shape}" if hasattr(value, "shape") else repr(value)
+        value = (
+            f"{type(value).__name__} of shape {value.shape}"
+            if hasattr(value, "shape")
+            else repr(value)
+        )
     else:
         try:
             return float(value)
         except (TypeError, ValueError):
             value = repr(value)
-    raise TypeError(f"the metric {name} must return one number for a batch, the mean over its samples for example, got {value}")
+    raise TypeError(f"the metric {name} must return one number for a batch, the mean over its "
+                    f"samples for example, got {value}")
 
 
 def named_loss(loss):
@@ -99,33 +122,52 @@ def named_loss(loss):
 
 
 def named_metrics(metrics):
-    """{name: function} for a list of names and functions; of equal names, two lambdas say, the later ones are numbered."""
-    metrics = () if metrics is None else [metrics] if isinstance(metrics, str) or callable(metrics) else metrics
+    """{name: function} for a list of names and functions; of equal names, two lambdas say, the
+    later ones are numbered.
+    """
+    metrics = (
+        ()
+        if metrics is None
+        else [metrics]
+        if isinstance(metrics, str) or callable(metrics)
+        else metrics
+    )
     table = {}
     for i, metric in enumerate(metrics):
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric").strip("<>")
+        name = (
+            metric if isinstance(metric, str) else getattr(metric, "__name__", "metric").strip("<>")
+        )
         taken = name in table or name in ("loss", "seconds")  # a History has these two already
         function = lookup(metric, METRICS, "metric")
         if not callable(function):
-            raise TypeError(f"a metric is a name or a function of (outputs, labels), got {metric!r}")
+            raise TypeError("a metric is a name or a function of (outputs, labels), got "
+                            f"{metric!r}")
         _check_order("metric", function)
         table[f"{name}_{i}" if taken else name] = function
     return table
 
 
 def _check_order(what, function):
-    """TypeError for a function whose arguments are called (y_true, y_pred): with the two exchanged it computes nonsense."""
+    """TypeError for a function whose arguments are called (y_true, y_pred): with the two exchanged
+    it computes nonsense.
+    """
     try:
         names = [name.lower() for name in inspect.signature(function).parameters][:2]
     except (TypeError, ValueError):  # some built-in functions do not tell what they take
         return
     if len(names) == 2 and (names[0] in LABELS and names[1] not in LABELS
                             or names[0] in LABELS | {"y", "t"} and names[1] in OUTPUTS):
-        raise TypeError(f"minidl calls a {what} with (outputs, labels), but this one takes ({', '.join(names)}), as Keras does: "
-                        f"exchange the two, or give lambda outputs, labels: {getattr(function, '__name__', 'f')}(labels, outputs)")
+        raise TypeError(f"minidl calls a {what} with (outputs, labels), but this one takes "
+                        f"({', '.join(names)}), as Keras does: exchange the two, or give lambda "
+                        f"outputs, labels: {getattr(function, '__name__', 'f')}(labels, outputs)")
 
 
 def settled(metrics, loss, example, y):
-    """The metrics with the accuracy that these labels need; ValueError for labels of which there is none."""
+    """The metrics with the accuracy that these labels need; ValueError for labels of which there is
+    none.
+    """
     shape = (len(y), *example.shape[1:])
-    return {name: _accuracy_for(loss, shape, y) if metric is accuracy else metric for name, metric in metrics.items()}
+    return {
+        name: _accuracy_for(loss, shape, y) if metric is accuracy else metric
+        for name, metric in metrics.items()
+    }

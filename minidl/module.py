@@ -1,4 +1,5 @@
-"""What holds parameters: a Module finds its parameters, buffers and submodules among its own attributes.
+"""What holds parameters: a Module finds its parameters, buffers and submodules among its own
+attributes.
 
 The rule is by type, in the order of assignment: a Parameter is trained, a NumPy array is a buffer
 (remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
@@ -28,7 +29,10 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A part of a network. Subclass it, assign layers and Parameters to attributes, write `forward`."""
+    """A part of a network.
+
+    Subclass it, assign layers and Parameters to attributes, write `forward`.
+    """
 
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
@@ -155,16 +159,21 @@ class Module:
         if not callable(function):
             raise TypeError("a forward hook is a function of (module, inputs, output), got "
                             f"{function!r}")
-        hook = partial(function)  # an object of its own, should the same function be registered twice
+        # an object of its own, should the same function be registered twice
+        hook = partial(function)
         self.forward_hooks = (*self.forward_hooks, hook)
         return _HookHandle(self, hook)
 
     def __getstate__(self):
-        """Copies and pickles go without the hooks: who watches this module does not watch its copy."""
+        """Copies and pickles go without the hooks: who watches this module does not watch its copy.
+        """
         return {key: value for key, value in vars(self).items() if key != "forward_hooks"}
 
     def build(self, input_shape):
-        """Make all weights by sending one sample of zeros through. input_shape: without the batch axis."""
+        """Make all weights by sending one sample of zeros through.
+
+        input_shape: without the batch axis.
+        """
         shape = as_shape(input_shape)
         if shape is None:
             raise ValueError("build needs the shape of one input, 784 or (28, 28) for example, "
@@ -200,7 +209,9 @@ class Module:
         return f"{self.name} {type(self).__name__ if chr(10) in text else text}".strip()  # one line
 
     def named_modules(self, prefix=""):
-        """Yield (dotted name, module) for this module and all parts, each once, in order of assignment."""
+        """Yield (dotted name, module) for this module and all parts, each once, in order of
+        assignment.
+        """
         seen = set()
         stack = [(prefix, self)]
         while stack:
@@ -209,7 +220,10 @@ class Module:
                 continue
             seen.add(id(module))
             yield path, module
-            stack += [(f"{path}.{key}".strip("."), part) for key, part in reversed(list(module.children()))]
+            stack += [
+                (f"{path}.{key}".strip("."), part)
+                for key, part in reversed(list(module.children()))
+            ]
 
     def children(self):
         """Yield (name, module) for the modules right inside this one."""
@@ -220,7 +234,10 @@ class Module:
         return [module for _, module in self.named_modules()]
 
     def named_parameters(self):
-        """Yield (dotted name, Parameter), each once even when shared. Layers not yet built are built or complain."""
+        """Yield (dotted name, Parameter), each once even when shared.
+
+        Layers not yet built are built or complain.
+        """
         yield from self._named(Parameter)
 
     def named_buffers(self):
@@ -260,7 +277,10 @@ class Module:
         return [buffer for _, buffer in self.named_buffers()]
 
     def train(self, mode=True):
-        """Switch this module and all its parts to training mode (or, with False, to evaluation). Returns self."""
+        """Switch this module and all its parts to training mode (or, with False, to evaluation).
+
+        Returns self.
+        """
         if not isinstance(mode, (bool, np.bool_, int)) or mode not in (0, 1):
             raise TypeError("train() only switches to training mode, and train(False) to "
                             f"evaluation; what trains a model is fit. Got {type(mode).__name__}")
@@ -269,7 +289,10 @@ class Module:
         return self
 
     def eval(self):
-        """Switch to evaluation mode: running statistics instead of the batch's, no dropout. Returns self."""
+        """Switch to evaluation mode: running statistics instead of the batch's, no dropout.
+
+        Returns self.
+        """
         return self.train(False)
 
     def zero_grad(self):
@@ -278,7 +301,10 @@ class Module:
             parameter.grad = None
 
     def requires_grad_(self, flag=True):
-        """Whether backward() fills the gradients of all parameters: with False they are frozen. Returns self."""
+        """Whether backward() fills the gradients of all parameters: with False they are frozen.
+
+        Returns self.
+        """
         for parameter in self.parameters():
             parameter.requires_grad = flag
         return self
@@ -308,33 +334,46 @@ class Module:
                     value.requires_grad = flag
 
     def state_dict(self):
-        """{dotted name: array} of all parameters and buffers, as copies; what is shared is there once."""
+        """{dotted name: array} of all parameters and buffers, as copies; what is shared is there
+        once.
+        """
         return {name: array.copy() for name, array in self._state().items()}
 
     def _state(self):
         return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state, strict=True):
-        """Take over the values of a dict that state_dict() gave, converted to the dtypes of this module.
+        """Take over the values of a dict that state_dict() gave, converted to the dtypes of this
+        module.
 
-        Returns the names it lacks and those that have no place here; strict: there must be none of either.
-        Raises ValueError with all that does not fit, and then nothing has changed.
+        Returns the names it lacks and those that have no place here; strict: there must be none of
+        either. Raises ValueError with all that does not fit, and then nothing has changed.
         """
         if not isinstance(state, dict):
-            raise TypeError(f"load_state_dict takes a dict as state_dict() gives it, got {type(state).__name__}; "
-                            "for a file use load_weights(path)")
+            raise TypeError("load_state_dict takes a dict as state_dict() gives it, got "
+                            f"{type(state).__name__}; for a file use load_weights(path)")
         own = self._state()
-        missing, surplus = [name for name in own if name not in state], [name for name in state if name not in own]
-        given = {name: np.asarray(state[name], array.dtype) for name, array in own.items() if name in state}
+        missing, surplus = (
+            [name for name in own if name not in state],
+            [name for name in state if name not in own],
+        )
+        given = {
+            name: np.asarray(state[name], array.dtype)
+            for name, array in own.items()
+            if name in state
+        }
         faults = [f"missing: {name}" for name in missing] if strict else []
         from .files import clean
         names = [clean(name, 80) for name in surplus] if strict else []
         faults += [f"not in the model: {name}" for name in names]
-        faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in the state"
+        faults += [f"of another shape: {name} is {own[name].shape} in the model, {array.shape} in "
+                   "the state"
                    for name, array in given.items() if array.shape != own[name].shape]
         if faults:
             faults[20:] = [f"... and {len(faults) - 20:,} more"] if len(faults) > 20 else []
-            raise ValueError("\n  ".join([f"nothing was loaded, the state does not fit this {type(self).__name__}:", *faults])
+            raise ValueError("\n "
+                             " ".join(["nothing was loaded, the state does not fit this "
+                                       f"{type(self).__name__}:", *faults])
                              + "\nBuild the model with the layers it had when the state was saved")
         for name, array in given.items():
             own[name][...] = array
@@ -347,7 +386,9 @@ class Module:
         files.save(path, self.state_dict())
 
     def load_weights(self, path):
-        """Take over what save_weights wrote for a model of the same layers; ValueError as load_state_dict."""
+        """Take over what save_weights wrote for a model of the same layers; ValueError as
+        load_state_dict.
+        """
         from . import files
         state = files.load(path)
         if "architecture" in state:
@@ -363,7 +404,10 @@ class Module:
             raise ValueError(f"{path}: {error}") from None
 
     def astype(self, dtype):
-        """Turn all parameters and floating buffers into another floating dtype, in place. Returns self."""
+        """Turn all parameters and floating buffers into another floating dtype, in place.
+
+        Returns self.
+        """
         if np.dtype(dtype).kind != "f":
             raise TypeError("weights are floating-point numbers, astype(np.float32) or np.float64, "
                             f"got {np.dtype(dtype)}")
@@ -376,14 +420,20 @@ class Module:
     @recursive_repr()
     def __repr__(self):
         parts = [f"({key}): {part!r}".replace("\n", "\n  ") for key, part in self.children()]
-        return "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)" if parts else f"{type(self).__name__}()"
+        return (
+            "\n  ".join([f"{type(self).__name__}(", *parts]) + "\n)"
+            if parts
+            else f"{type(self).__name__}()"
+        )
 
 
 habits.teach(Module, habits.MODULE)
 
 
 def _cast(value, dtype):
-    """value with its floating arrays in another dtype: dicts and lists are changed in place, tuples made anew."""
+    """value with its floating arrays in another dtype: dicts and lists are changed in place, tuples
+    made anew.
+    """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return value.astype(dtype)
     if isinstance(value, (dict, list)):
@@ -397,4 +447,6 @@ class _HookHandle:
         self.module, self.hook = module, hook
 
     def remove(self):
-        self.module.forward_hooks = tuple(hook for hook in self.module.forward_hooks if hook is not self.hook)
+        self.module.forward_hooks = tuple(
+            hook for hook in self.module.forward_hooks if hook is not self.hook
+        )

@@ -39,7 +39,9 @@ _momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, 
 
 @dataclass
 class BatchStatistics:
-    """What a batch was normalised by: mean and biased variance of each feature, taken over n numbers."""
+    """What a batch was normalised by: mean and biased variance of each feature, taken over n
+    numbers.
+    """
 
     mean: np.ndarray
     var: np.ndarray
@@ -49,21 +51,22 @@ class BatchStatistics:
 class BatchNorm(Module):
     """Batch Normalization (Ioffe and Szegedy 2015): y = gamma (x - mean) / sqrt(var + eps) + beta.
 
-    In training mode mean and (biased) variance are those of the batch; in evaluation mode they are running
-    averages, so that a sample's output does not depend on its neighbours.
-    Input (n, features), or (n, channels, height, width) normalised per channel.
+    In training mode mean and (biased) variance are those of the batch; in evaluation mode they are
+    running averages, so that a sample's output does not depend on its neighbours. Input (n,
+    features), or (n, channels, height, width) normalised per channel.
 
-    momentum: the weight of the newest batch, running = (1 - momentum) running + momentum batch, with the
-    batch variance times n/(n-1); None gives the plain average over all batches. affine: whether gamma and
-    beta are learned. fused: the fast function, or the definition from primitives (can be differentiated twice).
-    ghost_batch_size: in training, take every so many samples of a batch as a batch of their own, one after the other,
-    running statistics included (Hoffer et al. 2017, algorithm 1). A last one of one sample joins the one before it.
+    momentum: the weight of the newest batch, running = (1 - momentum) running + momentum batch,
+    with the batch variance times n/(n-1); None gives the plain average over all batches. affine:
+    whether gamma and beta are learned. fused: the fast function, or the definition from primitives
+    (can be differentiated twice). ghost_batch_size: in training, take every so many samples of a
+    batch as a batch of their own, one after the other, running statistics included (Hoffer et al.
+    2017, algorithm 1). A last one of one sample joins the one before it.
 
-    Attributes: frozen_statistics, False at first; True makes training mode use the running statistics and leave them
-    as they are, while gamma and beta learn unless their requires_grad is False; trainable = False
-    does both, as in Keras.
-    latest: the BatchStatistics of the latest (ghost) batch in training mode, None before. updates: their number.
-    estimated: whether estimate_population_statistics has replaced the starting values.
+    Attributes: frozen_statistics, False at first; True makes training mode use the running
+    statistics and leave them as they are, while gamma and beta learn unless their requires_grad is
+    False; trainable = False does both, as in Keras. latest: the BatchStatistics of the latest
+    (ghost) batch in training mode, None before. updates: their number. estimated: whether
+    estimate_population_statistics has replaced the starting values.
 
     |                  | here and PyTorch | Keras        |
     |------------------|------------------|--------------|
@@ -85,7 +88,8 @@ class BatchNorm(Module):
     fixed_settings = ("affine",)
     habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
 
-    def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None, input_shape=None):
+    def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None,
+                 input_shape=None):
         self.momentum, self.eps, self.affine, self.fused = momentum, eps, affine, fused
         self.ghost_batch_size, self.input_shape = ghost_batch_size, input_shape
         self.gamma = self.beta = self.running_mean = self.running_var = self.latest = None
@@ -110,7 +114,9 @@ class BatchNorm(Module):
         gamma = self.gamma if self.affine else np.ones_like(self.running_var)
         beta = self.beta if self.affine else np.zeros_like(self.running_mean)
         if not self.training or self.frozen_statistics:
-            return F.batch_norm_inference(x, gamma, beta, self.running_mean, self.running_var, self.eps)
+            return F.batch_norm_inference(
+                x, gamma, beta, self.running_mean, self.running_var, self.eps
+            )
         return self._normalize(x, gamma, beta)
 
     def _checked(self, x):
@@ -121,27 +127,35 @@ class BatchNorm(Module):
             self.create_parameters()
         features = len(self.running_mean) if self.built else "features"
         if len(shape) not in (2, 4) or shape[1] != features:
-            raise ValueError(f"{self.label} expects inputs of shape (n, {features}) or (n, {features}, height, width), "
-                             f"got {shape}")
-        return x if x.dtype == self.running_mean.dtype else converted(x, self.running_mean.dtype, self)
+            raise ValueError(f"{self.label} expects inputs of shape (n, {features}) or (n, "
+                             f"{features}, height, width), got {shape}")
+        return (
+            x if x.dtype == self.running_mean.dtype else converted(x, self.running_mean.dtype, self)
+        )
 
     def _normalize(self, x, gamma, beta):
         """Normalise a batch, or each ghost batch in it, by its own statistics and keep them."""
         size = self.ghost_batch_size
-        if size and len(x) > size + 1:  # in halves, again and again: the gradient of each cut is as large as what was cut
+        # in halves, again and again: the gradient of each cut is as large as what was cut
+        if size and len(x) > size + 1:
             half = (len(x) // size + 1) // 2 * size
-            return F.concatenate([self._normalize(part, gamma, beta) for part in (x[:half], x[half:])])
+            return F.concatenate(
+                [self._normalize(part, gamma, beta) for part in (x[:half], x[half:])]
+            )
         n = x.size // len(self.running_mean)
         if n < 2:
-            raise ValueError(f"{self.label} got {n} sample per channel (input shape {x.shape}) in training mode, and one "
-                             "sample has no variance: use a larger batch, or model.eval() for single samples")
+            raise ValueError(f"{self.label} got {n} sample per channel (input shape {x.shape}) in "
+                             "training mode, and one sample has no variance: use a larger batch, "
+                             "or model.eval() for single samples")
         function = F.batch_norm if self.fused else F.batch_norm_composed
         y, mean, var = function(x, gamma, beta, self.eps)
         self._update(mean, var, n)
         return y
 
     def _update(self, mean, var, n):
-        """Move the running statistics towards those of one batch of n numbers per feature, its variance made unbiased."""
+        """Move the running statistics towards those of one batch of n numbers per feature, its
+        variance made unbiased.
+        """
         updates = np.asarray(self.updates + 1)
         m = 1 / int(updates) if self.momentum is None else self.momentum
         own = vars(self)  # quicker than to assign attributes, which are checked
@@ -150,18 +164,21 @@ class BatchNorm(Module):
         own["running_var"] = (1 - m) * self.running_var + m * n / (n - 1) * var
 
     def fold(self, dense):
-        """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine in evaluation mode.
+        """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine
+        in evaluation mode.
 
-        Both stay as they are. Raises ValueError if they do not fit together or dense has an activation, RuntimeError
-        if one has no weights yet.
+        Both stay as they are. Raises ValueError if they do not fit together or dense has an
+        activation, RuntimeError if one has no weights yet.
         """
         activation = getattr(dense, "activation", "none of a Dense")
         if activation not in (None, F.linear_activation):
-            raise ValueError(f"{self.label} can be folded only into a Dense without activation right before it, got {dense!r}")
+            raise ValueError(f"{self.label} can be folded only into a Dense without activation "
+                             f"right before it, got {dense!r}")
         for layer in dense, self:
             layer.parameters()  # complains if there are none yet
         if dense.units != len(self.running_mean):
-            raise ValueError(f"{dense.label} gives {dense.units} outputs, {self.label} takes {len(self.running_mean)}")
+            raise ValueError(f"{dense.label} gives {dense.units} outputs, {self.label} takes "
+                             f"{len(self.running_mean)}")
         gamma, beta = (self.gamma.data, self.beta.data) if self.affine else (1.0, 0.0)
         bias = dense.bias.data if dense.use_bias else 0.0
         scale = gamma / np.sqrt(self.running_var + self.eps)
@@ -176,12 +193,14 @@ class BatchNorm(Module):
 
 
 class LayerNorm(Module):
-    """Layer Normalization (Ba, Kiros and Hinton 2016): the formula of BatchNorm along the other axis.
+    """Layer Normalization (Ba, Kiros and Hinton 2016): the formula of BatchNorm along the other
+    axis.
 
-    Each sample is normalised over its own features: no running statistics, no difference between training and
-    evaluation, and a batch of one works. affine: whether gamma and beta (features,) are learned.
-    Input (n, features); of (n, ..., features) each row along the last axis is normalised by itself, so put Flatten()
-    before it to normalise whole images. Raises ValueError for another number of features.
+    Each sample is normalised over its own features: no running statistics, no difference between
+    training and evaluation, and a batch of one works. affine: whether gamma and beta (features,)
+    are learned. Input (n, features); of (n, ..., features) each row along the last axis is
+    normalised by itself, so put Flatten() before it to normalise whole images. Raises ValueError
+    for another number of features.
     """
 
     built = False
@@ -214,27 +233,37 @@ class LayerNorm(Module):
             raise ValueError(f"{self.label} expects inputs of shape (n, {features}), got {shape}")
         dtype = self.gamma.dtype if self.affine else np.result_type(x.dtype, np.float32)
         gamma, beta = (self.gamma, self.beta) if self.affine else (1.0, 0.0)
-        return F.layer_norm(x if x.dtype == dtype else converted(x, dtype, self), gamma, beta, self.eps)
+        return F.layer_norm(
+            x if x.dtype == dtype else converted(x, dtype, self), gamma, beta, self.eps
+        )
 
     def __repr__(self):
         return f"LayerNorm({self.input_shape[-1] if self.input_shape else ''})"
 
 
 def estimate_population_statistics(model, x, batch_size=256):
-    """Set all running statistics of model's BatchNorms to averages over the whole of x, instead of the latest batches.
+    """Set all running statistics of model's BatchNorms to averages over the whole of x, instead of
+    the latest batches.
 
-    Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the unbiased batch
-    variances. x: training inputs (n, ...), cut into batches of at least batch_size. Only BatchNorm works in training
-    mode meanwhile; no weight changes. Statistics that are frozen are set too, as this asks for it, and stay frozen.
+    Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the
+    unbiased batch variances. x: training inputs (n, ...), cut into batches of at least batch_size.
+    Only BatchNorm works in training mode meanwhile; no weight changes. Statistics that are frozen
+    are set too, as this asks for it, and stay frozen.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
-    settings = {"momentum": None, "updates": np.zeros((), np.int64), "frozen_statistics": False, "latest": None}
+    settings = {
+        "momentum": None,
+        "updates": np.zeros((), np.int64),
+        "frozen_statistics": False,
+        "latest": None,
+    }
     before = [{name: getattr(layer, name) for name in settings} for layer in layers]
     with evaluation(model), no_grad():
         for layer in layers:
             vars(layer).update(settings, training=True)
         try:
-            for xb in np.array_split(x, max(1, len(x) // batch_size)):  # alike in size, as each counts the same
+            # alike in size, as each counts the same
+            for xb in np.array_split(x, max(1, len(x) // batch_size)):
                 model(xb)
             for layer in layers:
                 layer.estimated = True

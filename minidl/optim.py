@@ -17,21 +17,24 @@ SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its ari
 
 
 class Optimizer:
-    """What all optimizers share. lr: a number, or a schedule (see `schedules.py`); may be set anew at any time.
+    """What all optimizers share. lr: a number, or a schedule (see `schedules.py`); may be set anew
+    at any time.
 
-    learning_rate: another name for lr, Keras' own; as an argument it takes the place of lr.
-    float16 parameters are updated with float32 arithmetic, and what is kept of them is float32.
-    steps: how often step() was called. updates: how often each parameter was changed by it. state: for each name
-    in kept, a list with one array per parameter, 0 at the start.
+    learning_rate: another name for lr, Keras' own; as an argument it takes the place of lr. float16
+    parameters are updated with float32 arithmetic, and what is kept of them is float32. steps: how
+    often step() was called. updates: how often each parameter was changed by it. state: for each
+    name in kept, a list with one array per parameter, 0 at the start.
 
-    Where something is kept, small parameters that follow one another are moved into one vector, of which their `.data`
-    are then views, and so is their state: one sweep updates them all. Whoever gives them new arrays only loses speed.
+    Where something is kept, small parameters that follow one another are moved into one vector, of
+    which their `.data` are then views, and so is their state: one sweep updates them all. Whoever
+    gives them new arrays only loses speed.
     """
 
     def __new__(cls, *arguments, **options):
         for name in options:
             if name in habits.OPTIMIZER:
-                raise TypeError(f"{cls.__name__} has no argument {name!r}: {habits.OPTIMIZER[name]}")
+                raise TypeError(f"{cls.__name__} has no argument {name!r}: "
+                                f"{habits.OPTIMIZER[name]}")
         return super().__new__(cls)
 
     def __init__(self, parameters, lr, kept=(), learning_rate=None):
@@ -39,8 +42,9 @@ class Optimizer:
         if not callable(lr):
             check_number("the learning rate", lr, above=0, hint="0.1 for example, or a schedule")
         if isinstance(parameters, Real):
-            raise TypeError(f"{type(self).__name__}'s first argument is a list of parameters, model.parameters(); "
-                            f"name the learning rate: {type(self).__name__}(lr={parameters})")
+            raise TypeError(f"{type(self).__name__}'s first argument is a list of parameters, "
+                            "model.parameters(); name the learning rate: "
+                            f"{type(self).__name__}(lr={parameters})")
         self.lr = lr
         self.kept = kept
         self.parameters = None
@@ -60,12 +64,18 @@ class Optimizer:
         self.lr = lr
 
     def attach(self, parameters):
-        """Take over the parameters to train, and start afresh; the same one twice counts once. Returns self."""
+        """Take over the parameters to train, and start afresh; the same one twice counts once.
+        Returns self.
+        """
         self.parameters = _listed(parameters)
         self.steps = 0
         self.updates = [0] * len(self.parameters)
-        self.state = {name: [np.zeros(p.shape, _state_dtype(p)) for p in self.parameters] for name in self.kept}
-        self._blocks = [self._block(start, stop) for start, stop in _runs(self.parameters)] if self.kept else []
+        self.state = {
+            name: [np.zeros(p.shape, _state_dtype(p)) for p in self.parameters]
+            for name in self.kept
+        }
+        runs = _runs(self.parameters) if self.kept else []
+        self._blocks = [self._block(start, stop) for start, stop in runs]
         places = range(len(self.parameters))
         self._alone = [i for i in places if not any(i in block.places for block in self._blocks)]
         self._arrays = [p.data for p in self.parameters]  # what `state` fits, see `_refitted`
@@ -82,12 +92,18 @@ class Optimizer:
     def step(self):
         """Update every parameter that has a gradient, unless its requires_grad is False.
 
-        Raises ValueError for a gradient of another shape than its parameter's; then nothing is updated.
+        Raises ValueError for a gradient of another shape than its parameter's; then nothing is
+        updated.
         """
         parameters, lr = self._bound(), self.current_lr
         gradients = [p.grad if p.requires_grad else None for p in parameters]
-        if changed_since(self._last) or [None if g is None else g.shape for g in gradients] != self._shapes:
-            gradients = [self._refitted(i, p, g) for i, (p, g) in enumerate(zip(parameters, gradients))]
+        if (
+            changed_since(self._last)
+            or [None if g is None else g.shape for g in gradients] != self._shapes
+        ):
+            gradients = [
+                self._refitted(i, p, g) for i, (p, g) in enumerate(zip(parameters, gradients))
+            ]
         self._last = mark_changed(parameters)
         for block in self._blocks:
             self._update_together(block, gradients, lr)
@@ -95,24 +111,29 @@ class Optimizer:
         self.steps += 1
 
     def _refitted(self, i, p, g):
-        """The gradient g of parameter i, checked; takes over the parameter's array, which may be a new one."""
+        """The gradient g of parameter i, checked; takes over the parameter's array, which may be a
+        new one.
+        """
         if g is None:
             self._shapes[i] = None
             return None
         for name, arrays in self.state.items():
             if arrays[i].shape != p.shape:
                 raise ValueError(
-                    f"parameter {i} had shape {arrays[i].shape} when this {type(self).__name__} took it over, now it has "
-                    f"{p.shape}: attach the parameters anew, optimizer.attach(model.parameters())")
+                    f"parameter {i} had shape {arrays[i].shape} when this {type(self).__name__} "
+                    f"took it over, now it has {p.shape}: attach the parameters anew, "
+                    "optimizer.attach(model.parameters())")
             if arrays[i].dtype != _state_dtype(p):  # after model.astype
                 arrays[i] = arrays[i].astype(_state_dtype(p))
         if g.shape != p.shape:
             raise ValueError(
-                f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: nothing was updated. "
-                "backward() sets gradients of the right shape; check who assigned p.grad or p.data")
+                f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: "
+                "nothing was updated. backward() sets gradients of the right shape; check who "
+                "assigned p.grad or p.data")
         self._arrays[i] = p.data
         self._state_of[i] = [arrays[i] for arrays in self.state.values()]
-        if p.dtype is HALF:  # its squares overflow above 255; without a shape it comes here at every step
+        # its squares overflow above 255; without a shape it comes here at every step
+        if p.dtype is HALF:
             return g.astype(np.float32)
         self._shapes[i] = p.shape
         return g
@@ -137,10 +158,17 @@ class Optimizer:
         return _Block(range(start, stop), data, vectors)
 
     def _update_together(self, block, gradients, lr):
-        """One update for the parameters of a block if all are to be updated as often, each alone if not."""
+        """One update for the parameters of a block if all are to be updated as often, each alone if
+        not.
+        """
         places, updates = block.places, self.updates
-        together = [gradients[i].reshape(-1) for i in places
-                    if gradients[i] is not None and self._arrays[i].base is block.data and updates[i] == updates[places[0]]]
+        together = [
+            gradients[i].reshape(-1)
+            for i in places
+            if gradients[i] is not None
+            and self._arrays[i].base is block.data
+            and updates[i] == updates[places[0]]
+        ]
         if len(together) < len(places):
             return self._update_alone(places, gradients, lr)
         for i in places:
@@ -149,18 +177,25 @@ class Optimizer:
 
     @property
     def current_lr(self):
-        """The learning rate of the next step. Raises ValueError for one that is negative or not finite."""
+        """The learning rate of the next step.
+
+        Raises ValueError for one that is negative or not finite.
+        """
         # As a Python float: a NumPy float64 would turn float32 arithmetic into float64.
         try:
             rate = float(self.lr(self.steps) if callable(self.lr) else self.lr)
         except (TypeError, ValueError):
-            raise ValueError(f"a learning rate is a number or a schedule, a function of the step; got {self.lr!r}") from None
+            raise ValueError("a learning rate is a number or a schedule, a function of the step; "
+                             f"got {self.lr!r}") from None
         if not 0 <= rate < math.inf:
-            raise ValueError(f"a learning rate must be finite and not negative: {self.lr!r} gives {rate} at step {self.steps}")
+            raise ValueError(f"a learning rate must be finite and not negative: {self.lr!r} gives "
+                             f"{rate} at step {self.steps}")
         return rate
 
     def state_dict(self):
-        """A copy of the state: "steps", "updates" and "velocity.0" or the like; not the settings, such as lr and momentum."""
+        """A copy of the state: "steps", "updates" and "velocity.0" or the like; not the settings,
+        such as lr and momentum.
+        """
         arrays = {name: a.copy() for name, a in self._named_state().items()}
         return {"steps": np.array(self.steps), "updates": np.array(self.updates), **arrays}
 
@@ -171,16 +206,21 @@ class Optimizer:
     def load_state_dict(self, state):
         """Take over the state of an optimizer with the same settings, to go on exactly as it would.
 
-        Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed then.
+        Raises ValueError naming every missing, unexpected or wrong-shaped entry; nothing is changed
+        then.
         """
-        own, given = ({name: f"shape {np.shape(a)}" for name, a in d.items()} for d in (self.state_dict(), state))
+        own, given = (
+            {name: f"shape {np.shape(a)}" for name, a in d.items()}
+            for d in (self.state_dict(), state)
+        )
         from .files import clean
         faults = [f"{clean(name, 80)}: "
                   f"expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
             faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
-            raise ValueError(f"this is not the state of {type(self).__name__} with these parameters; {'; '.join(faults)}")
+            raise ValueError(f"this is not the state of {type(self).__name__} with these "
+                             f"parameters; {'; '.join(faults)}")
         arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
         for name, a in arrays.items():
@@ -196,7 +236,8 @@ class Optimizer:
     def update(self, p, g, state, t, lr):
         """Change the array p in place, given its gradient g. Each optimizer has its own.
 
-        state: p's arrays of the names in kept, to be changed in place as well. t: which update of p this is, from 1.
+        state: p's arrays of the names in kept, to be changed in place as well. t: which update of p
+        this is, from 1.
         """
         raise NotImplementedError
 
@@ -207,16 +248,18 @@ habits.teach(Optimizer, habits.OPTIMIZER)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: v = momentum v + g, p = p - lr v.
 
-    nesterov: steps by lr (g + momentum v), the gradient seen from where the momentum leads (Sutskever et
-    al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
+    nesterov: steps by lr (g + momentum v), the gradient seen from where the momentum leads
+    (Sutskever et al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
     """
 
-    def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, *, learning_rate=None):
+    def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, *,
+                 learning_rate=None):
         check_number("momentum", momentum, least=0, below=1)
         check_number("weight_decay", weight_decay, least=0)
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum, 0.9 say")
-        self.momentum = float(momentum)  # not NumPy's float64, which would turn float32 into float64
+        # not NumPy's float64, which would turn float32 into float64
+        self.momentum = float(momentum)
         self.nesterov = nesterov
         self.weight_decay = float(weight_decay)
         super().__init__(parameters, lr, ["velocity"] if momentum else [], learning_rate)
@@ -227,8 +270,8 @@ class SGD(Optimizer):
             g = g + self.weight_decay * p
         if self.momentum:
             if not state:
-                raise ValueError("this SGD was made without momentum and keeps no velocity: make a new one, "
-                                 f"SGD(lr=..., momentum={self.momentum})")
+                raise ValueError("this SGD was made without momentum and keeps no velocity: make a "
+                                 f"new one, SGD(lr=..., momentum={self.momentum})")
             v, = state
             v *= self.momentum
             v += g
@@ -252,7 +295,8 @@ class Adagrad(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """RMSprop (Tieleman and Hinton 2012): v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) + eps).
+    """RMSprop (Tieleman and Hinton 2012): v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) +
+    eps).
 
     As in PyTorch; Keras has alpha = 0.9, called rho, and an eps of 1e-7 under the root.
     """
@@ -275,14 +319,18 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1): steps scaled by running moments of the gradient.
 
-    p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps until now, the older
-    ones with weights that fall as b1^k and b2^k. Kept are the sums with these weights, m = b1 m + g and
-    v = b2 v + g^2: the paper's m and v, without their factors (1 - b1) and (1 - b2).
+    p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps until
+    now, the older ones with weights that fall as b1^k and b2^k. Kept are the sums with these
+    weights, m = b1 m + g and v = b2 v + g^2: the paper's m and v, without their factors (1 - b1)
+    and (1 - b2).
     """
 
-    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, *, learning_rate=None):
+    def __init__(
+        self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, *, learning_rate=None
+    ):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas are two numbers from 0 up to but not 1, (0.9, 0.999) for example; got {betas!r}")
+            raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
+                             f"example; got {betas!r}")
         for beta in betas:
             check_number("each of the betas", beta, least=0, below=1)
         check_number("eps", eps, least=0)
@@ -291,14 +339,18 @@ class Adam(Optimizer):
         super().__init__(parameters, lr, ["m_sum", "v_sum"], learning_rate)
 
     def update(self, p, g, state, t, lr):
-        """Move m and v, then p. Factors of whole arrays are moved into lr and eps: the fewer passes, the faster."""
+        """Move m and v, then p.
+
+        Factors of whole arrays are moved into lr and eps: the fewer passes, the faster.
+        """
         b1, b2 = self.betas
         m, v = state
         m *= b1
         m += g
         v *= b2
         v += g * g
-        mean, root = (1 - b1) / (1 - b1 ** t), math.sqrt((1 - b2) / (1 - b2 ** t))  # m^ = mean m, sqrt(v^) = root sqrt(v)
+        # m^ = mean m, sqrt(v^) = root sqrt(v)
+        mean, root = (1 - b1) / (1 - b1 ** t), math.sqrt((1 - b2) / (1 - b2 ** t))
         step = np.sqrt(v, out=np.empty_like(v))
         step += self.eps / root
         np.divide(m, step, out=step)
@@ -307,9 +359,12 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay apart from the gradient, p = (1 - lr weight_decay) p (Loshchilov and Hutter 2019)."""
+    """Adam with weight decay apart from the gradient, p = (1 - lr weight_decay) p (Loshchilov and
+    Hutter 2019).
+    """
 
-    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, *, learning_rate=None):
+    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
+                 *, learning_rate=None):
         check_number("weight_decay", weight_decay, least=0)
         self.weight_decay = float(weight_decay)
         super().__init__(parameters, lr, betas, eps, learning_rate=learning_rate)
@@ -324,7 +379,8 @@ OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, 
 
 
 def clip_grad_norm(parameters, max_norm):
-    """Scale all gradients by one factor so that their joint Euclidean norm is at most max_norm; returns the norm before.
+    """Scale all gradients by one factor so that their joint Euclidean norm is at most max_norm;
+    returns the norm before.
 
     To be called between backward() and step(). Pascanu et al. 2013, algorithm 1.
     Raises ValueError if a gradient is not finite: no factor would help, and no gradient is changed.
@@ -334,7 +390,8 @@ def clip_grad_norm(parameters, max_norm):
     # In float64, where squares of float32 numbers neither overflow nor vanish.
     norm = math.hypot(*(np.linalg.norm(p.grad.astype(np.float64)) for p in parameters))
     if not math.isfinite(norm):
-        raise ValueError(f"the norm of the gradients is {norm}: training has diverged. Try a smaller learning rate")
+        raise ValueError(f"the norm of the gradients is {norm}: training has diverged. Try a "
+                         "smaller learning rate")
     if norm > max_norm:
         for p in parameters:
             p.grad = p.grad * (float(max_norm) / norm)
@@ -342,23 +399,37 @@ def clip_grad_norm(parameters, max_norm):
 
 
 def check_number(name, value, least=None, above=None, below=None, hint=None):
-    """ValueError in words unless value is a finite number, at least or above one bound and below another."""
-    number = isinstance(value, Real) and not isinstance(value, bool) or isinstance(value, np.ndarray) and value.ndim == 0
+    """ValueError in words unless value is a finite number, at least or above one bound and below
+    another.
+    """
+    number = (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        or isinstance(value, np.ndarray)
+        and value.ndim == 0
+    )
     if (not number or not math.isfinite(value) or least is not None and value < least
             or above is not None and value <= above or below is not None and value >= below):
-        bounds = [f"at least {least}" if least is not None else "", f"above {above}" if above is not None else "",
+        bounds = ["at least "
+                  f"{least}" if least is not None else "", "above "
+                                                           f"{above}" if above is not None else "",
                   f"below {below}" if below is not None else ""]
-        raise ValueError(f"{name} must be a number {' and '.join(filter(None, bounds))}, got {value!r}"
+        raise ValueError(f"{name} must be a number {' and '.join(filter(None, bounds))}, got "
+                         f"{value!r}"
                          + (f"; {hint}" if hint else ""))
 
 
 def _state_dtype(p):
-    """The dtype of what is kept of a parameter: its own, but float32 for float16, in which an average stands still."""
+    """The dtype of what is kept of a parameter: its own, but float32 for float16, in which an
+    average stands still.
+    """
     return np.dtype(np.float32) if p.dtype is HALF else p.dtype
 
 
 class _Block(NamedTuple):
-    """Small parameters side by side: their places, the vector of their numbers, the vectors of their state."""
+    """Small parameters side by side: their places, the vector of their numbers, the vectors of
+    their state.
+    """
 
     places: range
     data: np.ndarray
@@ -366,7 +437,9 @@ class _Block(NamedTuple):
 
 
 def _runs(parameters):
-    """[(start, stop)] of neighbours of one dtype that are small, taken together; none if any two share memory."""
+    """[(start, stop)] of neighbours of one dtype that are small, taken together; none if any two
+    share memory.
+    """
     spans = sorted(_span(p.data) for p in parameters)
     if any(start < end for (_, end), (start, _) in zip(spans, spans[1:])):
         return []
@@ -384,7 +457,9 @@ def _span(array):
     """Where in memory an array begins and ends, in bytes."""
     ways = [(n - 1) * step for n, step in zip(array.shape, array.strides)]
     first = array.__array_interface__["data"][0]
-    return first + sum(way for way in ways if way < 0), first + sum(way for way in ways if way > 0) + array.itemsize
+    return first + sum(way for way in ways if way < 0), first + sum(
+        way for way in ways if way > 0
+    ) + array.itemsize
 
 
 def _joined(arrays):
@@ -400,7 +475,8 @@ def _listed(parameters):
     """The parameters as a list, each once."""
     module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
     if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
-        raise TypeError(f"expected a list of parameters, as model.parameters() gives it, got a {type(parameters).__name__}")
+        raise TypeError("expected a list of parameters, as model.parameters() gives it, got a "
+                        f"{type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):
         kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"

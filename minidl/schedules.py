@@ -1,4 +1,5 @@
-"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that give the rate of the next step.
+"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that give the rate
+of the next step.
 
 `optim.SGD(lr=WarmUp(CosineDecay(0.1, steps=900), steps=100))`; any other function will do as well.
 They remember nothing: a stopped run goes on with the number of its steps alone.
@@ -11,7 +12,10 @@ from numbers import Real
 
 @dataclass(frozen=True)
 class Schedule:
-    """What all schedules have: lr, the largest rate, and steps. Raises ValueError for a number that is not positive."""
+    """What all schedules have: lr, the largest rate, and steps.
+
+    Raises ValueError for a number that is not positive.
+    """
 
     lr: float
     steps: int
@@ -19,15 +23,19 @@ class Schedule:
     def __post_init__(self):
         for name, value in vars(self).items():
             if callable(value) and not isinstance(self, WarmUp):
-                raise ValueError(f"{type(self).__name__} takes a rate, not a schedule: WarmUp is what goes around another one")
+                raise ValueError(f"{type(self).__name__} takes a rate, not a schedule: WarmUp is "
+                                 "what goes around another one")
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not callable(value) and not (number and 0 < value < math.inf):
-                raise ValueError(f"{type(self).__name__} needs a positive, finite number as {name}, got {value!r}")
+                raise ValueError(f"{type(self).__name__} needs a positive, finite number as "
+                                 f"{name}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """lr, smoothly reduced by factor in the course of so many steps, and again in the next: lr * factor ** (step / steps)."""
+    """lr, smoothly reduced by factor in the course of so many steps, and again in the next: lr *
+    factor ** (step / steps).
+    """
 
     factor: float = 0.1
 
@@ -36,21 +44,28 @@ class ExponentialDecay(Schedule):
 
 
 class StepDecay(ExponentialDecay):
-    """lr, multiplied by factor after every so many steps, all at once: lr * factor ** (step // steps)."""
+    """lr, multiplied by factor after every so many steps, all at once: lr * factor ** (step //
+    steps).
+    """
 
     def __call__(self, step):
         return self.lr * self.factor ** (step // self.steps)
 
 
 class CosineDecay(Schedule):
-    """From lr to 0 in so many steps, along half a cosine wave (Loshchilov and Hutter 2017, one period); then 0."""
+    """From lr to 0 in so many steps, along half a cosine wave (Loshchilov and Hutter 2017, one
+    period); then 0.
+    """
 
     def __call__(self, step):
         return _cosine(self.lr, 0, step / self.steps)
 
 
 class WarmUp(Schedule):
-    """A straight line up to lr, which step `steps` has (Goyal et al. 2017). lr: a rate to stay at, or a schedule to start."""
+    """A straight line up to lr, which step `steps` has (Goyal et al.
+
+    2017). lr: a rate to stay at, or a schedule to start.
+    """
 
     def __call__(self, step):
         rate = self.lr(max(step - self.steps, 0)) if callable(self.lr) else self.lr
@@ -58,9 +73,11 @@ class WarmUp(Schedule):
 
 
 class OneCycle(Schedule):
-    """Up from lr / 25 to lr in 30 % of the steps, then down to lr / 250,000, both along half a cosine wave.
+    """Up from lr / 25 to lr in 30 % of the steps, then down to lr / 250,000, both along half a
+    cosine wave.
 
-    Smith and Topin 2018, in PyTorch's form: the last of the `steps` steps has the lowest rate, the momentum stays.
+    Smith and Topin 2018, in PyTorch's form: the last of the `steps` steps has the lowest rate, the
+    momentum stays.
     """
 
     def __call__(self, step):

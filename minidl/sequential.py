@@ -56,11 +56,12 @@ class _OfTheClass(classmethod):
 class Sequential(Module):
     """A model whose layers feed one another.
 
-    layers: a list of Modules. seed: where initial weights, shuffling and dropout come from, as three
-    independent streams. Layers without random weights draw nothing, so inserting BatchNorm() leaves all Dense
-    weights and the order of the batches as they were. The weights are made when the input's shape is
-    known: from the first layer's input_shape, from build(), or from the first data. Call build() before you use the layers
-    one by one: a layer that no model has called draws from no seed.
+    layers: a list of Modules. seed: where initial weights, shuffling and dropout come from, as
+    three independent streams. Layers without random weights draw nothing, so inserting BatchNorm()
+    leaves all Dense weights and the order of the batches as they were. The weights are made when
+    the input's shape is known: from the first layer's input_shape, from build(), or from the first
+    data. Call build() before you use the layers one by one: a layer that no model has called draws
+    from no seed.
 
     `layers` is a list that may be changed; what is new in it is named, drawn from the seed and
     checked at the next use. Compile again afterwards. model[0] is the first layer, model[:-1] a
@@ -124,7 +125,8 @@ class Sequential(Module):
             self.layers.pop()
             raise
         if self.optimizer is not None:
-            self.optimizer.parameters = None  # when it is compiled again, it takes over the new layer's, too
+            # when it is compiled again, it takes over the new layer's, too
+            self.optimizer.parameters = None
         self.optimizer = self.loss = None
 
     def _check(self, layer):
@@ -164,7 +166,10 @@ class Sequential(Module):
                     module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
 
     def forward(self, x):
-        """Send x through all layers. A layer's complaint is passed on with where its input came from."""
+        """Send x through all layers.
+
+        A layer's complaint is passed on with where its input came from.
+        """
         if self.known_layers != self.layers:
             self.settle_new_layers()
         first = x
@@ -240,13 +245,15 @@ class Sequential(Module):
         return saving.load(path, Sequential)
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=()):
-        """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions.
+        """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or
+        functions.
 
-        Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy" and
-        "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax. Returns self.
+        Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy"
+        and "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
+        Returns self.
 
-        Compile again after the layers have changed: if the optimizer is the one of the latest fit, it
-        takes over the Parameters that the model has now, and starts afresh.
+        Compile again after the layers have changed: if the optimizer is the one of the latest fit,
+        it takes over the Parameters that the model has now, and starts afresh.
         """
         for name, value in (("optimizer", optimizer), ("loss", loss)):
             if value is None:
@@ -259,28 +266,36 @@ class Sequential(Module):
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
 
-    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0, validation_data=None,
+    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0,
+            validation_data=None,
             shuffle=True, initial_epoch=0):
         """Train; returns a History. The arguments are those of Keras; see `training.fit`.
 
-        validation_split: the share of the samples, the last ones, to validate on instead of training.
+        validation_split: the share of the samples, the last ones, to validate on instead of
+        training.
         """
         self._need_compile()
         shuffle = as_flag("shuffle")(shuffle)
         if validation_split != 0 and validation_data is None:
             from .checks import hold_out
             (x, y), validation_data = hold_out(x, y, validation_split)
-        return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs, batch_size=batch_size,
-                            metrics=self.metrics, callbacks=callbacks, validation_data=validation_data,
-                            rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch, verbose=verbose)
+        return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs,
+                            batch_size=batch_size,
+                            metrics=self.metrics, callbacks=callbacks,
+                            validation_data=validation_data,
+                            rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch,
+                            verbose=verbose)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
-        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict, or the loss alone.
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict,
+        or the loss alone.
 
         verbose is there for Keras' sake: this is over before a bar could be read.
         """
         self._need_compile()
-        scores = training.evaluate(self, x, y, loss=self.loss, metrics=self.metrics, batch_size=batch_size)
+        scores = training.evaluate(
+            self, x, y, loss=self.loss, metrics=self.metrics, batch_size=batch_size
+        )
         return scores if return_dict else list(scores.values()) if self.metrics else scores["loss"]
 
     def predict(self, x, batch_size=256, verbose=0):
@@ -288,7 +303,8 @@ class Sequential(Module):
         return training.predict(self, x, batch_size)
 
     def save_checkpoint(self, path, epochs):
-        """Write all that a run needs to go on as if it had never stopped: see `checkpoints.py`. epochs: how many are done.
+        """Write all that a run needs to go on as if it had never stopped: see `checkpoints.py`.
+        epochs: how many are done.
 
         After each of them: fit(..., callbacks=[LambdaCallback(
             on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
@@ -299,7 +315,9 @@ class Sequential(Module):
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
-        """Take over such a file; gives the epochs done: fit(x, y, epochs=10, initial_epoch=model.load_checkpoint(path))."""
+        """Take over such a file; gives the epochs done: fit(x, y, epochs=10,
+        initial_epoch=model.load_checkpoint(path)).
+        """
         from . import checkpoints
         self._need_compile()
         self._attach()
@@ -314,39 +332,55 @@ class Sequential(Module):
             self.optimizer.attach(to_train(self, self.loss).values())
 
     def explain_batchnorm(self):
-        """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see `inside.explain_batchnorm`."""
+        """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see
+        `inside.explain_batchnorm`.
+        """
         from .inside import explain_batchnorm
         explain_batchnorm(self)
 
     def summary(self):
-        """Print layers, output shapes and parameter counts, as Keras does. RuntimeError before the input's shape is known."""
+        """Print layers, output shapes and parameter counts, as Keras does.
+
+        RuntimeError before the input's shape is known.
+        """
         from .console import table
         lines = table(self._rows(), left=3)
         rule = "-" * max(map(len, lines))
         trainable = sum(p.size for p in self.parameters() if p.requires_grad)
         total = _size(self)
         print("\n".join([rule, lines[0], rule, *lines[1:], rule, f"Total params: {total:,}",
-                         f"Trainable params: {trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
+                         "Trainable params: "
+                         f"{trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
 
     def _rows(self):
         """The table of summary(): name, output shape, number of parameters of each layer."""
         if self.input_shape is None:
-            raise RuntimeError("summary() needs the shape of the input: give the first layer input_shape, call "
-                               "model.build(input_shape), or send one batch through first")
+            raise RuntimeError("summary() needs the shape of the input: give the first layer "
+                               "input_shape, call model.build(input_shape), or send one batch "
+                               "through first")
         rows = [("Layer (type)", "Output Shape", "Param #")]
         self.settle_new_layers()
         x = np.zeros((1, *self.input_shape), np.float32)
         with evaluation(self), no_grad():
             for layer in self.layers:
                 x = layer(x)
-                rows.append((f"{layer.name} ({type(layer).__name__})", str((None, *x.shape[1:])), f"{_size(layer):,}"))
+                rows.append(
+                    (
+                        f"{layer.name} ({type(layer).__name__})",
+                        str((None, *x.shape[1:])),
+                        f"{_size(layer):,}",
+                    )
+                )
         return rows
 
     def _need_compile(self):
         if self.loss is None or self.optimizer is None:
-            raise RuntimeError("the model is not compiled: call model.compile(optimizer=..., loss=..., metrics=[...]) first")
+            raise RuntimeError("the model is not compiled: call model.compile(optimizer=..., "
+                               "loss=..., metrics=[...]) first")
 
 
 def _size(module):
-    """How many numbers a module holds, as Keras counts: without integers such as BatchNorm's count of its updates."""
+    """How many numbers a module holds, as Keras counts: without integers such as BatchNorm's count
+    of its updates.
+    """
     return sum(a.size for a in [*module.parameters(), *module.buffers()] if a.dtype.kind == "f")

@@ -1,11 +1,12 @@
-"""The engine: a Tensor remembers which op made it, so that a gradient can walk back through the ops.
+"""The engine: a Tensor remembers which op made it, so that a gradient can walk back through the
+ops.
 
 Convention for every op: positional arguments are differentiable, keyword arguments are constants.
 Arrays in, array out; any Tensor in, Tensor out. A vector-Jacobian product (VJP) takes `g`, the
-incoming gradient, and names what else it reads: `y`, the output, `x` or `a, b`, the inputs, `x_shape`
-or `x_dtype` where that is all it needs, constants. The forward pass keeps just that. A VJP uses
-operators and minidl's own functions, never `np.*` on an operand: then the same line runs on arrays
-(fast, first order) and on Tensors (when a gradient is itself differentiated).
+incoming gradient, and names what else it reads: `y`, the output, `x` or `a, b`, the inputs,
+`x_shape` or `x_dtype` where that is all it needs, constants. The forward pass keeps just that. A
+VJP uses operators and minidl's own functions, never `np.*` on an operand: then the same line runs
+on arrays (fast, first order) and on Tensors (when a gradient is itself differentiated).
 
 `sum`, `max`, `min` and `abs` are those of this file here, not Python's own.
 """
@@ -21,14 +22,17 @@ import numpy as np
 
 from . import habits
 
-# A context variable is one per thread, so that two threads of a sweep do not switch each other's recording off.
+# A context variable is one per thread, so that two threads of a sweep do not switch each other's
+# recording off.
 recording = ContextVar("recording", default=True)
-watchers = ContextVar("watchers", default=())  # who looks on at every backward(): see `inside.record`
+# who looks on at every backward(): see `inside.record`
+watchers = ContextVar("watchers", default=())
 clock = count(1)  # numbers results, and changes of arrays in place, in the order of their making
 latest_change = 0  # by the clock: while no leaf changes, the walk need not look for changes
 FREED = ("freed",)
-# glibc gives each array above a threshold back to the system, and the next one costs a page fault for every 4 kB: 20 to
-# 33 % of a step with batches of 2,048. The threshold rises to the size of what is freed, here 32 MB, never written to.
+# glibc gives each array above a threshold back to the system, and the next one costs a page fault
+# for every 4 kB: 20 to 33 % of a step with batches of 2,048. The threshold rises to the size of
+# what is freed, here 32 MB, never written to.
 np.empty(8_000_000, np.float32)
 new = object.__new__  # quicker than the constructor, for the Tensor that every op makes
 HALF = np.dtype(np.float16)
@@ -51,10 +55,10 @@ class Tensor:
     data: any array-like. Python numbers and lists become float32; NumPy arrays keep their dtype.
     requires_grad: whether `backward()` shall fill `.grad` (an array of the same shape, or None).
 
-    The array of a recorded result is read-only, since the backward pass may need it. `node` is the place
-    of a result in its graph, None for a leaf. `softmax_of` and `sigmoid_of` are the logits that this is the
-    softmax or sigmoid of, or None: losses on probabilities compute with them, exact where a probability is
-    rounded to 0.
+    The array of a recorded result is read-only, since the backward pass may need it. `node` is the
+    place of a result in its graph, None for a leaf. `softmax_of` and `sigmoid_of` are the logits
+    that this is the softmax or sigmoid of, or None: losses on probabilities compute with them,
+    exact where a probability is rounded to 0.
 
     Raises TypeError for data that are not numbers, or a gradient asked for integers.
     """
@@ -76,7 +80,10 @@ class Tensor:
 
     @property
     def data(self):
-        """The values as an array. `p.data -= ...` updates a leaf; a result cannot be given other values."""
+        """The values as an array.
+
+        `p.data -= ...` updates a leaf; a result cannot be given other values.
+        """
         if self.node is None:
             return self._data
         values = self._data.view()
@@ -87,9 +94,9 @@ class Tensor:
     def data(self, values):
         if self.node is not None:
             raise TypeError(
-                f"this Tensor is the result of {self.node.op.name}: its gradient would not know of other "
-                "values. Compute a new Tensor from it, with F.where(mask, values, x) for instance, or use "
-                "x.detach()")
+                f"this Tensor is the result of {self.node.op.name}: its gradient would not know of "
+                "other values. Compute a new Tensor from it, with F.where(mask, values, x) for "
+                "instance, or use x.detach()")
         self._data = _numeric(values)
         mark_changed([self])
 
@@ -143,7 +150,9 @@ class Tensor:
         the gradient needs was changed since the forward pass.
         """
         looking_on = watchers.get()
-        watched = {y.node: y for watcher in looking_on for y in watcher.outputs.values()} if looking_on else ()
+        watched = {}
+        for watcher in looking_on:
+            watched |= {y.node: y for y in watcher.outputs.values()}
         found = walk(self, starting_gradient(self, gradient), watched, free=True)
         if watched:
             found = [(watched.get(x, x), g) for x, g in found]
@@ -155,7 +164,9 @@ class Tensor:
             watcher.after_backward(found)
 
     def __repr__(self):
-        made_by = f", op={self.op.name}" if self.op else ", requires_grad=True" if self.requires_grad else ""
+        made_by = ", requires_grad=True" if self.requires_grad else ""
+        if self.op:
+            made_by = f", op={self.op.name}"
         return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
 
     __dir__ = habits.known_names
@@ -169,23 +180,25 @@ class Tensor:
     def __contains__(self, value): return bool((self._data == plain(value)).any())
 
     def __iter__(self):
-        if self._data.ndim == 0:  # without this method Python would take a scalar for an empty sequence
-            raise TypeError("a Tensor with a single value cannot be iterated over; use x.item() for the number")
+        # without this method Python would take a scalar for an empty sequence
+        if self._data.ndim == 0:
+            raise TypeError("a Tensor with a single value cannot be iterated over; use x.item() "
+                            "for the number")
         return (self[i] for i in range(len(self._data)))
 
     def __format__(self, spec):
         if spec and self._data.size != 1:
             raise TypeError(
-                f"a Tensor of shape {self.shape} cannot be formatted as {spec!r}; a single number can, "
-                "x.mean() or x[0] for instance")
+                f"a Tensor of shape {self.shape} cannot be formatted as {spec!r}; a single number "
+                "can, x.mean() or x[0] for instance")
         return format(self.item(), spec) if spec else str(self)
 
     __hash__ = object.__hash__
 
     # As NumPy sees it: arrays on the left of an operator work, other functions of NumPy refuse.
     def __array__(self, dtype=None, copy=None):
-        raise TypeError("NumPy was given a Tensor: use minidl.functional for a differentiable result, "
-                        "or tensor.data for the plain array")
+        raise TypeError("NumPy was given a Tensor: use minidl.functional for a differentiable "
+                        "result, or tensor.data for the plain array")
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method == "__call__" and not options:
@@ -194,18 +207,20 @@ class Tensor:
             if ufunc in COMPARISONS:
                 return ufunc(*map(plain, inputs))
         if "out" in options:
-            raise TypeError("a Tensor cannot be written into an array, its gradient would be lost: instead of "
-                            "`a += x` write `a = a + x`, or use x.data")
+            raise TypeError("a Tensor cannot be written into an array, its gradient would be lost: "
+                            "instead of `a += x` write `a = a + x`, or use x.data")
         raise _refusal(ufunc.__name__)
 
     def __array_function__(self, function, types, arguments, options):
-        if function in (np.shape, np.ndim, np.size):  # they look at the values, and have no gradient
+        # they look at the values, and have no gradient
+        if function in (np.shape, np.ndim, np.size):
             return function(*map(plain, arguments), **options)
         raise _refusal(function.__name__)
 
     def __setitem__(self, index, value):
-        raise TypeError("a Tensor cannot be changed in place: its old values may be needed for the gradient. "
-                        "Build a new one with F.where(mask, value, x), or change x.data before it is used")
+        raise TypeError("a Tensor cannot be changed in place: its old values may be needed for the "
+                        "gradient. Build a new one with F.where(mask, value, x), or change x.data "
+                        "before it is used")
 
     # Arithmetic: the functions are below, in this file.
     def __add__(self, b) -> "Tensor": return add(self, b)
@@ -256,7 +271,9 @@ habits.teach(Tensor, habits.TENSOR)
 
 
 def mark_changed(leaves):
-    """Note that the arrays of these Tensors change now: a graph that needs the old values is of no use. Returns the time."""
+    """Note that the arrays of these Tensors change now: a graph that needs the old values is of no
+    use. Returns the time.
+    """
     global latest_change
     latest_change = next(clock)
     for x in leaves:
@@ -285,14 +302,16 @@ def _numeric(data):
 
 def _refuse_leaf(x):
     if x.requires_grad and x.node is None:
-        raise TypeError("p -= ... would make a new Tensor and leave the parameter as it is: write p.data -= lr * p.grad")
+        raise TypeError("p -= ... would make a new Tensor and leave the parameter as it is: write "
+                        "p.data -= lr * p.grad")
     return NotImplemented
 
 
 def _refusal(name):
     return TypeError(
-        f"np.{name} was given a Tensor, and its result would have no gradient: use x.{name}(), F.{name}(x) "
-        f"from minidl.functional or operators, as far as they exist, or np.{name}(x.data) for plain values")
+        f"np.{name} was given a Tensor, and its result would have no gradient: use x.{name}(), "
+        f"F.{name}(x) from minidl.functional or operators, as far as they exist, or "
+        f"np.{name}(x.data) for plain values")
 
 
 def plain(x):
@@ -301,28 +320,33 @@ def plain(x):
 
 
 def floats(x):
-    """x with floating-point numbers: integers become floats that hold them exactly, not bytes that wrap around."""
+    """x with floating-point numbers: integers become floats that hold them exactly, not bytes that
+    wrap around.
+    """
     x = np.asarray(x)
     return x if x.dtype.kind == "f" else x.astype(np.result_type(x.dtype, np.float32))
 
 
-# --- Ops and the graph they record -------------------------------------------------------------------------
+# --- Ops and the graph they record ----------------------------------------------------------------
 
 class Node:
     """The place of a result in its graph.
 
-    number: by the clock. op: what made it. inputs: for each input the Node of a result, the Tensor of a
-    leaf, the number itself or the shape of a plain array. plan: the VJPs that are needed, see Plan.
-    saved: what they read; of a Fused op the function that computes all gradients. shape, dtype: those
-    of the result. value: the result itself if it is a single number, for those who look on, else None.
+    number: by the clock. op: what made it. inputs: for each input the Node of a result, the Tensor
+    of a leaf, the number itself or the shape of a plain array. plan: the VJPs that are needed, see
+    Plan. saved: what they read; of a Fused op the function that computes all gradients. shape,
+    dtype: those of the result. value: the result itself if it is a single number, for those who
+    look on, else None.
     """
 
     __slots__ = ("number", "op", "inputs", "plan", "saved", "shape", "dtype", "value")
 
     def gradients(self, g, differentiable=False):
-        """[(input, its gradient)] for the inputs that need one, from g, the gradient of this result.
+        """[(input, its gradient)] for the inputs that need one, from g, the gradient of this
+        result.
 
-        differentiable: g and the gradients are Tensors, which remember in their turn how they were made.
+        differentiable: g and the gradients are Tensors, which remember in their turn how they were
+        made.
         """
         return self.op.gradients(self, g, differentiable)
 
@@ -379,7 +403,8 @@ class Op:
             y, vjp, *extras = y
         if tensors:
             t = new(Tensor)
-            t._data = y = y if isinstance(y, np.ndarray) else np.asarray(y)  # a full reduction returns a NumPy scalar
+            # a full reduction returns a NumPy scalar
+            t._data = y = y if isinstance(y, np.ndarray) else np.asarray(y)
             t.grad = t.softmax_of = t.sigmoid_of = None
             if tracked and recording.get():
                 t.requires_grad = True
@@ -399,7 +424,9 @@ class Op:
                 else:
                     arrays.append(y)
                     if self.constants:
-                        arrays += [constants.get(name, default) for name, default in self.constants.items()]
+                        arrays += [
+                            constants.get(name, default) for name, default in self.constants.items()
+                        ]
                     node.saved = plan.keep(arrays)
             else:
                 t.requires_grad = False
@@ -425,7 +452,8 @@ class Op:
         return pairs
 
     def check_unchanged(self, node):
-        """RuntimeError if a VJP reads the array of a leaf that was changed since the forward pass."""
+        """RuntimeError if a VJP reads the array of a leaf that was changed since the forward pass.
+        """
         for place, attribute in node.plan.kept:
             if attribute is None and place < len(node.inputs):
                 _check_unchanged(node, node.inputs[place])
@@ -464,9 +492,9 @@ class View(Op):
 class Fused(Op):
     """An op whose backward shares work between its inputs, for speed.
 
-    forward(*arrays, **constants) returns (y, vjp, *extras): vjp(g) returns the gradients of all inputs at
-    once, extras are plain arrays handed through to the caller. Its gradient cannot be differentiated
-    again; `composed` names the function made of primitives that can.
+    forward(*arrays, **constants) returns (y, vjp, *extras): vjp(g) returns the gradients of all
+    inputs at once, extras are plain arrays handed through to the caller. Its gradient cannot be
+    differentiated again; `composed` names the function made of primitives that can.
     """
 
     fused = True
@@ -483,8 +511,9 @@ class Fused(Op):
     def gradients(self, node, g, differentiable=False):
         """As Node.gradients, which calls it."""
         if differentiable:
-            raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be differentiated again. "
-                               f"Use {self.composed}, which returns the same values from primitives")
+            raise RuntimeError(f"{self.name} is fused for speed: its gradient cannot be "
+                               f"differentiated again. Use {self.composed}, which returns the same "
+                               "values from primitives")
         gradients = node.saved(g)
         return [(node.inputs[i], gradients[i]) for i in node.plan]
 
@@ -499,7 +528,9 @@ def _set_bits(number):
 
 
 def _parameters(function, inputs):
-    """{name: default} of a function's parameters; x, or a and b, for those of NumPy, which name theirs otherwise."""
+    """{name: default} of a function's parameters; x, or a and b, for those of NumPy, which name
+    theirs otherwise.
+    """
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None:
@@ -507,11 +538,14 @@ def _parameters(function, inputs):
     names = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
     defaults = function.__defaults__ or ()
     start = code.co_argcount - len(defaults)
-    return dict.fromkeys(names) | dict(zip(names[start:], defaults)) | (function.__kwdefaults__ or {})
+    return (
+        dict.fromkeys(names) | dict(zip(names[start:], defaults)) | (function.__kwdefaults__ or {})
+    )
 
 
 def _reads(op, vjp, inputs, constants):
-    """What the parameters of a VJP after g stand for: (place in (*inputs, output, *constants), attribute).
+    """What the parameters of a VJP after g stand for: (place in (*inputs, output, *constants),
+    attribute).
 
     attribute: "shape" or "dtype" where that is all it reads of the value, else None.
     """
@@ -520,7 +554,8 @@ def _reads(op, vjp, inputs, constants):
         table |= {f"{name}_shape": (i, "shape"), f"{name}_dtype": (i, "dtype")}
     reads = list(_parameters(vjp, 1))[1:]
     if unknown_names := [name for name in reads if name not in table]:
-        raise TypeError(f"a VJP of {op} reads {', '.join(unknown_names)}, but there are only g, {', '.join(table)}")
+        raise TypeError(f"a VJP of {op} reads {', '.join(unknown_names)}, but there are only g, "
+                        f"{', '.join(table)}")
     return [table[name] for name in reads]
 
 
@@ -532,7 +567,9 @@ def _picker(places):
 
 
 def _linked(node, read, value):
-    """What a VJP reads, as a Tensor that knows its place in the graph, so that its gradient can be taken in turn."""
+    """What a VJP reads, as a Tensor that knows its place in the graph, so that its gradient can be
+    taken in turn.
+    """
     place, attribute = read
     if attribute or place > len(node.inputs):
         return value  # a shape, a dtype, a constant
@@ -544,23 +581,27 @@ def _linked(node, read, value):
         return t
     if isinstance(source, Tensor):
         return source
-    return Tensor(value) if isinstance(value, np.ndarray) else value  # array.dot(Tensor) would be NumPy's
+    # array.dot(Tensor) would be NumPy's
+    return Tensor(value) if isinstance(value, np.ndarray) else value
 
 
 def _check_unchanged(node, x):
     if isinstance(x, Tensor) and x.changed > node.number:
         raise RuntimeError(
-            f"the gradient of {node.op.name} needs the values that its input of shape {x.shape} had in the "
-            "forward pass, but they were changed since, by an optimizer's step() for example. Call backward() "
-            "of every loss before the first step(), or compute this loss anew after it")
+            f"the gradient of {node.op.name} needs the values that its input of shape {x.shape} "
+            "had in the forward pass, but they were changed since, by an optimizer's step() for "
+            "example. Call backward() of every loss before the first step(), or compute this loss "
+            "anew after it")
 
 
 def walk(root, gradient, wanted=(), everything=False, differentiable=False, free=False):
-    """[(leaf or Node, a gradient of root)] for all leaves it depends on, and for the Nodes in wanted, or all of them.
+    """[(leaf or Node, a gradient of root)] for all leaves it depends on, and for the Nodes in
+    wanted, or all of them.
 
-    A leaf used several times is listed as often: its gradient is the sum. This is the backward walk. Of
-    the results whose gradient has begun to arrive, the one made last is next: nothing made from it can still
-    be waiting. So no recursion is needed, and a graph may be of any depth. free: forget the graph on the way.
+    A leaf used several times is listed as often: its gradient is the sum. This is the backward
+    walk. Of the results whose gradient has begun to arrive, the one made last is next: nothing made
+    from it can still be waiting. So no recursion is needed, and a graph may be of any depth. free:
+    forget the graph on the way.
     """
     if root.node is None:
         return [(root, gradient)]
@@ -568,8 +609,9 @@ def walk(root, gradient, wanted=(), everything=False, differentiable=False, free
     while ahead:
         _, node = heappop(ahead)
         if node.inputs is FREED:
-            raise RuntimeError("this graph was freed by an earlier backward(). Compute the loss again before the "
-                               "second backward(), or use grad(), which keeps the graph")
+            raise RuntimeError("this graph was freed by an earlier backward(). Compute the loss "
+                               "again before the second backward(), or use grad(), which keeps the "
+                               "graph")
         if latest_change > node.number:
             node.op.check_unchanged(node)
         g = gradients.pop(node)
@@ -580,7 +622,8 @@ def walk(root, gradient, wanted=(), everything=False, differentiable=False, free
                 if gx.shape != x.shape or gx.dtype is not x.dtype:
                     gx = _fitted(gx, x, node.op)
                 if x in gradients:
-                    gradients[x] = gradients[x] + gx  # never in place: two inputs may share one array
+                    # never in place: two inputs may share one array
+                    gradients[x] = gradients[x] + gx
                 else:
                     gradients[x] = gx
                     heappush(ahead, (-x.number, x))
@@ -594,13 +637,17 @@ def walk(root, gradient, wanted=(), everything=False, differentiable=False, free
 
 
 def starting_gradient(y, gradient=None):
-    """The gradient the walk starts with: 1 for a scalar, else what the caller gives, which must have y's shape."""
+    """The gradient the walk starts with: 1 for a scalar, else what the caller gives, which must
+    have y's shape.
+    """
     if not isinstance(y, Tensor) or not y.requires_grad:
-        raise RuntimeError("nothing to differentiate: no input requires a gradient, or it was computed in no_grad()")
+        raise RuntimeError("nothing to differentiate: no input requires a gradient, or it was "
+                           "computed in no_grad()")
     if gradient is None:
         if y._data.size != 1:
-            raise RuntimeError(f"backward from a Tensor of shape {y.shape} needs an explicit gradient of that shape; "
-                               "a loss is usually reduced with .sum() or .mean() first")
+            raise RuntimeError(f"backward from a Tensor of shape {y.shape} needs an explicit "
+                               "gradient of that shape; a loss is usually reduced with .sum() or "
+                               ".mean() first")
         return np.ones(y.shape, y.dtype) if y.ndim else y.dtype.type(1)
     gradient = gradient if isinstance(gradient, Tensor) else np.asarray(gradient, y.dtype)
     if gradient.shape != y.shape:
@@ -612,33 +659,44 @@ def _fitted(g, x, op):
     """g in the dtype of x, summed over the axes that broadcasting added to x or stretched."""
     extra = len(g.shape) - len(x.shape)
     if extra < 0 or any(n not in (1, m) for n, m in zip(x.shape, g.shape[extra:])):
-        raise ValueError(f"a VJP of {op.name} returned a gradient of shape {g.shape} for an input of shape {x.shape}; "
-                         "it must have that shape, or one that broadcasting made of it")
-    stretched = tuple(i + extra for i, n in enumerate(x.shape) if n == 1 and g.shape[i + extra] != 1)
+        raise ValueError(f"a VJP of {op.name} returned a gradient of shape {g.shape} for an input "
+                         f"of shape {x.shape}; it must have that shape, or one that broadcasting "
+                         "made of it")
+    stretched = tuple(
+        i + extra for i, n in enumerate(x.shape) if n == 1 and g.shape[i + extra] != 1
+    )
     if extra or stretched:
         g = reshape(sum(g, (*range(extra), *stretched)), x.shape)
     return g if g.dtype == x.dtype else astype(g, dtype=x.dtype)
 
 
 def grad(y, xs, gradient=None, create_graph=False):
-    """dy/dx for one Tensor x (returns one gradient) or a list of them (returns a list). `.grad` is left alone.
+    """dy/dx for one Tensor x (returns one gradient) or a list of them (returns a list). `.grad` is
+    left alone.
 
-    The gradients are arrays; with create_graph they are Tensors that can be differentiated again. An x
-    that y does not depend on gets zeros. gradient: as in `Tensor.backward`. The graph is kept.
+    The gradients are arrays; with create_graph they are Tensors that can be differentiated again.
+    An x that y does not depend on gets zeros. gradient: as in `Tensor.backward`. The graph is kept.
     Raises RuntimeError for an x that does not require a gradient, or did not when y was computed.
     """
     wanted = [xs] if isinstance(xs, Tensor) else list(xs)
     for i, x in enumerate(wanted):
         if not isinstance(x, Tensor) or not x.requires_grad:
-            what = f"a Tensor of shape {x.shape} that" if isinstance(x, Tensor) else f"a {type(x).__name__}, which"
+            what = (
+                f"a Tensor of shape {x.shape} that"
+                if isinstance(x, Tensor)
+                else f"a {type(x).__name__}, which"
+            )
             raise RuntimeError(
-                f"grad was asked for the gradient by {what} requires none (number {i}): make it with "
-                "Tensor(data, requires_grad=True) before y is computed from it, outside no_grad()")
+                f"grad was asked for the gradient by {what} requires none (number {i}): make it "
+                "with Tensor(data, requires_grad=True) before y is computed from it, outside "
+                "no_grad()")
     start = starting_gradient(y, plain(gradient) if not create_graph else gradient)
     if create_graph and not isinstance(start, Tensor):
         start = Tensor(start)
     found = {}
-    for x, g in walk(y, start, {x.node for x in wanted if x.node is not None}, differentiable=create_graph):
+    for x, g in walk(
+        y, start, {x.node for x in wanted if x.node is not None}, differentiable=create_graph
+    ):
         found[x] = found[x] + g if x in found else g
     gradients = []
     for x in wanted:
@@ -646,12 +704,18 @@ def grad(y, xs, gradient=None, create_graph=False):
         if g is None:
             _check_untracked(y, x)
             g = np.zeros_like(x._data)
-        gradients.append(Tensor(g) if create_graph and not isinstance(g, Tensor) else g if create_graph else np.asarray(g))
+        if not create_graph:
+            g = np.asarray(g)
+        elif not isinstance(g, Tensor):
+            g = Tensor(g)
+        gradients.append(g)
     return gradients[0] if isinstance(xs, Tensor) else gradients
 
 
 def _check_untracked(y, x):
-    """RuntimeError if y was computed from the leaf x before x required a gradient: it would not be 0."""
+    """RuntimeError if y was computed from the leaf x before x required a gradient: it would not be
+    0.
+    """
     ahead, seen = [y.node], set()
     while ahead:
         node = ahead.pop()
@@ -660,13 +724,13 @@ def _check_untracked(y, x):
         seen.add(node)
         for source in node.inputs:
             if source is x:
-                raise RuntimeError(f"y was computed from this Tensor of shape {x.shape} before it required a gradient: "
-                                   "set requires_grad first, then compute y")
+                raise RuntimeError(f"y was computed from this Tensor of shape {x.shape} before it "
+                                   "required a gradient: set requires_grad first, then compute y")
             if isinstance(source, Node):
                 ahead.append(source)
 
 
-# --- Elementwise arithmetic ---------------------------------------------------------------------------
+# --- Elementwise arithmetic -----------------------------------------------------------------------
 
 add = Op("add", lambda a, b: a + b,
          lambda g: g,
@@ -692,8 +756,9 @@ neg = Op("neg", lambda x: -x,
          lambda g: -g,
          doc="-x.")
 
-# Where b is 0 the exponent b - 1 is raised to 0: the factor b already makes the product 0, not 0 * inf.
-# Where a is 0 and b is not negative the log is taken of 1: a ** b does not change with b there.
+# Where b is 0 the exponent b - 1 is raised to 0: the factor b already makes the product 0, not 0 *
+# inf. Where a is 0 and b is not negative the log is taken of 1: a ** b does not change with b
+# there.
 power = Op("power", lambda a, b: a ** b,
            lambda g, a, b: g * b * a ** (b - 1 + (b == 0)),
            lambda g, y, a, b: g * y * log(where((a == 0) & (b >= 0), 1.0, a)),
@@ -739,7 +804,9 @@ astype = Op("astype", lambda x, dtype: np.asarray(x).astype(dtype),
 
 
 def clip(x, low, high) -> Tensor:
-    """x with values below low or above high replaced by them (they pass no gradient); None is no bound."""
+    """x with values below low or above high replaced by them (they pass no gradient); None is no
+    bound.
+    """
     return _clip(x, low=constant(low, "low"), high=constant(high, "high"))
 
 
@@ -749,14 +816,18 @@ def where(condition, a, b) -> Tensor:
 
 
 def constant(value, name):
-    """The plain value of an argument that no gradient reaches; TypeError for a Tensor that requires one."""
+    """The plain value of an argument that no gradient reaches; TypeError for a Tensor that requires
+    one.
+    """
     if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError(f"{name} is a constant: no gradient would reach it. Give a number or {name}.data, or write the "
-                        "formula with F.where, F.maximum or F.minimum, which pass gradients to both of their values")
+        raise TypeError(f"{name} is a constant: no gradient would reach it. Give a number or "
+                        f"{name}.data, or write the formula with F.where, F.maximum or F.minimum, "
+                        "which pass gradients to both of their values")
     return plain(value)
 
 
-# What Python calls, by way of NumPy, when an array stands on the left of an operator and a Tensor on the right.
+# What Python calls, by way of NumPy, when an array stands on the left of an operator and a Tensor
+# on the right.
 OPERATORS = {
     np.add: add,
     np.subtract: sub,
@@ -767,7 +838,7 @@ OPERATORS = {
 }
 COMPARISONS = {np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal}
 
-# --- Products -----------------------------------------------------------------------------------------
+# --- Products -------------------------------------------------------------------------------------
 
 _matmul = Op("matmul", lambda a, b: a @ b,
              lambda g, b: g @ _swap(b),
@@ -779,7 +850,8 @@ def _swap(x):
 
 
 def matmul(a, b) -> Tensor:
-    """The matrix product a @ b, with NumPy's rules: stacks of matrices broadcast, vectors are allowed.
+    """The matrix product a @ b, with NumPy's rules: stacks of matrices broadcast, vectors are
+    allowed.
 
     Raises ValueError for single numbers, and for shapes that do not fit.
     """
@@ -795,7 +867,7 @@ def matmul(a, b) -> Tensor:
     return _matmul(a, b)
 
 
-# --- Shapes -------------------------------------------------------------------------------------------
+# --- Shapes ---------------------------------------------------------------------------------------
 
 _reshape = View("reshape", lambda x, shape: np.reshape(x, shape),
                 lambda g, x_shape: g.reshape(x_shape))
@@ -805,7 +877,8 @@ _transpose = View("transpose", lambda x, axes: np.transpose(x, axes),
 
 broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
                     lambda g: g,
-                    doc="x repeated along axes that it lacks, or where its length is 1, up to shape.")
+                    doc="x repeated along axes that it lacks, or where its length is 1, up to "
+                        "shape.")
 
 _getitem = View("getitem", lambda x, index: x[index],
                 lambda g, index, x_shape: _scatter(g, index=index, shape=x_shape))
@@ -846,7 +919,9 @@ def transpose(x, *axes) -> Tensor:
 
 
 def _unpack(numbers):
-    return tuple(numbers[0]) if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)) else numbers
+    if len(numbers) == 1 and isinstance(numbers[0], (tuple, list)):
+        return tuple(numbers[0])
+    return numbers
 
 
 def concatenate(xs, axis=0) -> Tensor:
@@ -860,7 +935,9 @@ def concatenate(xs, axis=0) -> Tensor:
         index = tuple(index)
         return lambda g: g[index]
 
-    return Op("concatenate", lambda *arrays: np.concatenate(arrays, axis), *map(part, range(len(xs))))(*xs)
+    return Op(
+        "concatenate", lambda *arrays: np.concatenate(arrays, axis), *map(part, range(len(xs)))
+    )(*xs)
 
 
 def stack(xs, axis=0) -> Tensor:
@@ -869,7 +946,7 @@ def stack(xs, axis=0) -> Tensor:
     return concatenate([reshape(x, *x.shape[:axis], 1, *x.shape[axis:]) for x in xs], axis)
 
 
-# --- Reductions: axis None (all), a number or a tuple -------------------------------------------------
+# --- Reductions: axis None (all), a number or a tuple ---------------------------------------------
 
 def _sum_forward(x, axis, keepdims):
     """The sum, added up in a wider dtype where x's own would overflow or lose digits."""
@@ -883,14 +960,29 @@ def _sum_forward(x, axis, keepdims):
     return y if wider is None else y.astype(x.dtype)
 
 
-_sum = Op("sum", _sum_forward,
-          lambda g, x_shape, axis, keepdims: broadcast_to(_restore(g, x_shape, axis, keepdims), shape=x_shape))
+_sum = Op(
+    "sum",
+    _sum_forward,
+    lambda g, x_shape, axis, keepdims: broadcast_to(
+        _restore(g, x_shape, axis, keepdims), shape=x_shape
+    ),
+)
 
-_max = Op("max", lambda x, axis, keepdims: np.max(x, axis=axis, keepdims=keepdims),
-          lambda g, y, x, axis, keepdims: _restore(g, x.shape, axis, keepdims) * _ties(x, y, axis, keepdims))
+_max = Op(
+    "max",
+    lambda x, axis, keepdims: np.max(x, axis=axis, keepdims=keepdims),
+    lambda g, y, x, axis, keepdims: (
+        _restore(g, x.shape, axis, keepdims) * _ties(x, y, axis, keepdims)
+    ),
+)
 
-_min = Op("min", lambda x, axis, keepdims: np.min(x, axis=axis, keepdims=keepdims),
-          lambda g, y, x, axis, keepdims: _restore(g, x.shape, axis, keepdims) * _ties(x, y, axis, keepdims))
+_min = Op(
+    "min",
+    lambda x, axis, keepdims: np.min(x, axis=axis, keepdims=keepdims),
+    lambda g, y, x, axis, keepdims: (
+        _restore(g, x.shape, axis, keepdims) * _ties(x, y, axis, keepdims)
+    ),
+)
 
 
 def _restore(g, shape, axis, keepdims):
@@ -902,7 +994,8 @@ def _restore(g, shape, axis, keepdims):
 
 
 def _ties(x, y, axis, keepdims):
-    """Shares of the extreme values y: 1 at the place where x equals y, 1/k each at k equal places."""
+    """Shares of the extreme values y: 1 at the place where x equals y, 1/k each at k equal places.
+    """
     equal = plain(x == _restore(y, x.shape, axis, keepdims))
     return (equal / equal.sum(axis=axis, keepdims=True)).astype(x.dtype)
 
@@ -913,8 +1006,12 @@ def _count(x, axis):
 
 
 def in_float32(function, *arguments, **options):
-    """function of float16 arguments, computed in float32, where sums do not overflow; results are float16 again."""
-    wide = [astype(x, dtype=np.float32) if getattr(x, "dtype", None) == HALF else x for x in arguments]
+    """function of float16 arguments, computed in float32, where sums do not overflow; results are
+    float16 again.
+    """
+    wide = [
+        astype(x, dtype=np.float32) if getattr(x, "dtype", None) == HALF else x for x in arguments
+    ]
     results = function(*wide, **options)
     if isinstance(results, tuple):
         return tuple(astype(y, dtype=HALF) for y in results)
@@ -935,7 +1032,9 @@ def mean(x, axis=None, keepdims=False) -> Tensor:
 
 
 def var(x, axis=None, keepdims=False) -> Tensor:
-    """The biased variance over axis (divided by n), in two passes: the mean, then the mean square about it."""
+    """The biased variance over axis (divided by n), in two passes: the mean, then the mean square
+    about it.
+    """
     x = x if isinstance(x, Tensor) else np.asarray(x)
     if x.dtype is HALF:
         return in_float32(var, x, axis, keepdims)

@@ -13,8 +13,8 @@ where step, in short, is
     batch_loss.backward()
     optimizer.step()
 
-What is made sure of before the first step, and looked at after it, is in `checks/`, imported where it is used:
-nobody has to read it to understand the loop.
+What is made sure of before the first step, and looked at after it, is in `checks/`, imported where
+it is used: nobody has to read it to understand the loop.
 """
 
 import math
@@ -33,13 +33,15 @@ from .tensor import Tensor, no_grad
 
 
 class History:
-    """What a run recorded, also one that was interrupted: `fit` returns it, and `model.history` is that of the latest fit.
+    """What a run recorded, also one that was interrupted: `fit` returns it, and `model.history` is
+    that of the latest fit.
 
     history: one number per epoch for `loss` and each metric, measured in *training* mode while the
-    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`, measured in
-    *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per step for `loss`, each
-    metric, and `seconds`, the training time so far (callbacks, validation and progress not counted).
-    history["loss"] is short for history.history["loss"]; print(history) shows a table, a row per epoch.
+    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`,
+    measured in *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per
+    step for `loss`, each metric, and `seconds`, the training time so far (callbacks, validation and
+    progress not counted). history["loss"] is short for history.history["loss"]; print(history)
+    shows a table, a row per epoch.
     """
 
     callbacks = ()  # those at work, while the run lasts
@@ -92,7 +94,8 @@ class History:
     def __getitem__(self, name):
         if name not in self.history:
             steps = f"; steps[{name!r}] has a number for each step" if name in self.steps else ""
-            raise KeyError(f"this run has no {name!r} by epoch; it has {', '.join(self.history) or 'no finished epoch'}{steps}")
+            raise KeyError(f"this run has no {name!r} by epoch; it has "
+                           f"{', '.join(self.history) or 'no finished epoch'}{steps}")
         return self.history[name]
 
     def __iter__(self):
@@ -103,14 +106,22 @@ class History:
         word = f'the names are in history.history, a dict: write history.history.{name}()'
         number = f'write history["{name}"], one number per epoch, or history.steps["{name}"], one per step'
         words = dict.fromkeys(("keys", "values", "items", "get"), word)
-        raise unknown("a History", name, words | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), number))
+        raise unknown(
+            "a History",
+            name,
+            words | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), number),
+        )
 
     def __repr__(self):
         steps = len(self.steps["loss"])
         if not self.epoch:
             return f"History: no epoch finished, {steps} steps"
         from .console import format_number, table
-        rows = [[str(epoch + 1), *map(format_number, numbers)] for epoch, *numbers in zip(self.epoch, *self.history.values())]
+
+        rows = [
+            [str(epoch + 1), *map(format_number, numbers)]
+            for epoch, *numbers in zip(self.epoch, *self.history.values())
+        ]
         return "\n".join(table([["epoch", *self.history], *rows], left=0))
 
     def add_step(self, logs, seconds):
@@ -126,24 +137,43 @@ class History:
             self.history.setdefault(key, []).append(value)
 
     def to_csv(self, path, steps=False):
-        """Write a table with a header: a row per epoch, or with steps=True a row per step; both count from 0."""
+        """Write a table with a header: a row per epoch, or with steps=True a row per step; both
+        count from 0.
+        """
         from .files import write_csv
-        table = {"step": range(len(self.steps["loss"])), **self.steps} if steps else {"epoch": self.epoch, **self.history}
+
+        table = (
+            {"step": range(len(self.steps["loss"])), **self.steps}
+            if steps
+            else {"epoch": self.epoch, **self.history}
+        )
         write_csv(path, table, zip(*table.values()))
 
     def plot(self):
-        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure, for `plotting.show`."""
+        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure,
+        for `plotting.show`.
+        """
         if not self.epoch:
-            raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] holds the loss of every step")
+            raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] "
+                             "holds the loss of every step")
         from .plotting import LOOKS, figure, legend
         names = [name for name in self.history if not name.startswith("val_")]
         epochs = [epoch + 1 for epoch in self.epoch]
         fig, axes = figure(columns=len(names), squeeze=False)
         for name, ax in zip(names, axes[0]):
-            curves = (name, "training (training mode)"), ("val_" + name, "validation (evaluation mode)")
+            curves = (name, "training (training "
+                            "mode)"), ("val_" + name, "validation (evaluation mode)")
             for (key, label), (color, line) in zip(curves, LOOKS):
                 if key in self.history:
-                    ax.plot(epochs, self.history[key], color=color, linestyle=line, linewidth=3, marker="o", label=label)
+                    ax.plot(
+                        epochs,
+                        self.history[key],
+                        color=color,
+                        linestyle=line,
+                        linewidth=3,
+                        marker="o",
+                        label=label,
+                    )
             ax.set(xlabel="epoch", ylabel=name, xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
             ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         legend(axes[0, 0])
@@ -153,20 +183,25 @@ class History:
 class Callback:
     """Something to do during training: override any of these methods.
 
-    Before it begins, fit sets `self.model`, `self.optimizer`, and `self.measured`: the names of the numbers in the logs of
-    an epoch, or None when a callback before this one may add more. Setting `self.model.stop_training = True` ends the
-    run after the current step, or at once before an epoch. An exception ends it at once.
+    Before it begins, fit sets `self.model`, `self.optimizer`, and `self.measured`: the names of the
+    numbers in the logs of an epoch, or None when a callback before this one may add more. Setting
+    `self.model.stop_training = True` ends the run after the current step, or at once before an
+    epoch. An exception ends it at once.
     """
 
     model = optimizer = measured = None
 
     def _misplaced(self, *value):
-        raise AttributeError("stop_training belongs to the model: self.model.stop_training = True ends the run")
+        raise AttributeError("stop_training belongs to the model: self.model.stop_training = True "
+                             "ends the run")
 
     stop_training = property(_misplaced, _misplaced)
 
     def on_train_begin(self, logs=None):
-        """Before the first epoch. A callback that counts starts anew here, so that it can be used again."""
+        """Before the first epoch.
+
+        A callback that counts starts anew here, so that it can be used again.
+        """
 
     def on_train_end(self, logs=None):
         """After the last epoch, but not after an exception; logs are those of that epoch."""
@@ -206,7 +241,10 @@ HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class DivergenceError(ArithmeticError):
-    """The loss became inf or NaN. `.history` holds the run up to there, `.step` and `.layer` say where."""
+    """The loss became inf or NaN.
+
+    `.history` holds the run up to there, `.step` and `.layer` say where.
+    """
 
     def __init__(self, message, history, step, layer):
         super().__init__(message)
@@ -216,21 +254,24 @@ class DivergenceError(ArithmeticError):
         return type(self), (*self.args, self.history, self.step, self.layer)
 
 
-def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(), validation_data=None,
+def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(),
+        validation_data=None,
         rng=None, initial_epoch=0, verbose=1):
     """Train model on x, y; returns a History.
 
-    loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels) as arrays.
-    callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch; None keeps their order.
-    A last batch of one sample joins the batch before it (see `data.batches`). initial_epoch: where a resumed run
-    goes on; with the same weights, buffers, optimizer and random generators it is the same run,
-    in which callbacks, too, go on with the states that load_checkpoint has found.
-    verbose: 0 silent, 1 a progress bar (lines where there is no terminal), 2 a line per epoch.
+    loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels)
+    as arrays. callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch;
+    None keeps their order. A last batch of one sample joins the batch before it (see
+    `data.batches`). initial_epoch: where a resumed run goes on; with the same weights, buffers,
+    optimizer and random generators it is the same run, in which callbacks, too, go on with the
+    states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
+    no terminal), 2 a line per epoch.
 
-    Raises ValueError or TypeError before any work for data that do not fit, and for a part that would not be trained
-    (see `binding.py`), DivergenceError when the loss is
-    no longer finite. Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
-    the model can be used and trained on. (Ctrl-C within an update can leave it done for the first parameters only.)
+    Raises ValueError or TypeError before any work for data that do not fit, and for a part that
+    would not be trained (see `binding.py`), DivergenceError when the loss is no longer finite.
+    Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
+    the model can be used and trained on. (Ctrl-C within an update can leave it done for the first
+    parameters only.)
     """
     from . import checks
     from .checks import binding, health, hooks
@@ -239,8 +280,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     check_whole("epochs", epochs, 0)
     check_whole("initial_epoch", initial_epoch, 0)
     if initial_epoch > epochs:
-        raise ValueError(f"epochs counts from the start of the first run: after initial_epoch={initial_epoch}, epochs={epochs} "
-                         "leaves nothing to train")
+        raise ValueError("epochs counts from the start of the first run: after "
+                         f"initial_epoch={initial_epoch}, epochs={epochs} leaves nothing to train")
     batch_size = checks.checked_batch_size(batch_size, 32)
     verbose = checks.checked_verbosity(verbose)
     callbacks = hooks.check_callbacks(callbacks, Callback)
@@ -250,7 +291,9 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     health.check_activations(seen)
     metrics = settled(named, loss, example, y)
     if validation_data is not None:
-        validation_data = checks.checked_validation_data(model, validation_data, loss, named, example)
+        validation_data = checks.checked_validation_data(
+            model, validation_data, loss, named, example
+        )
     binding.check(model)
     binding.bind(optimizer, model, loss)
     watch = health.Watch(x, y, loss, batch_size, optimizer, seen, shuffled=rng is not None)
@@ -295,7 +338,15 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
                 tell("on_train_batch_begin", number, {})
                 start, logs = perf_counter(), {}
-                step(model, loss, optimizer, xb.astype(example.dtype, copy=False), yb, measure, history)
+                step(
+                    model,
+                    loss,
+                    optimizer,
+                    xb.astype(example.dtype, copy=False),
+                    yb,
+                    measure,
+                    history,
+                )
                 if not history.steps["loss"]:
                     warn(watch.after_first_step(latest.pop(), yb, logs["loss"]))
                 history.add_step(logs, perf_counter() - start)
@@ -307,7 +358,9 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
                     break
             logs = _means(steps, sizes)
             if validation_data is not None:
-                scores = _scores(model, *validation_data, example.dtype, loss, metrics, batch_size=256)
+                scores = _scores(
+                    model, *validation_data, example.dtype, loss, metrics, batch_size=256
+                )
                 logs |= {f"val_{key}": value for key, value in scores.items()}
             history.add_epoch(epoch, logs)
             progress.finish(logs)
@@ -321,10 +374,12 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
 
 
 def step(model, loss, optimizer, xb, yb, measure=None, history=None):
-    """One update of the weights from one batch, in the mode that the model is in; returns the loss before it.
+    """One update of the weights from one batch, in the mode that the model is in; returns the loss
+    before it.
 
-    loss: a function of (outputs, labels). measure: called with (outputs, loss) before the update, for metrics.
-    Raises DivergenceError, and updates nothing, when the loss is not finite; history: what it carries.
+    loss: a function of (outputs, labels). measure: called with (outputs, loss) before the update,
+    for metrics. Raises DivergenceError, and updates nothing, when the loss is not finite; history:
+    what it carries.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words
         outputs = model(xb)
@@ -341,16 +396,21 @@ def step(model, loss, optimizer, xb, yb, measure=None, history=None):
 
 
 def _numbers(loss, outputs, yb, metrics):
-    return {"loss": loss} | {name: number_of(name, metric(outputs.data, yb)) for name, metric in metrics.items()}
+    return {"loss": loss} | {
+        name: number_of(name, metric(outputs.data, yb)) for name, metric in metrics.items()
+    }
 
 
 def _means(logs, sizes):
     """The mean of each number over batches, weighted by their sizes."""
-    return {key: float(np.average([numbers[key] for numbers in logs], weights=sizes)) for key in logs[0]}
+    return {
+        key: float(np.average([numbers[key] for numbers in logs], weights=sizes)) for key in logs[0]
+    }
 
 
 def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
-    """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was."""
+    """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was.
+    """
     from . import checks
     loss, metrics = named_loss(loss), named_metrics(metrics)
     batch_size = checks.checked_batch_size(batch_size, 256)
@@ -361,9 +421,11 @@ def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
 def _scores(model, x, y, dtype, loss, metrics, batch_size):
     """What evaluate returns, for data already checked."""
     steps, sizes = [], []
-    with evaluation(model), np.errstate(over="ignore", invalid="ignore"):  # inf in the result says it all
+    # inf in the result says it all
+    with evaluation(model), np.errstate(over="ignore", invalid="ignore"):
         for xb, yb in batches(x, y, batch_size):
-            # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it came from.
+            # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it
+            # came from.
             outputs = model(xb.astype(dtype, copy=False))
             steps.append(_numbers(loss(outputs, yb).item(), outputs, yb, metrics))
             sizes.append(len(xb))
@@ -390,8 +452,9 @@ def predict(model, x, batch_size=256):
 def _check_untouched(callbacks, model, optimizer):
     for callback in callbacks:
         if callback.model is not model or callback.optimizer is not optimizer:
-            raise RuntimeError(f"{type(callback).__name__} replaced self.model or self.optimizer, but fit goes on with those it was "
-                               "given: keep another model under another name, or change its weights with load_state_dict")
+            raise RuntimeError(f"{type(callback).__name__} replaced self.model or self.optimizer, "
+                               "but fit goes on with those it was given: keep another model under "
+                               "another name, or change its weights with load_state_dict")
 
 
 def _divergence(model, x, optimizer, history):
@@ -401,25 +464,32 @@ def _divergence(model, x, optimizer, history):
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
     text = f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears in {layer}; "
     if optimizer.steps == 0:
-        text += ("no weight has moved yet, so it is not the learning rate: look at the scale of x and y (data.standardization), "
-                 "at the initial weights, and at the loss itself")
+        text += ("no weight has moved yet, so it is not the learning rate: look at the scale of x "
+                 "and y (data.standardization), at the initial weights, and at the loss itself")
     else:
         norms = any(isinstance(part, BatchNorm) for part in model.modules())
-        text += (f"the learning rate is {optimizer.current_lr:.4g}, {last}. A smaller learning rate usually helps"
+        text += (f"the learning rate is {optimizer.current_lr:.4g}, {last}. A smaller learning "
+                 "rate usually helps"
                  + ", and so does BatchNorm" * (not norms))
     return DivergenceError(text, history, len(losses), layer)
 
 
 def first_nonfinite(model, x):
-    """The label of the first layer whose weights or output for x hold inf or NaN; buffers are left as they are."""
+    """The label of the first layer whose weights or output for x hold inf or NaN; buffers are left
+    as they are.
+    """
     found, saved = [], model.state_dict()  # a training-mode forward moves running statistics
 
     def look(module, inputs, y):
-        arrays = [value.data for value in vars(module).values() if isinstance(value, Tensor)] + [y.data]
+        arrays = [value.data for value in vars(module).values() if isinstance(value, Tensor)] + [
+            y.data
+        ]
         if not all(np.isfinite(a).all() for a in arrays):
             found.append(module.label)
 
-    handles = [part.register_forward_hook(look) for part in model.modules() if not any(part.children())]
+    handles = [
+        part.register_forward_hook(look) for part in model.modules() if not any(part.children())
+    ]
     try:
         with no_grad():
             model(x)

@@ -1,4 +1,5 @@
-"""What can be known before the first step: losses and metrics by name, and whether data, labels and settings fit.
+"""What can be known before the first step: losses and metrics by name, and whether data, labels and
+settings fit.
 
 Each check looks at all samples, but copies no more than a batch of them.
 """
@@ -21,73 +22,92 @@ def outputs_of(model, batch, x):
     with instead_of_one(len(x), len(batch)):
         y = model(batch)
     if not isinstance(y, Tensor) or y.shape[:1] != (len(batch),):
-        raise TypeError(f"a model returns a Tensor with one row of outputs for each sample, but for inputs of shape {batch.shape} "
-                        f"this one returned a {type(y).__name__} of shape {getattr(y, 'shape', '?')}")
+        raise TypeError("a model returns a Tensor with one row of outputs for each sample, but for "
+                        f"inputs of shape {batch.shape} this one returned a {type(y).__name__} of "
+                        f"shape {getattr(y, 'shape', '?')}")
     return y.data
 
 
 def checked(model, x, y, loss, differentiable=False):
-    """(x, y, example): x and y as arrays, once everything about them is known to fit, and the outputs for one sample.
+    """(x, y, example): x and y as arrays, once everything about them is known to fit, and the
+    outputs for one sample.
 
-    Builds the model. x keeps its dtype: each batch is converted to that of the example. differentiable: whether the
-    loss must have a gradient.
+    Builds the model. x keeps its dtype: each batch is converted to that of the example.
+    differentiable: whether the loss must have a gradient.
     """
     x, y = checked_inputs(x), as_array(y)
     if y.shape[:1] != (len(x),):
-        raise ValueError(f"x has {len(x)} samples, y has shape {y.shape}: there must be one label for each sample")
+        raise ValueError(f"x has {len(x)} samples, y has shape {y.shape}: there must be one label "
+                         "for each sample")
     if y.dtype.kind not in "biuf":
-        raise TypeError(f"y must hold numbers, got dtype {y.dtype}; names become class numbers with "
-                        "names, y = np.unique(y, return_inverse=True)")
+        raise TypeError(f"y must hold numbers, got dtype {y.dtype}; names become class numbers "
+                        "with names, y = np.unique(y, return_inverse=True)")
     if _first_nonfinite(y) is not None:
         raise ValueError("y contains NaN or infinite values")
     with evaluation(model), no_grad(), np.errstate(over="ignore", invalid="ignore"):
-        example = outputs_of(model, x[:1].astype(x.dtype if x.dtype in (np.float32, np.float64) else np.float32, copy=False), x)
+        example = outputs_of(
+            model,
+            x[:1].astype(
+                x.dtype if x.dtype in (np.float32, np.float64) else np.float32, copy=False
+            ),
+            x,
+        )
     if loss in OVER_CLASSES and example.shape[1:] == (1,):
-        raise ValueError("a cross-entropy over classes needs an output for each class, but the model has one output, whose "
-                         "probability is always 1: end it with Dense(1, 'sigmoid') and use loss='binary_crossentropy' for two "
-                         "classes, Dense(classes) for more, or loss='mse' for numbers")
+        raise ValueError("a cross-entropy over classes needs an output for each class, but the "
+                         "model has one output, whose probability is always 1: end it with "
+                         "Dense(1, 'sigmoid') and use loss='binary_crossentropy' for two classes, "
+                         "Dense(classes) for more, or loss='mse' for numbers")
     _try_loss(loss, example, y, differentiable)
     return x, y, example
 
 
 def _try_loss(loss, example, y, differentiable):
-    """Find labels that do not fit, and losses that are none, before any step: on a few rows, the extreme labels among them."""
+    """Find labels that do not fit, and losses that are none, before any step: on a few rows, the
+    extreme labels among them.
+    """
     rows = {*range(0, len(y), -(-len(y) // 16))}
     if y.size:
         rows |= {int(place(y)) // (y.size // len(y)) for place in (np.argmin, np.argmax)}
     rows = sorted(rows)
-    equal = np.asarray(1 / (1 + example[0].size), example.dtype)  # scores, or probabilities, for every class alike
+    # scores, or probabilities, for every class alike
+    equal = np.asarray(1 / (1 + example[0].size), example.dtype)
     with np.errstate(all="ignore"):
         try:
             outputs = Tensor(np.full((len(rows), *example.shape[1:]), equal), requires_grad=True)
             trial = loss(outputs, y[rows])
         except (TypeError, ValueError):
-            loss(Tensor(np.broadcast_to(equal, (len(y), *example.shape[1:]))), y)  # complains about the shapes of all
+            # complains about the shapes of all
+            loss(Tensor(np.broadcast_to(equal, (len(y), *example.shape[1:]))), y)
             raise
     if not isinstance(trial, Tensor) or trial.shape != ():
         shape = tuple(len(y) if n == len(rows) else n for n in getattr(trial, "shape", ()))
-        raise TypeError("a loss gives one number as a Tensor, made with minidl.functional, but this one gave a "
-                        f"{type(trial).__name__} of shape {shape}" + "; end it with .mean()" * isinstance(trial, Tensor))
+        raise TypeError("a loss gives one number as a Tensor, made with minidl.functional, but "
+                        f"this one gave a {type(trial).__name__} of shape "
+                        f"{shape}" + "; end it with .mean()" * isinstance(trial, Tensor))
     if differentiable and not trial.requires_grad:
-        raise ValueError("no gradient flows from this loss to the outputs, so nothing would be trained: it does not use them, or "
-                         "takes their .data, detach(), argmax or a comparison. Compute with the outputs and minidl.functional")
+        raise ValueError("no gradient flows from this loss to the outputs, so nothing would be "
+                         "trained: it does not use them, or takes their .data, detach(), argmax or "
+                         "a comparison. Compute with the outputs and minidl.functional")
     if loss in (F.categorical_crossentropy, F.binary_cross_entropy):
         with np.errstate(all="ignore"):
             loss(Tensor(example), y[:1])  # complains about outputs that are no probabilities
     if loss is F.categorical_crossentropy and abs(float(example.sum()) - 1) > 0.01:
-        raise ValueError(f"this loss takes probabilities that sum to 1, but the outputs of the first sample sum to "
-                         f"{float(example.sum()):.4g}: end the model with Activation('softmax'), or use "
-                         "loss='binary_crossentropy' for several labels per sample")
+        raise ValueError("this loss takes probabilities that sum to 1, but the outputs of the "
+                         f"first sample sum to {float(example.sum()):.4g}: end the model with "
+                         "Activation('softmax'), or use loss='binary_crossentropy' for several "
+                         "labels per sample")
 
 
 def as_array(x):
-    """The array of a Tensor, a list, a data frame or an array; of a memory map without reading it."""
+    """The array of a Tensor, a list, a data frame or an array; of a memory map without reading it.
+    """
     if isinstance(x, Tensor):
         return x.data
     try:
         return np.asarray(x)
     except ValueError as error:
-        raise ValueError(f"the data are no array, their rows have different lengths or kinds: {error}") from None
+        raise ValueError("the data are no array, their rows have different lengths or kinds: "
+                         f"{error}") from None
 
 
 def checked_inputs(x):
@@ -96,8 +116,13 @@ def checked_inputs(x):
     if x.dtype.kind not in "biuf":
         raise TypeError(f"x must hold numbers, got dtype {x.dtype}")
     if x.ndim < 2 or len(x) == 0:
-        one = f"; one sample needs a batch axis, x[None] of shape {(1, *x.shape)}" if x.ndim == 1 and x.size else ""
-        raise ValueError(f"x must have shape (samples, features) with at least one sample, got {x.shape}{one}")
+        one = (
+            f"; one sample needs a batch axis, x[None] of shape {(1, *x.shape)}"
+            if x.ndim == 1 and x.size
+            else ""
+        )
+        raise ValueError("x must have shape (samples, features) with at least one sample, got "
+                         f"{x.shape}{one}")
     first = _first_nonfinite(x)
     if first is not None:
         raise ValueError(f"x contains NaN or infinite values, first in sample {first}")
@@ -129,18 +154,22 @@ def checked_validation_data(model, pair, loss, metrics, example):
 
 
 def hold_out(x, y, share):
-    """((x, y), (x_held_out, y_held_out)): the last samples are held out, as views; the number is rounded as in `data.split`.
+    """((x, y), (x_held_out, y_held_out)): the last samples are held out, as views; the number is
+    rounded as in `data.split`.
 
     Raises ValueError if either part would be empty.
     """
     if not is_number(share) or not 0 <= share < 1:
-        raise ValueError(f"validation_split is a share of the samples, from 0 up to but not 1, got {share!r}")
+        raise ValueError("validation_split is a share of the samples, from 0 up to but not 1, got "
+                         f"{share!r}")
     x, y = as_array(x), as_array(y)
     if x.ndim == 0 or y.shape[:1] != x.shape[:1]:
-        raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}: there must be one label for each sample")
+        raise ValueError(f"x has shape {x.shape}, y has shape {y.shape}: there must be one label "
+                         "for each sample")
     held = round(share * len(x))
     if not 0 < held < len(x):
-        raise ValueError(f"validation_split={share!r} of {len(x)} samples would hold out {held}: both parts need at least one")
+        raise ValueError(f"validation_split={share!r} of {len(x)} samples would hold out {held}: "
+                         "both parts need at least one")
     return (x[:-held], y[:-held]), (x[-held:], y[-held:])
 
 
@@ -154,5 +183,6 @@ def checked_verbosity(verbose):
     if verbose == "auto":
         return 1
     if verbose not in (0, 1, 2):
-        raise ValueError(f"verbose is 0 for silence, 1 or 'auto' for a bar, 2 for a line per epoch, got {verbose!r}")
+        raise ValueError("verbose is 0 for silence, 1 or 'auto' for a bar, 2 for a line per epoch, "
+                         f"got {verbose!r}")
     return int(verbose)

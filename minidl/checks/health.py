@@ -1,7 +1,9 @@
-"""Runs that cannot go well: what data, first step and first epochs tell, each in one line with a remedy, by warnings.warn.
+"""Runs that cannot go well: what data, first step and first epochs tell, each in one line with a
+remedy, by warnings.warn.
 
-A warning needs evidence that no healthy run has. It is looked for before the first step, after it, and after an epoch,
-never in every step; what the network receives counts, not what was given to fit: a layer may scale it first.
+A warning needs evidence that no healthy run has. It is looked for before the first step, after it,
+and after an epoch, never in every step; what the network receives counts, not what was given to
+fit: a layer may scale it first.
 """
 
 import math
@@ -23,7 +25,8 @@ from ..tensor import Tensor
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 FEW = 20  # samples: less is a trial of the program, not a training set
 SAMPLED = 10 ** 6  # numbers of the inputs that are looked at, at most
-LARGE, TINY = 20, 0.004  # root mean square of inputs that need scaling; pixels divided by 255 twice end at 0.0039
+# root mean square of inputs that need scaling; pixels divided by 255 twice end at 0.0039
+LARGE, TINY = 20, 0.004
 ALWAYS = {F.softmax: ("softmax", 1), F.log_softmax: ("log_softmax", 0)}  # of a single number
 FAR = 100  # root mean square of targets that need scaling
 
@@ -38,11 +41,21 @@ def say(text):
 
 @contextmanager
 def probing(model):
-    """Collect, while one sample goes through: a list of (module, its first input as an array, its output as an array)."""
+    """Collect, while one sample goes through: a list of (module, its first input as an array, its
+    output as an array).
+    """
     seen = []
 
     def look(part, inputs, y):
-        seen.append((part, *(np.asarray(a.data if isinstance(a, Tensor) else a) for a in (inputs[0] if inputs else y, y))))
+        seen.append(
+            (
+                part,
+                *(
+                    np.asarray(a.data if isinstance(a, Tensor) else a)
+                    for a in (inputs[0] if inputs else y, y)
+                ),
+            )
+        )
 
     handles = [part.register_forward_hook(look) for part in model.modules()]
     try:
@@ -53,8 +66,16 @@ def probing(model):
 
 
 def _activation(part):
-    """The function that ends a Dense or an Activation; None for other parts, and for one that no table can hold."""
-    function = part.activation if isinstance(part, Dense) else part.function if isinstance(part, Activation) else None
+    """The function that ends a Dense or an Activation; None for other parts, and for one that no
+    table can hold.
+    """
+    function = (
+        part.activation
+        if isinstance(part, Dense)
+        else part.function
+        if isinstance(part, Activation)
+        else None
+    )
     return function if isinstance(function, Hashable) else None
 
 
@@ -76,14 +97,26 @@ def ending(seen):
 class Watch:
     """Looks at one run of fit. seen: what `probing` collected while the first sample went through.
 
-    `before`, `after_first_step` and `after_epoch` return a list of texts, one for each thing that is wrong.
+    `before`, `after_first_step` and `after_epoch` return a list of texts, one for each thing that
+    is wrong.
     """
 
     def __init__(self, x, y, loss, batch_size, optimizer, seen, shuffled):
         self.silent = len(x) < FEW
-        self.x, self.y, self.loss, self.batch_size, self.optimizer, self.shuffled = x, y, loss, batch_size, optimizer, shuffled
+        self.x, self.y, self.loss, self.batch_size, self.optimizer, self.shuffled = (
+            x,
+            y,
+            loss,
+            batch_size,
+            optimizer,
+            shuffled,
+        )
         self.fresh, self.told = optimizer.steps == 0, False
-        self.layers = [(part, a) for part, a, _ in seen if any(isinstance(v, Parameter) for v in vars(part).values())]
+        self.layers = [
+            (part, a)
+            for part, a, _ in seen
+            if any(isinstance(v, Parameter) for v in vars(part).values())
+        ]
         self.norms = [(part, a) for part, a, _ in seen if isinstance(part, BatchNorm)]
         self.ending = ending(seen)
 
@@ -93,19 +126,23 @@ class Watch:
             return []
         found = [*self._inputs(), *self._labels()]
         size = min(self.batch_size, len(self.x))
-        if size in (2, 3) and any(a.ndim == 2 and not part.frozen_statistics for part, a in self.norms):
-            found.append(f"batches of {size} are too small for BatchNorm: a mean and a variance of {size} samples are mostly noise. "
-                         "Take batch_size=16 or more, or LayerNorm()")
+        if size in (2, 3) and any(
+            a.ndim == 2 and not part.frozen_statistics for part, a in self.norms
+        ):
+            found.append(f"batches of {size} are too small for BatchNorm: a mean and a variance of "
+                         f"{size} samples are mostly noise. Take batch_size=16 or more, or "
+                         "LayerNorm()")
         if validation_data is not None and len(validation_data[0]) >= FEW:
             ours, theirs = _size(_sample(self.x)), _size(_sample(validation_data[0]))
             if ours and theirs and not 1 / LARGE < theirs / ours < LARGE:
-                found.append(f"the validation inputs are {theirs / ours:.3g} times as large as the training inputs "
-                             f"(root mean square {theirs:.3g} and {ours:.3g}): scale both in the same way, with the numbers of "
-                             "the training data")
+                found.append(f"the validation inputs are {theirs / ours:.3g} times as large as the "
+                             f"training inputs (root mean square {theirs:.3g} and {ours:.3g}): "
+                             "scale both in the same way, with the numbers of the training data")
             unseen = self._unseen(validation_data[1])
             if unseen > 0.5:
-                found.append(f"{unseen:.0%} of the validation samples are of classes that the training samples lack; y was sorted, "
-                             "it seems: shuffle x and y before they are split, or use data.split")
+                found.append(f"{unseen:.0%} of the validation samples are of classes that the "
+                             "training samples lack; y was sorted, it seems: shuffle x and y "
+                             "before they are split, or use data.split")
         self.told = bool(found)
         return found
 
@@ -119,23 +156,32 @@ class Watch:
     def _inputs(self):
         rows = _sample(self.x)
         if (rows == rows[:1]).all() and all((part == rows[:1]).all() for part in pieces(self.x)):
-            return ["all samples in x are equal, so nothing in them tells one from another: look at how x was made"]
-        raw = not self.layers or np.array_equal(np.ravel(self.layers[0][1]), np.ravel(self.x[:1]).astype(self.layers[0][1].dtype))
+            return ["all samples in x are equal, so nothing in them tells one from another: look "
+                    "at how x was made"]
+        raw = not self.layers or np.array_equal(
+            np.ravel(self.layers[0][1]), np.ravel(self.x[:1]).astype(self.layers[0][1].dtype)
+        )
         if not raw or any(isinstance(part, (BatchNorm, LayerNorm)) for part, _ in self.layers[:2]):
             return []  # a layer scales them, or the scale cancels
         low, high, size = rows.min(), rows.max(), _size(rows)
         if size > LARGE and low >= 0 and 100 < high <= 255 and (rows == np.floor(rows)).all():
-            return [f"the inputs are pixels from {low:g} to {high:g}, and training needs numbers around 1: write x / 255, for "
-                    "training and test data alike"]
+            return [f"the inputs are pixels from {low:g} to {high:g}, and training needs numbers "
+                    "around 1: write x / 255, for training and test data alike"]
         if size > LARGE:
             columns = np.sqrt(np.square(rows).mean(axis=0)) if rows.ndim == 2 else np.ones(1)
-            uneven = f"; feature {columns.argmax()} is the largest, feature {columns.argmin()} the smallest" \
-                if columns.max() > 100 * columns.min() else ""
-            return [f"the inputs run from {low:.4g} to {high:.4g}, and training needs numbers around 1{uneven}: scale them with "
-                    "data.standardization(x_train), training and test data alike"]
+            uneven = (
+                f"; feature {columns.argmax()} is the largest, feature {columns.argmin()} the "
+                "smallest"
+                if columns.max() > 100 * columns.min()
+                else ""
+            )
+            return [f"the inputs run from {low:.4g} to {high:.4g}, and training needs numbers "
+                    f"around 1{uneven}: scale them with data.standardization(x_train), training "
+                    "and test data alike"]
         if 0 < max(-low, high) <= TINY:
-            return [f"no input is larger than {max(-low, high):.2g}, and training needs numbers around 1: were they divided "
-                    "by 255 twice? If not, scale them with data.standardization(x_train)"]
+            return [f"no input is larger than {max(-low, high):.2g}, and training needs numbers "
+                    "around 1: were they divided by 255 twice? If not, scale them with "
+                    "data.standardization(x_train)"]
         return []
 
     def _labels(self):
@@ -143,16 +189,24 @@ class Watch:
         if self.loss not in GUESS:
             return []
         if all((part == y[:1]).all() for part in pieces(y)):
-            return [f"all {'labels' if classes else 'targets'} are {y[0].tolist()}, so there is nothing to learn: look at how y was made"]
-        if not self.shuffled and self.loss in CLASSES and y.ndim == 1 and len(y) > 2 * self.batch_size and (y[1:] >= y[:-1]).all():
-            return ["the labels are sorted and the samples are not shuffled, so each batch is of one class: use shuffle=True "
-                    "(in training.fit, rng=np.random.default_rng(0))"]
+            return [f"all {'labels' if classes else 'targets'} are {y[0].tolist()}, so there is "
+                    "nothing to learn: look at how y was made"]
+        if (
+            not self.shuffled
+            and self.loss in CLASSES
+            and y.ndim == 1
+            and len(y) > 2 * self.batch_size
+            and (y[1:] >= y[:-1]).all()
+        ):
+            return ["the labels are sorted and the samples are not shuffled, so each batch is of "
+                    "one class: use shuffle=True (in training.fit, rng=np.random.default_rng(0))"]
         if self.loss in CLASSES and y.ndim == 2:
             sums = y.sum(axis=1, dtype=np.float64)
             if abs(sums - 1).max() > 0.01:
                 worst = int(abs(sums - 1).argmax())
-                return [f"each row of y should be the probabilities of the classes and sum to 1, but row {worst} sums to "
-                        f"{sums[worst]:.4g}: for several labels per sample end the model with Activation('sigmoid') and use "
+                return ["each row of y should be the probabilities of the classes and sum to 1, "
+                        f"but row {worst} sums to {sums[worst]:.4g}: for several labels per sample "
+                        "end the model with Activation('sigmoid') and use "
                         "loss='binary_crossentropy'"]
         return []
 
@@ -162,23 +216,35 @@ class Watch:
             return []
         found, p = [], outputs.data
         squashed = F.sigmoid in self.ending or outputs.logits is not None
-        if self.loss is F.cross_entropy and (squashed or p.min() >= 0 and abs(p.sum(axis=1) - 1).max() < 1e-3):
-            found.append("the outputs are probabilities already, and loss='cross_entropy' applies softmax once more: drop the "
-                         "activation at the end of the model, or end it with softmax and use loss='categorical_crossentropy'")
+        if self.loss is F.cross_entropy and (
+            squashed or p.min() >= 0 and abs(p.sum(axis=1) - 1).max() < 1e-3
+        ):
+            found.append("the outputs are probabilities already, and loss='cross_entropy' applies "
+                         "softmax once more: drop the activation at the end of the model, or end "
+                         "it with softmax and use loss='categorical_crossentropy'")
         if self.loss is F.binary_cross_entropy_with_logits and squashed:
-            found.append("the outputs are probabilities already, and binary_cross_entropy_with_logits applies sigmoid once more: "
-                         "drop the activation at the end of the model, or use loss='binary_crossentropy'")
+            found.append("the outputs are probabilities already, and "
+                         "binary_cross_entropy_with_logits applies sigmoid once more: drop the "
+                         "activation at the end of the model, or use loss='binary_crossentropy'")
         if self.loss is F.mse_loss:
             found += self._targets(value)
         trained = [p for p in self.optimizer.parameters if p.requires_grad]
         if self.fresh and trained and not any(p.grad is not None and p.grad.any() for p in trained):
-            found.append("every gradient of the first step is exactly 0, so nothing is trained: the units of a layer are all "
-                         "switched off or saturated (look at the initial weights and the scale of x), or the loss does not "
-                         "depend on the outputs")
+            found.append("every gradient of the first step is exactly 0, so nothing is trained: "
+                         "the units of a layer are all switched off or saturated (look at the "
+                         "initial weights and the scale of x), or the loss does not depend on the "
+                         "outputs")
         guess = math.log(p.shape[1] if self.loss in CLASSES else 2)
-        if self.fresh and not (self.told or found) and self.loss in GUESS and self.loss is not F.mse_loss and value > 10 * guess:
-            found.append(f"the first loss is {value:.4g}, where guessing would give {guess:.3f}: the inputs or the initial weights "
-                         "are too large; scale x, or use the usual initializers")
+        if (
+            self.fresh
+            and not (self.told or found)
+            and self.loss in GUESS
+            and self.loss is not F.mse_loss
+            and value > 10 * guess
+        ):
+            found.append(f"the first loss is {value:.4g}, where guessing would give {guess:.3f}: "
+                         "the inputs or the initial weights are too large; scale x, or use the "
+                         "usual initializers")
         self.told = self.told or bool(found)
         return found
 
@@ -187,11 +253,14 @@ class Watch:
         size = _size(_sample(self.y))
         bounds = next((BOUNDS[f] for f in self.ending if f in BOUNDS), None)
         if bounds and (low < bounds[0] - 0.5 or high > bounds[1] + 0.5):
-            return [f"the targets run from {low:.4g} to {high:.4g}, but the model ends in an activation with outputs from "
-                    f"{bounds[0]} to {bounds[1]}: leave the activation of the last layer out, or scale the targets"]
-        if len(self.layers) > 1 and size > FAR and value > 0.5 * size ** 2:  # one layer can grow as fast as its targets
-            return [f"the targets run from {low:.4g} to {high:.4g}, and the first loss is {value:.4g}: training needs targets "
-                    "around 1. Fit (y - y.mean()) / y.std(), and scale the predictions back"]
+            return [f"the targets run from {low:.4g} to {high:.4g}, but the model ends in an "
+                    f"activation with outputs from {bounds[0]} to {bounds[1]}: leave the "
+                    "activation of the last layer out, or scale the targets"]
+        # one layer can grow as fast as its targets
+        if len(self.layers) > 1 and size > FAR and value > 0.5 * size ** 2:
+            return [f"the targets run from {low:.4g} to {high:.4g}, and the first loss is "
+                    f"{value:.4g}: training needs targets around 1. Fit (y - y.mean()) / y.std(), "
+                    "and scale the predictions back"]
         return []
 
     def after_epoch(self, history):
@@ -205,8 +274,9 @@ class Watch:
         if not guess or loss < 0.99 * guess or right > share + noise:
             return []
         self.told = True
-        return [f"after {len(losses)} steps the loss is {loss:.4g}, no better than the same answer for every sample, {guess:.4g}: "
-                f"try another learning rate (now {self.optimizer.current_lr:.3g}), other initial weights or BatchNorm, and look "
+        return [f"after {len(losses)} steps the loss is {loss:.4g}, no better than the same answer "
+                f"for every sample, {guess:.4g}: try another learning rate (now "
+                f"{self.optimizer.current_lr:.3g}), other initial weights or BatchNorm, and look "
                 "whether x and y belong together"]
 
 
@@ -240,7 +310,18 @@ def _entropy(p):
     return -p * np.log(np.where(p > 0, p, 1))
 
 
-GUESS = {F.cross_entropy: _guess_class, F.categorical_crossentropy: _guess_class, F.binary_cross_entropy: _guess_binary,
-         F.binary_cross_entropy_with_logits: _guess_binary, F.mse_loss: _guess_number}
+GUESS = {
+    F.cross_entropy: _guess_class,
+    F.categorical_crossentropy: _guess_class,
+    F.binary_cross_entropy: _guess_binary,
+    F.binary_cross_entropy_with_logits: _guess_binary,
+    F.mse_loss: _guess_number,
+}
 CLASSES = (F.cross_entropy, F.categorical_crossentropy)
-BOUNDS = {F.sigmoid: (0, 1), F.softmax: (0, 1), F.tanh: (-1, 1), F.relu: (0, math.inf), F.softplus: (0, math.inf)}
+BOUNDS = {
+    F.sigmoid: (0, 1),
+    F.softmax: (0, 1),
+    F.tanh: (-1, 1),
+    F.relu: (0, math.inf),
+    F.softplus: (0, math.inf),
+}

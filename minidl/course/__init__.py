@@ -1,4 +1,6 @@
-"""The lessons as a course: find them, step through one in a terminal, run and check them, give them away."""
+"""The lessons as a course: find them, step through one in a terminal, run and check them, give them
+away.
+"""
 
 from .cells import Cell, about, cells, find, lessons, read
 from .markdown import blocks, highlight

@@ -14,7 +14,9 @@ MARKDOWN = re.compile(r"(?:%|\s)\[(?:markdown|md)\](?:\s|$)")
 
 
 class Cell(NamedTuple):
-    """Prose in Markdown and the code that follows it, either of them perhaps empty; line: where the code begins."""
+    """Prose in Markdown and the code that follows it, either of them perhaps empty; line: where the
+    code begins.
+    """
 
     prose: str
     code: str
@@ -22,15 +24,22 @@ class Cell(NamedTuple):
 
 
 def lessons(folder=None):
-    """The files of the lessons in order; in a wheel they lie inside the package. FileNotFoundError if there are none."""
-    folder = folder or next((f for f in (PACKAGE / "lessons", PACKAGE.parent / "lessons") if f.is_dir()), PACKAGE)
+    """The files of the lessons in order; in a wheel they lie inside the package. FileNotFoundError
+    if there are none.
+    """
+    folder = folder or next(
+        (f for f in (PACKAGE / "lessons", PACKAGE.parent / "lessons") if f.is_dir()), PACKAGE
+    )
     if not (found := sorted(Path(folder).glob("[0-9][0-9]_*.py"))):
-        raise FileNotFoundError(f"there are no lessons in {folder}; if minidl is incomplete, install it anew")
+        raise FileNotFoundError(f"there are no lessons in {folder}; if minidl is incomplete, "
+                                "install it anew")
     return found
 
 
 def find(name, folder=None):
-    """The file of a lesson, by its number, by a part of its name, or by the path of one of your own."""
+    """The file of a lesson, by its number, by a part of its name, or by the path of one of your
+    own.
+    """
     if name.lower().endswith(".py") and Path(name).is_file():
         return Path(name).resolve()
     if re.search(r"[/\\]|\.(py|ipynb)$", name, re.IGNORECASE):
@@ -38,20 +47,29 @@ def find(name, folder=None):
                                 "path of its .py file, those of "
                                 "minidl by their numbers")
     known = lessons(folder)
-    found = [path for path in known if (int(path.stem[:2]) == int(name) if name.isdecimal() else name in path.stem)]
+    found = [
+        path
+        for path in known
+        if (int(path.stem[:2]) == int(name) if name.isdecimal() else name in path.stem)
+    ]
     if len(found) != 1:
-        raise ValueError(f"{'several lessons match' if found else 'no lesson matches'} {name!r}; there are "
+        raise ValueError(f"{'several lessons match' if found else 'no lesson matches'} {name!r}; "
+                         "there are "
                          + ", ".join(path.stem for path in found or known))
     return found[0]
 
 
 def about(path):
-    """(number, title, question, running time) of a lesson. Raises ValueError that says what its first cell must say."""
+    """(number, title, question, running time) of a lesson.
+
+    Raises ValueError that says what its first cell must say.
+    """
     prose = cells(path)[0].prose
     heading = re.match(r"# (\d+)\. (.+?): (.+)", prose)
     time = re.search(r"Running time: (.+?)\.(?: |$)", " ".join(prose.split()))
     if not heading or not time:
-        raise ValueError(f"{path}: the first cell must begin '# 7. Title: question?' and say 'Running time: 5 seconds.'")
+        raise ValueError(f"{path}: the first cell must begin '# 7. Title: question?' and say "
+                         "'Running time: 5 seconds.'")
     return int(heading[1]), heading[2], heading[3][0].upper() + heading[3][1:], time[1]
 
 

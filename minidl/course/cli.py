@@ -24,22 +24,29 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m minidl")
     commands = parser.add_subparsers(metavar="command")
     sets = commands.add_parser("data", help="list, fetch, pack and unpack data sets")
-    sets.add_argument("name", nargs="?", choices=data.NAMES, help="the set to fetch or to pack; without it, list all")
+    sets.add_argument("name", nargs="?", choices=data.NAMES, help="the set to fetch or to pack; "
+                                                                  "without it, list all")
     ways = sets.add_mutually_exclusive_group()
-    ways.add_argument("--pack", metavar="FILE", help="write the published sets that are here into one zip file")
+    ways.add_argument("--pack", metavar="FILE", help="write the published sets that are here into "
+                                                     "one zip file")
     ways.add_argument("--unpack", metavar="FILE", help="install the sets in such a file")
     sets.set_defaults(run=_data)
     commands.add_parser("lessons", help="list the lessons").set_defaults(run=_lessons)
-    lesson = commands.add_parser("lesson", help="step through a lesson, run it, or give the lessons away")
-    lesson.add_argument("name", nargs="?", help="its number, or a part of its name; without it, the options mean all lessons")
+    lesson = commands.add_parser("lesson", help="step through a lesson, run it, or give the "
+                                                "lessons away")
+    lesson.add_argument("name", nargs="?", help="its number, or a part of its name; without it, "
+                                                "the options mean all lessons")
     ways = lesson.add_mutually_exclusive_group()
     ways.add_argument("--run", dest="run_through", action="store_true", help="run it through")
-    ways.add_argument("--all", action="store_true", help="run without windows; one line for each lesson, with its CHECKs")
+    ways.add_argument("--all", action="store_true", help="run without windows; one line for each "
+                                                         "lesson, with its CHECKs")
     ways.add_argument("--copy", metavar="DIR", help="copy into a folder, to edit")
     ways.add_argument("--notebook", metavar="DIR", help="write Jupyter notebooks into a folder")
-    ways.add_argument("--html", metavar="DIR", help="run, and write web pages with output and figures into a folder")
+    ways.add_argument("--html", metavar="DIR", help="run, and write web pages with output and "
+                                                    "figures into a folder")
     lesson.set_defaults(run=_lesson)
-    commands.add_parser("doctor", help="check that this machine has what the lessons need").set_defaults(run=_doctor)
+    commands.add_parser("doctor", help="check that this machine has what the lessons "
+                                       "need").set_defaults(run=_doctor)
     options = parser.parse_args(arguments)
     if "run" not in options:
         parser.print_help()
@@ -85,10 +92,11 @@ def _pack(path, names):
             published.check(name, found.arrays, found.path)
             here[name] = found.arrays
     if not here:
-        raise FileNotFoundError(f"nothing to pack: of {', '.join(names)} none is here as published files; "
-                                "fetch them first: python -m minidl data mnist")
+        raise FileNotFoundError(f"nothing to pack: of {', '.join(names)} none is here as published "
+                                "files; fetch them first: python -m minidl data mnist")
     published.pack(path, here)
-    print(f"packed {', '.join(here)} into {path}; on the other machine: python -m minidl data --unpack {path}")
+    print(f"packed {', '.join(here)} into {path}; on the other machine: python -m minidl data "
+          f"--unpack {path}")
 
 
 def _line(name):
@@ -102,7 +110,8 @@ def _line(name):
         own = " of your own" if found.own else ""
         return f"{name:14} {len(x_train):,} training and {len(x_test):,} test images{own} in {found.path.resolve()}"
     size, licence = published.SETS[name].megabytes, published.SETS[name].licence
-    lines = [f"{name:14} not here; fetch it ({size} MB, licence {licence}): python -m minidl data {name}", *unusable]
+    lines = [f"{name:14} not here; fetch it ({size} MB, licence {licence}): python -m minidl data "
+             f"{name}", *unusable]
     return "\n               ".join(lines)
 
 
@@ -122,18 +131,25 @@ def _lesson(options):
     paths = [find(options.name)] if options.name is not None else lessons()
     outcomes = []
     if options.copy:
-        handout.write(options.copy, [path.name for path in paths], (path.read_bytes() for path in paths))
+        handout.write(
+            options.copy, [path.name for path in paths], (path.read_bytes() for path in paths)
+        )
     elif options.notebook:
-        handout.write(options.notebook, [f"{path.stem}.ipynb" for path in paths], map(handout.notebook, paths))
+        handout.write(
+            options.notebook, [f"{path.stem}.ipynb" for path in paths], map(handout.notebook, paths)
+        )
     elif options.html:
         names = [f"{path.stem}.html" for path in paths]
-        handout.write(options.html, [*names, "index.html", "api.html"], handout.pages(paths, outcomes))
+        handout.write(
+            options.html, [*names, "index.html", "api.html"], handout.pages(paths, outcomes)
+        )
     elif options.all:
         outcomes = list(running.check_all(paths))
     elif options.name is not None:
         return running.launch("run" if options.run_through else "step", paths[0])
     else:
-        raise ValueError("name a lesson: python -m minidl lesson 7; python -m minidl lessons lists them")
+        raise ValueError("name a lesson: python -m minidl lesson 7; python -m minidl lessons lists "
+                         "them")
     if folder:
         print(f"written: {len(paths)} {'lesson' if len(paths) == 1 else 'lessons'} in {folder}")
     return any(outcome.code for outcome in outcomes)
@@ -146,8 +162,14 @@ def _doctor(options):
         print("browser    in the browser: 20 times slower, no processes (no `lesson`, no "
               "experiments.processes): open the lessons "
               "as notebooks")
-    for name, examine in (("versions", _versions), ("BLAS", _blas), ("plots", _plots), ("data", _sets), ("cache", _cache),
-                          ("terminal", _terminal)):
+    for name, examine in (
+        ("versions", _versions),
+        ("BLAS", _blas),
+        ("plots", _plots),
+        ("data", _sets),
+        ("cache", _cache),
+        ("terminal", _terminal),
+    ):
         found, advice = examine()
         ill += bool(advice)
         print(f"{name:10} {found}: {advice or 'fine'}")
@@ -184,7 +206,11 @@ def _plots():
     except (ImportError, ValueError) as error:
         return f"no figures ({error})", "unset MPLBACKEND, or install what it asks for"
     backend = plt.get_backend()
-    return f"backend {backend}, figures {'are saved as files' if backend.lower() == 'agg' else 'open in windows'}", None
+    return (
+        f"backend {backend}, figures "
+        f"{'are saved as files' if backend.lower() == 'agg' else 'open in windows'}",
+        None,
+    )
 
 
 def _sets():
@@ -193,7 +219,8 @@ def _sets():
     except (OSError, RuntimeError, ValueError) as error:
         return str(error), "put that right, or unset MINIDL_DATA"
     missing = [name for name in data.NAMES if name not in here]
-    found = f"{', '.join(here)} here" + (f", not {', '.join(missing)} (python -m minidl data)" if missing else "")
+    found = f"{', '.join(here)} here" + (f", not {', '.join(missing)} (python -m minidl "
+                                         "data)" if missing else "")
     return found, None
 
 
@@ -218,5 +245,8 @@ def _terminal():
     try:
         "█ σ² é".encode(encoding)
     except (UnicodeEncodeError, LookupError):
-        return f"{encoding}, some characters show as ?", "set PYTHONUTF8=1 (Windows: use Windows Terminal)"
+        return (
+            f"{encoding}, some characters show as ?",
+            "set PYTHONUTF8=1 (Windows: use Windows Terminal)",
+        )
     return encoding, None

@@ -1,4 +1,6 @@
-"""The lessons to give away: notebooks for Jupyter, and web pages that hold prose, code, output and figures in one file."""
+"""The lessons to give away: notebooks for Jupyter, and web pages that hold prose, code, output and
+figures in one file.
+"""
 
 import base64
 import inspect
@@ -32,7 +34,8 @@ img { max-width: 100%; display: block; margin: 1rem auto }
 
 
 def write(folder, names, contents):
-    """Write new files into a folder, each whole or not at all. contents: the bytes of each, in turn.
+    """Write new files into a folder, each whole or not at all. contents: the bytes of each, in
+    turn.
 
     Raises FileExistsError, before the first of the contents is made, if one of the files is there.
     """
@@ -40,7 +43,8 @@ def write(folder, names, contents):
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"nothing written: {folder} is a file; name a new folder")
     if there := [name for name in names if (folder / name).exists()]:
-        raise FileExistsError(f"nothing written: {folder} already has {', '.join(there)}; name a new folder")
+        raise FileExistsError(f"nothing written: {folder} already has {', '.join(there)}; name a "
+                              "new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -54,10 +58,15 @@ def write(folder, names, contents):
 
 
 def notebook(path):
-    """A lesson as a Jupyter notebook (nbformat 4.5), without outputs: the same bytes for the same lesson."""
+    """A lesson as a Jupyter notebook (nbformat 4.5), without outputs: the same bytes for the same
+    lesson.
+    """
     made = []
     for cell in cells(path):
-        for kind, text, more in (("markdown", cell.prose, {}), ("code", cell.code, {"execution_count": None, "outputs": []})):
+        for kind, text, more in (
+            ("markdown", cell.prose, {}),
+            ("code", cell.code, {"execution_count": None, "outputs": []}),
+        ):
             if text:
                 made.append({"cell_type": kind, "id": f"cell-{len(made) + 1}", "metadata": {},
                              "source": text.splitlines(keepends=True), **more})
@@ -68,11 +77,15 @@ def notebook(path):
 
 
 def pages(paths, outcomes):
-    """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list that gets theirs."""
+    """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list
+    that gets theirs.
+    """
     rows = ["<table><tr><th>lesson</th><th>question</th><th>time</th><th>when it was run</th></tr>"]
     with tempfile.TemporaryDirectory() as folder:
         figures = {path: str(Path(folder, path.stem)) for path in paths}
-        for path, outcome in zip(paths, running.check_all(paths, lambda path: {"MINIDL_FIGURES": figures[path]})):
+        for path, outcome in zip(
+            paths, running.check_all(paths, lambda path: {"MINIDL_FIGURES": figures[path]})
+        ):
             number, title, question, time = about(path)
             body = [_cell(cell, output, figures[path])
                     for cell, output in zip_longest(cells(path), outcome.outputs, fillvalue="")]
@@ -80,19 +93,29 @@ def pages(paths, outcomes):
             if outcome.code:
                 body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
             verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
-            rows.append(f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
-                        f"<td>{escape(time)}</td><td>{verdict}</td></tr>")
-            yield _page(f"{number}. {title}", '<p><a href="index.html">All lessons</a></p>', *body, f"<p>{verdict}</p>")
+            rows.append(
+                f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
+                f"<td>{escape(time)}</td><td>{verdict}</td></tr>"
+            )
+            yield _page(
+                f"{number}. {title}",
+                '<p><a href="index.html">All lessons</a></p>',
+                *body,
+                f"<p>{verdict}</p>",
+            )
     api = '<p>The words of minidl, with their explanations: <a href="api.html">API</a></p>'
     yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", api)
     yield api_page()
 
 
 def api_page():
-    """A page of everything public, from the docstrings: name, signature, explanation, and where it is defined."""
+    """A page of everything public, from the docstrings: name, signature, explanation, and where it
+    is defined.
+    """
     body = ['<p><a href="index.html">All lessons</a></p>', "<h1>minidl's words</h1>"]
     face = sys.modules["minidl"]  # which imports this file, and not the other way round
-    for module in (face, face.functional, face.optim, face.schedules, face.initializers, face.data, face.training,
+    for module in (face, face.functional, face.optim, face.schedules, face.initializers, face.data,
+                   face.training,
                    face.experiments, face.plotting, face.interop):
         body.append(f"<h2>{module.__name__}</h2>")
         for name, value in sorted(_public(module)):
@@ -104,8 +127,12 @@ def api_page():
 
 
 def _public(module):
-    """(name, object) of what a module offers: what __all__ lists, else the functions, classes and ops that it defines."""
-    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    """(name, object) of what a module offers: what __all__ lists, else the functions, classes and
+    ops that it defines.
+    """
+    names = getattr(module, "__all__", None) or [
+        name for name in vars(module) if not name.startswith("_")
+    ]
     for name in names:
         value = getattr(module, name)
         own = getattr(value, "__module__", "") or ""  # an Op has none
@@ -130,22 +157,36 @@ def _entry(name, value):
 
 def _page(title, *body):
     """A whole page. It is XML too, so that a parser can tell whether it is well formed."""
-    head = (f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
-            f"<title>{escape(title)}</title><style>{STYLE}</style>")
-    return "\n".join(['<!DOCTYPE html>\n<html lang="en"><head>' + head + "</head><body>", *body, "</body></html>\n"]).encode()
+    head = (
+        f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    )
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en"><head>' + head + "</head><body>",
+            *body,
+            "</body></html>\n",
+        ]
+    ).encode()
 
 
 def _cell(cell, output, figures):
-    """Prose, code, and what the code printed; a line `figure: PATH` in the folder of figures becomes the figure."""
+    """Prose, code, and what the code printed; a line `figure: PATH` in the folder of figures
+    becomes the figure.
+    """
     parts = [html(cell.prose)]
     if cell.code:
         code = "".join(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text)
                        for kind, text in highlight(cell.code))
         parts.append(f'<pre class="code"><code>{code}</code></pre>')
-    for i, text in enumerate(re.split(rf"^figure: ({re.escape(figures)}.+)\n", output, flags=re.MULTILINE)):
+    for i, text in enumerate(
+        re.split(rf"^figure: ({re.escape(figures)}.+)\n", output, flags=re.MULTILINE)
+    ):
         if i % 2:
             image = base64.b64encode(Path(text).read_bytes()).decode()
-            parts.append(f'<img alt="{escape(Path(text).stem)}" src="data:image/png;base64,{image}"/>')
+            parts.append(
+                f'<img alt="{escape(Path(text).stem)}" src="data:image/png;base64,{image}"/>'
+            )
         elif text.strip():
             parts.append(f'<pre class="output">{escape(text).strip(chr(10))}</pre>')
     return "\n".join(parts)
@@ -167,18 +208,25 @@ def html(markdown):
         elif kind == "code":
             made.append(f'<pre class="code">{escape(text)}</pre>')
         elif kind == "math" or re.fullmatch(r"\$[^$]+\$", text):
-            parts = [_formula(part, large=True) for part in text.strip("$").split(r"\quad")]  # a narrow screen may break there
+            # a narrow screen may break there
+            parts = [_formula(part, large=True) for part in text.strip("$").split(r"\quad")]
             made.append(f'<p class="formula">{"&#8195;".join(parts)}</p>')
         else:
             made.append(f"<p>{_inline(text)}</p>")
-    return re.sub(r'</ul>\n<ul>|</ol>\n<ol start="\d+">', "\n", "\n".join(made))  # items in a row are one list
+    # items in a row are one list
+    return re.sub(r'</ul>\n<ul>|</ol>\n<ol start="\d+">', "\n", "\n".join(made))
 
 
 def _table(text):
     made, tag = [], "th"
     for line in text.splitlines():
         if set(line) - set("|-: "):  # not the line below the head
-            made.append("".join(f"<{tag}>{_inline(field.strip())}</{tag}>" for field in line.strip("| ").split("|")))
+            made.append(
+                "".join(
+                    f"<{tag}>{_inline(field.strip())}</{tag}>"
+                    for field in line.strip("| ").split("|")
+                )
+            )
             tag = "td"
     return f"<table><tr>{'</tr><tr>'.join(made)}</tr></table>"
 
@@ -194,7 +242,9 @@ def _inline(text):
         elif match["math"]:
             made.append(_formula(match["math"]))
         elif match["link"]:
-            made.append(f'<a href="{escape(re.sub("[.]py$", ".html", match["url"]))}">{_inline(inner)}</a>')
+            made.append(
+                f'<a href="{escape(re.sub("[.]py$", ".html", match["url"]))}">{_inline(inner)}</a>'
+            )
         else:
             tag = "strong" if match["bold"] else "em"
             made.append(f"<{tag}>{_inline(inner)}</{tag}>")

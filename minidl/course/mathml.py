@@ -3,21 +3,37 @@
 import re
 from html import escape
 
-LETTERS = dict(zip(r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi "
-                   r"varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla mathbb{R} "
-                   r"mathbb{E} mathcal{N} mathcal{L}".split(), "αβγδεεζηθκλμνξπρστφφχψωΓΔΘΛΠΣΦΨΩℓ∞∂∇ℝ𝔼𝒩ℒ"))
-OPERATORS = dict(zip(r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow leftarrow mapsto "
-                     r"in notin subset forall exists pm mp ldots dots cdots mid | { } langle rangle top int % _".split(),
-                     "⋅×⊙∘≤≤≥≥≪≫≠≠≈∼≡∝→→←↦∈∉⊂∀∃±∓……⋯∣‖{}⟨⟩⊤∫%_")) | {"-": "−", "'": "′", "*": "∗"}
+LETTERS = dict(
+    zip(
+        r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi "
+        r"varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla mathbb{R} "
+        r"mathbb{E} mathcal{N} mathcal{L}".split(),
+        "αβγδεεζηθκλμνξπρστφφχψωΓΔΘΛΠΣΦΨΩℓ∞∂∇ℝ𝔼𝒩ℒ",
+    )
+)
+OPERATORS = dict(
+    zip(
+        r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow leftarrow mapsto "
+        r"in notin subset forall exists pm mp ldots dots cdots mid | { } langle rangle top int % _".split(),
+        "⋅×⊙∘≤≤≥≥≪≫≠≠≈∼≡∝→→←↦∈∉⊂∀∃±∓……⋯∣‖{}⟨⟩⊤∫%_",
+    )
+) | {"-": "−", "'": "′", "*": "∗"}
 FUNCTIONS = "log ln exp sin cos tanh Pr".split()
-LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}  # a script goes below, not beside
+# a script goes below, not beside
+LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}
 ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~", "dot": "˙", "vec": "→"}
 SPACES = {",": 0.17, ";": 0.28, " ": 0.25, "quad": 1, "qquad": 2}
-TOKEN = re.compile(r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]", re.DOTALL)
+TOKEN = re.compile(
+    r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]",
+    re.DOTALL,
+)
 
 
 def mathml(tex, large=False):
-    """The MathML of a formula in TeX, large as on a line of its own. Raises ValueError for what is in none of the tables."""
+    """The MathML of a formula in TeX, large as on a line of its own.
+
+    Raises ValueError for what is in none of the tables.
+    """
     tokens = TOKEN.findall(tex)[::-1]  # the next one last, where pop() takes it
     try:
         return f'<math displaystyle="{str(large).lower()}">{_row(tokens)}</math>'
@@ -62,12 +78,20 @@ def _atom(tokens):
     if token[0] != "\\":
         if token in "}_^&":
             raise KeyError(token)
-        tag = "mn" if token[0].isdecimal() or token == "." else "mi" if token.isalpha() else 'mo stretchy="false"'
+        tag = (
+            "mn"
+            if token[0].isdecimal() or token == "."
+            else "mi"
+            if token.isalpha()
+            else 'mo stretchy="false"'
+        )
         return f"<{tag}>{escape(OPERATORS.get(token, token))}</{tag[:2]}>"
     if name in LETTERS or name in FUNCTIONS:
         return f"<mi>{LETTERS.get(name, name)}</mi>"
     if name in ACCENTS:
-        return f'<mover accent="true">{_atom(tokens)}<mo stretchy="false">{ACCENTS[name]}</mo></mover>'
+        return (
+            f'<mover accent="true">{_atom(tokens)}<mo stretchy="false">{ACCENTS[name]}</mo></mover>'
+        )
     if name in SPACES:
         return f'<mspace width="{SPACES[name]}em"/>'
     if name in LIMITS:

@@ -1,7 +1,7 @@
 """The lessons as a course: find them, step through one in a terminal, run and check them.
 
-A lesson runs in a process of its own, which is this file as a program: `python -m minidl` has loaded NumPy before
-the lesson can say how many threads it wants.
+A lesson runs in a process of its own, which is this file as a program: `python -m minidl` has
+loaded NumPy before the lesson can say how many threads it wants.
 """
 
 import __future__
@@ -34,8 +34,8 @@ v lists variables      e EXPRESSION evaluates it                       q quits; 
 class Outcome(NamedTuple):
     """What came of running a lesson.
 
-    outputs: what each cell printed, up to the last that ran. errors: from stderr. failed: the CHECK lines that failed,
-    or else why it ended early.
+    outputs: what each cell printed, up to the last that ran. errors: from stderr. failed: the CHECK
+    lines that failed, or else why it ended early.
     """
 
     code: int
@@ -49,7 +49,8 @@ def launch(mode, path):
     """Run a lesson on this terminal; returns the exit code. mode: "step" or "run"."""
     cells(path)  # if it cannot be read, say so here
     child = subprocess.Popen(**_process(mode, path))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the child, which must not inherit this
+    # Ctrl-C is for the child, which must not inherit this
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = child.wait()
         return 128 - code if code < 0 else code  # ended by a signal: what a shell makes of it
@@ -58,7 +59,8 @@ def launch(mode, path):
 
 
 def check_all(paths, variables=lambda path: {}):
-    """Run lessons without a display, as many at a time as there are cores; print and yield each Outcome in order.
+    """Run lessons without a display, as many at a time as there are cores; print and yield each
+    Outcome in order.
 
     variables: a function of the path that returns environment variables for that lesson.
     """
@@ -80,13 +82,18 @@ def check_all(paths, variables=lambda path: {}):
 def check(path, **variables):
     """Run a lesson without a display, with these environment variables; returns the Outcome."""
     mark, began = secrets.token_hex(), perf_counter()
-    result = subprocess.run(**_process("run", path, mark, PYTHONIOENCODING="utf-8", MPLBACKEND="agg", **variables),
-                            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace")
+    result = subprocess.run(
+        **_process("run", path, mark, PYTHONIOENCODING="utf-8", MPLBACKEND="agg", **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     outputs = result.stdout.split(mark)[1:]
     checks = re.findall(r"^CHECK .+, (?:PASS|FAIL)$", "".join(outputs), re.MULTILINE)
     failed = [line for line in checks if line.endswith("FAIL")]
-    verdict = (f"{'FAIL' if result.returncode else 'PASS'}  {len(checks) - len(failed)} of {len(checks)} checks  "
-               f"{perf_counter() - began:.1f} s")
+    verdict = (f"{'FAIL' if result.returncode else 'PASS'}  {len(checks) - len(failed)} of "
+               f"{len(checks)} checks  {perf_counter() - began:.1f} s")
     if result.returncode and not failed:
         failed = result.stderr.splitlines()[-1:] or [f"ended with code {result.returncode}"]
     return Outcome(result.returncode, verdict, outputs, result.stderr, failed)
@@ -114,7 +121,9 @@ def run(path, mark=""):
 
 
 def step(path):
-    """Step through a lesson in this process: show a cell, do what the student types, until q or the end of input."""
+    """Step through a lesson in this process: show a cell, do what the student types, until q or the
+    end of input.
+    """
     namespace, stops, at, shown, last = _new_main(path), cells(path), 0, None, None
     print(HELP)
     while at < len(stops):
@@ -152,7 +161,8 @@ def step(path):
 
 
 def _new_main(path):
-    """The names of an empty __main__ in the place of this one, as if Python had started the lesson."""
+    """The names of an empty __main__ in the place of this one, as if Python had started the lesson.
+    """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__, sys.argv = str(path), [str(path)]
     if not getattr(sys.flags, "safe_path", False):
@@ -185,27 +195,45 @@ def _execute(code, line, path, namespace, mode="exec"):
 def _variables(namespace):
     lines = []
     for name, value in namespace.items():
-        if not name.startswith("_") and not isinstance(value, (types.ModuleType, types.FunctionType, type)):
+        if not name.startswith("_") and not isinstance(
+            value, (types.ModuleType, types.FunctionType, type)
+        ):
             array = hasattr(value, "shape") and hasattr(value, "dtype")
-            what = f"{value.dtype} {value.shape}" if array else textwrap.shorten(reprlib.repr(value), 60)
+            what = (
+                f"{value.dtype} {value.shape}"
+                if array
+                else textwrap.shorten(reprlib.repr(value), 60)
+            )
             lines.append(f"{name:16} {type(value).__name__:12} {what}")
     return "\n".join(lines) or "no variables yet"
 
 
 def _prose(markdown):
     """Markdown for this terminal: wrapped; formulas and tables as they are written."""
-    width = min(100, shutil.get_terminal_size().columns or 80)  # some terminals say 0; Python 3.10 believes them
+    # some terminals say 0; Python 3.10 believes them
+    width = min(100, shutil.get_terminal_size().columns or 80)
     shown = []
     for kind, text in blocks(markdown):
         if kind in ("paragraph", "item"):
-            text = textwrap.fill(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False,
-                                 subsequent_indent=" " * (text.index(" ") + 1) if kind == "item" else "")
-            text = INLINE.sub(lambda match: _paint(match.lastgroup, match[match.lastgroup], match[0]), text)
+            text = textwrap.fill(
+                " ".join(text.split()),
+                width,
+                break_long_words=False,
+                break_on_hyphens=False,
+                subsequent_indent=" " * (text.index(" ") + 1) if kind == "item" else "",
+            )
+            text = INLINE.sub(
+                lambda match: _paint(match.lastgroup, match[match.lastgroup], match[0]), text
+            )
         shown.append(_paint("heading", text.lstrip("# "), text) if kind == "heading" else text)
     return "\n\n".join(shown)
 
 
 def _paint(kind, text, plain=None):
     """Text in the colour of its kind; plain, or the text itself, where there are no colours."""
-    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and (os.name != "nt" or "WT_SESSION" in os.environ)
+    colours = (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and (os.name != "nt" or "WT_SESSION" in os.environ)
+    )
     return f"\033[{ANSI[kind]}m{text}\033[0m" if kind in ANSI and colours else plain or text

@@ -16,11 +16,12 @@ __all__ = ["NAMES", "Found", "Scaling", "batches", "cache", "find", "load", "min
 def load(name="digits", root=None):
     """((x_train, y_train), (x_test, y_test)): images float32 (n, 784) in [0, 1], labels int64.
 
-    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist". Looked for in root and in
-    $MINIDL_DATA, two folders that may hold any set of 28 x 28 images in IDX or npz files (a lone pair of images
-    and labels is split 80/20, always alike); then in the project, in the user's cache and where Keras and torchvision
-    keep their copies. There, and after a download, only the published files count, checked by md5.
-    Raises FileNotFoundError that says what to put where, ValueError for a damaged file.
+    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist". Looked for in
+    root and in $MINIDL_DATA, two folders that may hold any set of 28 x 28 images in IDX or npz
+    files (a lone pair of images and labels is split 80/20, always alike); then in the project, in
+    the user's cache and where Keras and torchvision keep their copies. There, and after a download,
+    only the published files count, checked by md5. Raises FileNotFoundError that says what to put
+    where, ValueError for a damaged file.
     """
     found, unusable = find(name, root)
     if found is None:
@@ -29,14 +30,18 @@ def load(name="digits", root=None):
             published.fetch(name, folder)
         except FileNotFoundError as error:
             raise FileNotFoundError("\n".join([str(error), *unusable])) from None
-        # These very files: `find` would stop at a damaged copy that lies beside them under another name.
+        # These very files: `find` would stop at a damaged copy that lies beside them under another
+        # name.
         found = Found(tuple(published.read(file, folder) for file in published.FILES), folder)
     x_train, y_train, x_test, y_test = found.arrays
     return (_pixels(x_train), y_train.astype(np.int64)), (_pixels(x_test), y_test.astype(np.int64))
 
 
 def one_hot(y, classes=None):
-    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32. classes: largest label + 1 if left out."""
+    """Class numbers (n,) as rows (n, classes) of zeros with a single one, float32.
+
+    classes: largest label + 1 if left out.
+    """
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
         raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of "
@@ -54,7 +59,9 @@ def one_hot(y, classes=None):
 
 @dataclass
 class Scaling:
-    """x -> (x - shift) / scale, with numbers fitted on training data: call it on training and test data alike."""
+    """x -> (x - shift) / scale, with numbers fitted on training data: call it on training and test
+    data alike.
+    """
 
     shift: np.ndarray
     scale: np.ndarray
@@ -87,7 +94,8 @@ class Scaling:
 def standardization(x_train, axis=0):
     """The Scaling that gives x_train mean 0 and standard deviation 1.
 
-    axis: 0 for each feature by itself, None for all pixels of images alike. A constant feature becomes 0.
+    axis: 0 for each feature by itself, None for all pixels of images alike. A constant feature
+    becomes 0.
     """
     x_train = _training_data(x_train, axis)
     with np.errstate(invalid="ignore", over="ignore"):  # of inf and NaN; Scaling says so
@@ -98,7 +106,9 @@ def standardization(x_train, axis=0):
 
 
 def min_max(x_train, axis=0):
-    """The Scaling that maps the smallest value of x_train to 0 and the largest to 1; axis as in `standardization`."""
+    """The Scaling that maps the smallest value of x_train to 0 and the largest to 1; axis as in
+    `standardization`.
+    """
     x_train = _training_data(x_train, axis)
     low, high = x_train.min(axis).astype(np.float64), x_train.max(axis).astype(np.float64)
     return Scaling(low, _nonzero(high - low, x_train, axis))

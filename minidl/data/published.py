@@ -25,7 +25,12 @@ from ..files import (
     unzipped,
 )
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of each unpacked, in all published sets
 TIMEOUT = 20  # seconds that a mirror has to answer, and then at most to be behind SLOWEST
 SLOWEST = 10_000  # bytes per second
@@ -34,7 +39,9 @@ LARGEST = packed(SIZES[0])  # bytes of a file as it comes; some proxies unpack o
 
 @dataclass(frozen=True)
 class Published:
-    """One set: mirrors, md5 of each of FILES unpacked, licence, size packed, and the folders other packages keep it in."""
+    """One set: mirrors, md5 of each of FILES unpacked, licence, size packed, and the folders other
+    packages keep it in.
+    """
 
     mirrors: tuple
     md5: tuple
@@ -45,7 +52,8 @@ class Published:
 
 SETS = {
     "mnist": Published(
-        mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/",
+                 "https://storage.googleapis.com/cvdf-datasets/mnist/"),
         md5=("6bbc9ace898e44ae57da46a324031adb", "a25bea736e30d166cdddb491f175f624",
              "2646ac647ad5339dbf082846283269ea", "27ae3e4e09519cfbb04c329615203637"),
         licence="CC BY-SA 3.0", megabytes=12, folders=("MNIST/raw",)),
@@ -57,7 +65,9 @@ SETS = {
 
 
 def check(name, arrays, source):
-    """ValueError that names the source unless these arrays are, byte for byte, the published set's FILES."""
+    """ValueError that names the source unless these arrays are, byte for byte, the published set's
+    FILES.
+    """
     for file, array in zip(FILES, arrays):
         _check_file(name, file, array, source)
 
@@ -70,8 +80,11 @@ def _check_file(name, file, array, source):
         digest.update(part)
     found = digest.hexdigest()
     if found != expected:
-        owner = "".join(f" (that is {other}'s)" for other, published in SETS.items() if found in published.md5)
-        raise ValueError(f"{source} is not the published {name}: {file} has md5 {found}{owner}, not {expected}")
+        owner = "".join(
+            f" (that is {other}'s)" for other, published in SETS.items() if found in published.md5
+        )
+        raise ValueError(f"{source} is not the published {name}: {file} has md5 {found}{owner}, "
+                         f"not {expected}")
 
 
 def read(file, folder):
@@ -82,7 +95,8 @@ def read(file, folder):
 
 
 def fetch(name, folder):
-    """Download the set's files into folder, each from the first mirror that gives it, whole or not at all.
+    """Download the set's files into folder, each from the first mirror that gives it, whole or not
+    at all.
 
     A file that is there and right is kept. With $MINIDL_OFFLINE=1 nothing is downloaded. Raises
     FileNotFoundError that says what went wrong and how to fetch the files by hand.
@@ -91,7 +105,8 @@ def fetch(name, folder):
         if _is_there(name, file, folder):
             continue
         if os.environ.get("MINIDL_OFFLINE", "0") not in ("", "0"):
-            raise FileNotFoundError(f"{name} is not on this machine, and MINIDL_OFFLINE forbids to download it.\n"
+            raise FileNotFoundError(f"{name} is not on this machine, and MINIDL_OFFLINE forbids to "
+                                    "download it.\n"
                                     + by_hand(name, folder))
         problems = []
         for url in urls(name, file):
@@ -102,8 +117,10 @@ def fetch(name, folder):
             except (OSError, ValueError, RuntimeError) as error:
                 # a server's words may be in it
                 problems.append(f"{url}: {clean(error) or type(error).__name__}")
-        if not _is_there(name, file, folder):  # where open files cannot be replaced (Windows), another process may be ahead
-            raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n  "
+        # where open files cannot be replaced (Windows), another process may be ahead
+        if not _is_there(name, file, folder):
+            raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n "
+                                    " "
                                     + "\n  ".join(problems) + "\n" + by_hand(name, folder))
 
 
@@ -114,22 +131,28 @@ def urls(name, file):
 
 def by_hand(name, folder):
     """How to get a set without a download by this program, in words."""
-    return (f"Fetch these files with a browser and put them into {folder} or a folder that MINIDL_DATA names\n  "
+    return (f"Fetch these files with a browser and put them into {folder} or a folder that "
+            "MINIDL_DATA names\n  "
             + "\n  ".join(urls(name, file)[0] for file in FILES)
             + "\nor pack them on a machine that has them: python -m minidl data --pack sets.zip"
             + "\nand unpack them on this one: python -m minidl data --unpack sets.zip")
 
 
 def pack(path, sets):
-    """Write sets (name -> the four arrays) into one zip file that `unpack` takes, on any machine."""
+    """Write sets (name -> the four arrays) into one zip file that `unpack` takes, on any machine.
+    """
     with replacing(path) as target, zipfile.ZipFile(target, "w") as archive:
         for name, arrays in sets.items():
             for file, array in zip(FILES, arrays):
-                archive.writestr(f"{name}/{file}.gz", gzip.compress(idx_bytes(array.astype(np.uint8)), mtime=0))
+                archive.writestr(
+                    f"{name}/{file}.gz", gzip.compress(idx_bytes(array.astype(np.uint8)), mtime=0)
+                )
 
 
 def unpack(path, cache):
-    """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError if it is not one."""
+    """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError
+    if it is not one.
+    """
     with open(path, "rb") as zipped, blaming(f"{path} cannot be "
                                              "unpacked"), zipfile.ZipFile(zipped) as archive:
         present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
@@ -140,7 +163,8 @@ def unpack(path, cache):
                     content = unzipped(archive, archive.getinfo(member), most(file))
                     _install(name, file, cache / name, [content])
     if not present:
-        raise ValueError(f"{path} holds no data set; `python -m minidl data --pack` writes such a file")
+        raise ValueError(f"{path} holds no data set; `python -m minidl data --pack` writes such a "
+                         "file")
     return present
 
 
@@ -158,7 +182,9 @@ def _is_there(name, file, folder):
 
 
 def _install(name, file, folder, pieces):
-    """Write pieces of bytes as folder/file.gz, if together they are that published file; else ValueError."""
+    """Write pieces of bytes as folder/file.gz, if together they are that published file; else
+    ValueError.
+    """
     content = b"".join(pieces)
     if content[:100].lstrip().startswith(b"<"):
         raise ValueError("what came is a web page, perhaps of a network that wants a login first: "
@@ -172,10 +198,10 @@ def _install(name, file, folder, pieces):
 def _download(url, most):
     """Yield what a server answers, piece by piece.
 
-    TimeoutError if it is too slow, ValueError if it is more than most, OSError for what else happens.
-    A thread asks the server, and this one waits for it no longer than the clock allows: looking up
-    the name, connecting, redirections, headers, lengths of chunks and what follows the data can all
-    be made to last for ever.
+    TimeoutError if it is too slow, ValueError if it is more than most, OSError for what else
+    happens. A thread asks the server, and this one waits for it no longer than the clock allows:
+    looking up the name, connecting, redirections, headers, lengths of chunks and what follows the
+    data can all be made to last for ever.
     """
     if not shows_bars():
         print(f"downloading {url}", file=sys.stderr, flush=True)
@@ -219,7 +245,8 @@ def _download(url, most):
 
 
 def _next(pieces, patience, complaint):
-    """What the thread of `_download` has put next: the answer's length, then bytes, none at the end.
+    """What the thread of `_download` has put next: the answer's length, then bytes, none at the
+    end.
 
     OSError for words, its complaint; TimeoutError with our own complaint when patience has ended.
     """

@@ -1,4 +1,5 @@
-"""Where data sets lie: in folders of the user's, in the project, in the caches of other libraries."""
+"""Where data sets lie: in folders of the user's, in the project, in the caches of other libraries.
+"""
 
 import math
 import os
@@ -21,7 +22,8 @@ LARGEST = 2 * sum(published.SIZES)
 
 @dataclass
 class Found:
-    """A data set on this machine: x_train, y_train, x_test, y_test as they are stored, and where."""
+    """A data set on this machine: x_train, y_train, x_test, y_test as they are stored, and where.
+    """
 
     arrays: tuple
     path: Path
@@ -31,8 +33,8 @@ class Found:
 def find(name, root=None):
     """(Found or None, unusable): the data set where `load` would find it, without a download.
 
-    unusable: a line for each folder of the user's without it, and for each copy elsewhere that is not the published set.
-    Raises the errors of `load` but for a published set that is missing.
+    unusable: a line for each folder of the user's without it, and for each copy elsewhere that is
+    not the published set. Raises the errors of `load` but for a published set that is missing.
     """
     if name not in NAMES:
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
@@ -58,7 +60,8 @@ def find(name, root=None):
         except (OSError, ValueError) as error:
             unusable.append(f"not usable: {error}")
     if name == "digits":
-        raise FileNotFoundError("\n".join([f"minidl is incomplete without digits.npz, install it anew: {PACKAGE}", *unusable]))
+        raise FileNotFoundError("\n".join(["minidl is incomplete without digits.npz, install it "
+                                           f"anew: {PACKAGE}", *unusable]))
     return None, unusable
 
 
@@ -83,8 +86,14 @@ def _find_in(place, name, only_published):
         if not found and name in published.SETS:
             found = _read_idx_files(folder, most)
         if found:
-            # A set of the published size claims to be the published one; other sizes are the user's own.
-            claims = only_published or [len(a) for a in found.arrays] == [60_000, 60_000, 10_000, 10_000]
+            # A set of the published size claims to be the published one; other sizes are the user's
+            # own.
+            claims = only_published or [len(a) for a in found.arrays] == [
+                60_000,
+                60_000,
+                10_000,
+                10_000,
+            ]
             found.own = name in published.SETS and not claims
             if name in published.SETS and claims:
                 published.check(name, found.arrays, found.path)
@@ -98,15 +107,21 @@ def _read_npz(path, most):
         return None
     arrays = read_npz(path, most)
     if missing := [key for key in KEYS if key not in arrays]:
-        raise ValueError(f"{path} has no {', '.join(missing)}; an npz file of images needs {', '.join(KEYS)}")
+        raise ValueError(f"{path} has no {', '.join(missing)}; an npz file of images needs "
+                         f"{', '.join(KEYS)}")
     x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
     return Found((*_pair(x_train, y_train, path), *_pair(x_test, y_test, path)), path)
 
 
 def _read_idx_files(folder, most):
-    """The Found in four published files, or in one pair that is split 80/20; None if there is no such file."""
-    pairs = [_pair(*(read_idx(path, most) for path in paths), " and ".join(map(str, paths)))
-             for names in (published.FILES[:2], published.FILES[2:], LONE_PAIR) if (paths := _paths(folder, names))]
+    """The Found in four published files, or in one pair that is split 80/20; None if there is no
+    such file.
+    """
+    pairs = [
+        _pair(*(read_idx(path, most) for path in paths), " and ".join(map(str, paths)))
+        for names in (published.FILES[:2], published.FILES[2:], LONE_PAIR)
+        if (paths := _paths(folder, names))
+    ]
     if len(pairs) == 1:
         with blaming(folder):
             pairs = split(*pairs[0])
@@ -114,24 +129,33 @@ def _read_idx_files(folder, most):
 
 
 def _paths(folder, names):
-    """The paths of these files, each plain or .gz; None if there is none, FileNotFoundError if only some are there.
+    """The paths of these files, each plain or .gz; None if there is none, FileNotFoundError if only
+    some are there.
 
     Some programs unpack `train-images-idx3-ubyte.gz` as `train-images.idx3-ubyte`.
     """
     spellings = [(name, f"{name}.gz", name.replace("-idx", ".idx")) for name in names]
-    paths = [next((folder / s for s in written if os.path.isfile(folder / s)), None) for written in spellings]
+    paths = [
+        next((folder / s for s in written if os.path.isfile(folder / s)), None)
+        for written in spellings
+    ]
     if any(paths) and not all(paths):
         missing = ", ".join(name for name, path in zip(names, paths) if path is None)
-        raise FileNotFoundError(f"{folder} has only some of the files that belong together: {missing} (or .gz) is missing")
+        raise FileNotFoundError(f"{folder} has only some of the files that belong together: "
+                                f"{missing} (or .gz) is missing")
     return paths if all(paths) else None
 
 
 def _pair(images, labels, source):
-    """The two arrays, if they are images of digits and their labels; else ValueError that names the source."""
+    """The two arrays, if they are images of digits and their labels; else ValueError that names the
+    source.
+    """
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise ValueError(f"{source}: expected images of 28 x 28 bytes, found {images.dtype} of shape {images.shape}")
+        raise ValueError(f"{source}: expected images of 28 x 28 bytes, found {images.dtype} of "
+                         f"shape {images.shape}")
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or len(images) == 0:
-        raise ValueError(f"{source}: {len(images)} images need as many labels, found shape {labels.shape}")
+        raise ValueError(f"{source}: {len(images)} images need as many labels, found shape "
+                         f"{labels.shape}")
     if labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"{source}: labels must be 0 to 9, found {labels.min()} to {labels.max()}")
     return images, labels

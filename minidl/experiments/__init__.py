@@ -1,4 +1,5 @@
-"""Fair comparisons: the same seeds, initial weights and batches for every network, several seeds, one table.
+"""Fair comparisons: the same seeds, initial weights and batches for every network, several seeds,
+one table.
 
     result = compare({"BatchNorm": with_bn, "no BatchNorm": without}, data.load("digits"), lr=0.5, steps=1000)
     plotting.compare(result)
@@ -36,8 +37,9 @@ __all__ = ["Comparison", "DataByName", "LearningRateRange", "Run", "compare", "l
 
 @dataclass
 class Run:
-    """One network's training. Arrays over steps: `losses` (training mode, before each step; NaN once diverged).
-    Arrays over `eval_steps`: `accuracy` (test set, evaluation mode) and `seconds` (training time so far)."""
+    """One network's training. Arrays over steps: `losses` (training mode, before each step; NaN
+    once diverged). Arrays over `eval_steps`: `accuracy` (test set, evaluation mode) and `seconds`
+    (training time so far)."""
 
     losses: np.ndarray
     eval_steps: np.ndarray
@@ -70,7 +72,8 @@ class Run:
 
 
 def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
-    """Train a Module for a number of steps and record it as a Run; a divergence ends the run, not the program.
+    """Train a Module for a number of steps and record it as a Run; a divergence ends the run, not
+    the program.
 
     A model that was trained before is trained on from where it is. data: ((x_train, y_train),
     (x_test, y_test)), as `data.load` returns it. eval_steps: after which steps to measure the test
@@ -99,11 +102,14 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     model.train()
     seconds[0] = 0.0
     measure(0)
-    shuffle = getattr(model, "shuffle_rng", None)  # a Module without one keeps the order of the samples
+    # a Module without one keeps the order of the samples
+    shuffle = getattr(model, "shuffle_rng", None)
     for i, (xb, yb) in zip(range(steps), stream(x, y, batch_size, shuffle)):
         began = perf_counter()
         try:
-            losses[i] = training.step(model, loss, optimizer, xb.astype(example.dtype, copy=False), yb)
+            losses[i] = training.step(
+                model, loss, optimizer, xb.astype(example.dtype, copy=False), yb
+            )
         except training.DivergenceError:
             diverged_at = i
             break
@@ -114,7 +120,9 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
 
 
 class Comparison:
-    """The runs of several networks over the same seeds: `runs[name]` is a list of Run, one per seed."""
+    """The runs of several networks over the same seeds: `runs[name]` is a list of Run, one per
+    seed.
+    """
 
     def __init__(self, runs, seeds):
         self.runs, self.seeds = runs, list(seeds)
@@ -133,7 +141,9 @@ class Comparison:
             "summary": "table(target=0.85) is a text", "best": "table(target=0.85) has medians"})
 
     def array(self, name, what):
-        """`losses`, `accuracy`, `seconds` or `eval_steps` of one network as an array (seeds, steps)."""
+        """`losses`, `accuracy`, `seconds` or `eval_steps` of one network as an array (seeds,
+        steps).
+        """
         if what not in ("losses", "accuracy", "seconds", "eval_steps"):
             raise ValueError("a comparison has arrays of losses, accuracy, seconds and "
                              f"eval_steps, not of {what!r}")
@@ -150,35 +160,53 @@ class Comparison:
         return np.array([r.steps_to(target) for r in self._of(name)])
 
     def seconds_to(self, name, target):
-        """Seconds of training until the target accuracy, one per seed; inf where it was not reached."""
+        """Seconds of training until the target accuracy, one per seed; inf where it was not
+        reached.
+        """
         return np.array([r.seconds_to(target) for r in self._of(name)])
 
     def accuracy_at(self, name, step):
         """Test accuracy after a step that was measured, one per seed."""
         place = np.flatnonzero(self._of(name)[0].eval_steps == step)
         if not len(place):
-            raise ValueError(f"accuracy was not measured at step {step}; measured were {self.runs[name][0].eval_steps}")
+            raise ValueError(f"accuracy was not measured at step {step}; measured were "
+                             f"{self.runs[name][0].eval_steps}")
         return self.array(name, "accuracy")[:, place[0]]
 
     def to_csv(self, path):
-        """One line for each network, seed and measured step: the test accuracy and the seconds of training so far."""
-        write_csv(path, ["network", "seed", "step", "accuracy", "seconds"],
-                  [(name, seed, *row) for name, runs in self.runs.items() for seed, r in zip(self.seeds, runs)
-                   for row in zip(r.eval_steps, r.accuracy, r.seconds)])
+        """One line for each network, seed and measured step: the test accuracy and the seconds of
+        training so far.
+        """
+        write_csv(
+            path,
+            ["network", "seed", "step", "accuracy", "seconds"],
+            [
+                (name, seed, *row)
+                for name, runs in self.runs.items()
+                for seed, r in zip(self.seeds, runs)
+                for row in zip(r.eval_steps, r.accuracy, r.seconds)
+            ],
+        )
 
     def table(self, target, at=()):
-        """A text table: median over seeds of the accuracy at some steps, and of steps and seconds to the target."""
+        """A text table: median over seeds of the accuracy at some steps, and of steps and seconds
+        to the target.
+        """
         if not hasattr(at, "__iter__"):
             raise TypeError(f"at is a list of steps, at=[{at}], got {at!r}")
-        head = ["", *(f"step {s}" for s in at), f"steps to {target:.0%}", "seconds to it", "ms per step"]
+        head = ["", *("step "
+                      f"{s}" for s in at), f"steps to {target:.0%}", "seconds to it", "ms per step"]
         rows = [head]
         for name, runs in self.runs.items():
             seconds, steps = self.array(name, "seconds"), runs[0].eval_steps
             alive = np.isfinite(seconds[:, 1:])
-            accuracies = [np.median(self.accuracy_at(name, s)) for s in at]  # NaN: half of the runs had diverged by then
+            # NaN: half of the runs had diverged by then
+            accuracies = [np.median(self.accuracy_at(name, s)) for s in at]
             rows.append([name, *("diverged" if np.isnan(a) else f"{a:.3f}" for a in accuracies),
                          or_more(np.median(self.steps_to(name, target)), steps[-1], ".0f"),
-                         or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds, initial=0), ".2f"),
+                         or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds,
+                                                                                     initial=0),
+                                                                                     ".2f"),
                          f"{1000 * np.median((seconds[:, 1:] / steps[1:])[alive]):.2f}" if alive.any() else "-"])
         return "\n".join(table(rows))
 
@@ -188,14 +216,15 @@ def or_more(value, limit, spec):
     return f"{value:{spec}}" if np.isfinite(value) else f"> {limit:{spec}}"
 
 
-def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_steps=None, executor=None, cache=None):
+def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_steps=None,
+            executor=None, cache=None):
     """Train every network with SGD, once per seed; returns a Comparison.
 
-    builders: name -> function of a seed that returns a network.
-    data: ((x_train, y_train), (x_test, y_test)), or the name of a data set: then each worker of an executor loads
-    it once, instead of getting 30 megabytes with every job. executor, cache: as in `sweep`.
-    eval_steps: after which steps to measure the test accuracy; about 50, evenly spaced, if left out.
-    Raises ValueError and TypeError before any work; also for a builder that ignores its seed.
+    builders: name -> function of a seed that returns a network. data: ((x_train, y_train), (x_test,
+    y_test)), or the name of a data set: then each worker of an executor loads it once, instead of
+    getting 30 megabytes with every job. executor, cache: as in `sweep`. eval_steps: after which
+    steps to measure the test accuracy; about 50, evenly spaced, if left out. Raises ValueError and
+    TypeError before any work; also for a builder that ignores its seed.
     """
     seeds, settings = _settings(builders, data, steps, batch_size, seeds)
     _check_rate(lr)
@@ -205,7 +234,10 @@ def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_s
     jobs = [dict(builder=builder, seed=seed, lr=lr, eval_steps=eval_steps, **settings)
             for builder in builders.values() for seed in seeds]
     runs = [Run(**result) for result in sweep(jobs, train_one, executor, cache).results]
-    return Comparison({name: runs[i * len(seeds):(i + 1) * len(seeds)] for i, name in enumerate(builders)}, seeds)
+    return Comparison(
+        {name: runs[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(builders)},
+        seeds,
+    )
 
 
 def train_one(builder, seed, data, lr, steps, batch_size, eval_steps=()):
@@ -343,7 +375,9 @@ def _within(eval_steps, steps):
 
 @dataclass(repr=False)
 class LearningRateRange:
-    """Final losses by learning rate: `losses[name]` has shape (seeds, rates), inf where the run diverged."""
+    """Final losses by learning rate: `losses[name]` has shape (seeds, rates), inf where the run
+    diverged.
+    """
 
     rates: np.ndarray
     losses: dict
@@ -366,12 +400,21 @@ class LearningRateRange:
 
     def to_csv(self, path):
         """One line for each network, seed (by its number) and rate."""
-        write_csv(path, ["network", "seed", "learning rate", "final loss"],
-                  [(name, seed, rate, loss) for name, table in self.losses.items() for seed, row in enumerate(table)
-                   for rate, loss in zip(self.rates, row)])
+        write_csv(
+            path,
+            ["network", "seed", "learning rate", "final loss"],
+            [
+                (name, seed, rate, loss)
+                for name, table in self.losses.items()
+                for seed, row in enumerate(table)
+                for rate, loss in zip(self.rates, row)
+            ],
+        )
 
 
-def lr_range(builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=20, executor=None, cache=None):
+def lr_range(
+    builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=20, executor=None, cache=None
+):
     """Train every network at every rate; returns the mean loss of the last steps.
 
     Returns a LearningRateRange. rates: in rising order. last: how many steps, all if the run is
@@ -388,6 +431,8 @@ def lr_range(builders, data, rates, *, steps, batch_size=32, seeds=(0, 1), last=
     seeds, settings = _settings(builders, data, steps, batch_size, seeds)
     jobs = [dict(builder=builder, seed=seed, lr=float(lr), **settings)
             for builder, seed, lr in product(builders.values(), seeds, rates)]
-    losses = [Run(**result).final_loss(last) for result in sweep(jobs, train_one, executor, cache).results]
+    losses = [
+        Run(**result).final_loss(last) for result in sweep(jobs, train_one, executor, cache).results
+    ]
     table = np.array(losses).reshape(len(builders), len(seeds), len(rates))
     return LearningRateRange(np.array(rates, float), dict(zip(builders, table)))

@@ -24,12 +24,13 @@ THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_
 
 @contextmanager
 def processes(n):
-    """A pool of n processes with one BLAS thread each, to be the executor of a sweep: `with processes(2) as pool: ...`
+    """A pool of n processes with one BLAS thread each, to be the executor of a sweep: `with
+    processes(2) as pool: ...`
 
-    Processes that all use all cores for their products get in each other's way and can take several times as long.
-    They are started anew, not forked, since a BLAS asks for its number of threads only when NumPy is loaded; so a
-    script that uses them must begin its work below `if __name__ == "__main__":`. Raises
-    RuntimeError where there are no processes, as in a browser.
+    Processes that all use all cores for their products get in each other's way and can take several
+    times as long. They are started anew, not forked, since a BLAS asks for its number of threads
+    only when NumPy is loaded; so a script that uses them must begin its work below `if __name__ ==
+    "__main__":`. Raises RuntimeError where there are no processes, as in a browser.
     """
     if not is_whole(n) or n < 1:
         raise ValueError("processes takes how many to start, a whole number of at least 1, got "
@@ -44,7 +45,8 @@ def processes(n):
                            "the same sweep runs in this "
                            "one, with the same results") from None
     before = {name: os.environ.pop(name, None) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # for the processes to inherit; this one has long had its threads
+    # for the processes to inherit; this one has long had its threads
+    os.environ.update(dict.fromkeys(THREADS, "1"))
     try:
         with ProcessPoolExecutor(int(n), mp_context=get_context("spawn")) as pool:
             yield pool
@@ -57,7 +59,9 @@ def processes(n):
 
 @dataclass(repr=False)
 class Sweep:
-    """What a sweep found: the axes of its grid, and of each job the settings and the results, in the order of the grid."""
+    """What a sweep found: the axes of its grid, and of each job the settings and the results, in
+    the order of the grid.
+    """
 
     axes: dict
     settings: list
@@ -121,11 +125,11 @@ class Sweep:
 def sweep(grid, job, executor=None, cache=None):
     """job(**settings) for every point of the grid, with a progress bar; returns a Sweep.
 
-    grid: {"lr": [0.1, 1.0], "seed": [0, 1, 2]}, every combination in this order, the last key fastest; or a
-    list of such settings. job: a function that returns a dict of numbers and arrays; it gets a copy
-    of its settings, as it would in another process. executor: any `concurrent.futures.Executor`;
-    `processes(2)` makes one that suits small networks. To reach another process a job must be a
-    function defined at the top of a file.
+    grid: {"lr": [0.1, 1.0], "seed": [0, 1, 2]}, every combination in this order, the last key
+    fastest; or a list of such settings. job: a function that returns a dict of numbers and arrays;
+    it gets a copy of its settings, as it would in another process. executor: any
+    `concurrent.futures.Executor`; `processes(2)` makes one that suits small networks. To reach
+    another process a job must be a function defined at the top of a file.
 
     cache: a folder where finished jobs are kept, so that a sweep that was interrupted goes on where
     it was. A job is done anew after a change of anything that `identity` knows to matter: its
@@ -258,7 +262,8 @@ def _done(job, settings, path):
     result = (job if path is None
               else _copied(job))(**{name: _copied(value) for name, value in settings.items()})
     if not isinstance(result, dict):
-        raise TypeError(f"a job must return a dict of numbers and arrays, got {type(result).__name__}")
+        raise TypeError("a job must return a dict of numbers and arrays, got "
+                        f"{type(result).__name__}")
     if path is not None:
         save(path, _packed(result, path))
     return result

@@ -1,4 +1,5 @@
-"""Figures in one style, readable from the last row: each helper takes `ax=None` and returns the Axes.
+"""Figures in one style, readable from the last row: each helper takes `ax=None` and returns the
+Axes.
 
 The colours are Okabe and Ito's, safe for colour-blind eyes; the line styles differ too, for a poor
 beamer and a black-and-white printer. matplotlib is imported when the first figure is drawn.
@@ -18,7 +19,10 @@ def _axes(ax):
 
 
 def band(x, ys, label, number=0, ax=None):
-    """The median of several runs as a line, their range as a band. x: (n,) or (runs, n), ys: (runs, n)."""
+    """The median of several runs as a line, their range as a band.
+
+    x: (n,) or (runs, n), ys: (runs, n).
+    """
     ax = _axes(ax)
     color, line = LOOKS[number % len(LOOKS)]
     x = np.ma.median(np.ma.masked_invalid(np.atleast_2d(x)), axis=0)
@@ -31,11 +35,13 @@ def band(x, ys, label, number=0, ax=None):
 def compare(result, what="accuracy", against="steps", target=None, ax=None):
     """The curves of an `experiments.Comparison`, one band per network.
 
-    what: "accuracy" (test set) or "losses" (training, log scale, mean over 20 steps). against: "steps" or
-    "seconds" (accuracy only). target: an accuracy to mark. A run that diverged ends in a cross.
+    what: "accuracy" (test set) or "losses" (training, log scale, mean over 20 steps). against:
+    "steps" or "seconds" (accuracy only). target: an accuracy to mark. A run that diverged ends in a
+    cross.
     """
     if (what, against) not in (("accuracy", "steps"), ("accuracy", "seconds"), ("losses", "steps")):
-        raise ValueError(f"compare draws accuracy against steps or seconds, or losses against steps; got {what!r}, {against!r}")
+        raise ValueError("compare draws accuracy against steps or seconds, or losses against "
+                         f"steps; got {what!r}, {against!r}")
     ax = _axes(ax)
     for i, (name, runs) in enumerate(result.runs.items()):
         ys = result.array(name, what)
@@ -49,54 +55,87 @@ def compare(result, what="accuracy", against="steps", target=None, ax=None):
         for run, x, y in zip(runs, xs, ys):
             alive = np.flatnonzero(np.isfinite(y))
             if run.diverged_at is not None and len(alive):
-                ax.plot(x[alive[-1]], y[alive[-1]], "x", color=LOOKS[i % len(LOOKS)][0], markersize=12, markeredgewidth=3)
+                ax.plot(
+                    x[alive[-1]],
+                    y[alive[-1]],
+                    "x",
+                    color=LOOKS[i % len(LOOKS)][0],
+                    markersize=12,
+                    markeredgewidth=3,
+                )
     if what == "losses":
         ax.set(xlabel="training step", ylabel="training loss", yscale="log")
     else:
-        ax.set(xlabel="seconds of training" if against == "seconds" else "training step", ylabel="test accuracy", ylim=(0, 1))
+        ax.set(
+            xlabel="seconds of training" if against == "seconds" else "training step",
+            ylabel="test accuracy",
+            ylim=(0, 1),
+        )
         if target is not None:
             ax.axhline(target, color="0.4", linewidth=1.2, linestyle=":")
     return legend(ax)
 
 
 def lr_range(result, below=None, ax=None):
-    """Final loss against learning rate of an `experiments.LearningRateRange`, both axes logarithmic.
+    """Final loss against learning rate of an `experiments.LearningRateRange`, both axes
+    logarithmic.
 
-    below: the bound under which a rate counts as working. A cross at the top marks a rate where a run diverged.
+    below: the bound under which a rate counts as working. A cross at the top marks a rate where a
+    run diverged.
     """
     ax = _axes(ax)
-    top = 2 * max(np.max(losses[np.isfinite(losses)], initial=1) for losses in result.losses.values())
+    top = 2 * max(
+        np.max(losses[np.isfinite(losses)], initial=1) for losses in result.losses.values()
+    )
     for i, (name, losses) in enumerate(result.losses.items()):
         color, _ = LOOKS[i % len(LOOKS)]
         band(result.rates, np.where(np.isfinite(losses), losses, top), name, i, ax)
         died = ~np.isfinite(losses).all(axis=0)
         if died.any():
-            ax.plot(result.rates[died], np.full(died.sum(), top), "x", color=color, markersize=11, markeredgewidth=3,
+            ax.plot(result.rates[died], np.full(died.sum(), top), "x", color=color, markersize=11,
+                    markeredgewidth=3,
                     clip_on=False, label=f"{name}: diverged", zorder=5)
     ax.set(xlabel="learning rate", ylabel="final training loss", xscale="log", yscale="log")
     if below is not None:
         ax.axhline(below, color="0.4", linewidth=1.5, linestyle=":")
-        ax.annotate(f"works below {below:g}", (1, below), xycoords=ax.get_yaxis_transform(), ha="right", va="top",
-                    color="0.3", fontsize=STYLE["legend.fontsize"])
+        ax.annotate(
+            f"works below {below:g}",
+            (1, below),
+            xycoords=ax.get_yaxis_transform(),
+            ha="right",
+            va="top",
+            color="0.3",
+            fontsize=STYLE["legend.fontsize"],
+        )
     return legend(ax)
 
 
 def sweep(result, x, y, by=None, ax=None):
-    """One result of a `sweeps.Sweep` against one of its settings: a band over all other settings, such as seeds.
+    """One result of a `sweeps.Sweep` against one of its settings: a band over all other settings,
+    such as seeds.
 
-    x, by: keys of the grid; by: one line for each of its values. y: a result that is a single number.
+    x, by: keys of the grid; by: one line for each of its values. y: a result that is a single
+    number.
     """
     for name in (x, by):
         if name is not None and name not in result.axes:
-            raise ValueError(f"the grid of this sweep has no {name!r}; it has {', '.join(result.axes)}")
+            raise ValueError(f"the grid of this sweep has no {name!r}; it has "
+                             f"{', '.join(result.axes)}")
     if np.asarray(result.axes[x]).dtype.kind not in "iuf":
-        raise ValueError(f"the values of {x!r} are no numbers: x={x!r} cannot be drawn, but by={x!r} can")
+        raise ValueError(f"the values of {x!r} are no numbers: x={x!r} cannot be drawn, but "
+                         f"by={x!r} can")
     ax = _axes(ax)
     first = [list(result.axes).index(name) for name in (by, x) if name is not None]
     values = np.moveaxis(result.array(y), first, range(len(first)))
     lines = values if by is not None else values[None]
     for i, line in enumerate(lines):
-        band(result.axes[x], line.reshape(len(line), -1).T, y if by is None else f"{by} {result.axes[by][i]}", i, ax)
+        band(
+            result.axes[x],
+            line.reshape(len(line), -1).T,
+            y if by is None else f"{by} {result.axes[by][i]}",
+            i,
+            ax,
+        )
     if min(result.axes[x]) > 0 and max(result.axes[x]) >= 30 * min(result.axes[x]):
         ax.set_xscale("log")
     ax.set(xlabel=x, ylabel=y)
@@ -104,9 +143,11 @@ def sweep(result, x, y, by=None, ax=None):
 
 
 def numbers(fig):
-    """The data that a figure shows, as plain lists: for each panel its title, axis labels and series.
+    """The data that a figure shows, as plain lists: for each panel its title, axis labels and
+    series.
 
-    Lines, points, areas (such as bands, as their outlines), bars and images. Not finite becomes None, as JSON has no NaN.
+    Lines, points, areas (such as bands, as their outlines), bars and images. Not finite becomes
+    None, as JSON has no NaN.
     """
     from matplotlib.collections import PathCollection
     panels = []
@@ -114,17 +155,29 @@ def numbers(fig):
         series = []
         for line in ax.lines:
             coordinates = line.get_data_3d() if ax.name == "3d" else line.get_data()
-            series.append({"kind": "line", "label": line.get_label(), **dict(zip("xyz", map(_plain, coordinates)))})
+            series.append(
+                {
+                    "kind": "line",
+                    "label": line.get_label(),
+                    **dict(zip("xyz", map(_plain, coordinates))),
+                }
+            )
         for part in ax.collections:
             if isinstance(part, PathCollection):
-                series.append({"kind": "points", "label": part.get_label(), "xy": _plain(part.get_offsets())})
+                series.append(
+                    {"kind": "points", "label": part.get_label(), "xy": _plain(part.get_offsets())}
+                )
             else:
                 series += [{"kind": "area", "label": part.get_label(), "xy": _plain(path.vertices)}
                            for path in part.get_paths()]
         bars = [bar for group in ax.containers for bar in group if hasattr(bar, "get_height")]
-        series += [{"kind": "bar", "x_y_width_height": _plain(bar.get_bbox().bounds)} for bar in bars]
+        series += [
+            {"kind": "bar", "x_y_width_height": _plain(bar.get_bbox().bounds)} for bar in bars
+        ]
         series += [{"kind": "image", "values": _plain(image.get_array())} for image in ax.images]
-        panels.append({"title": ax.get_title(), "x": ax.get_xlabel(), "y": ax.get_ylabel(), "series": series})
+        panels.append(
+            {"title": ax.get_title(), "x": ax.get_xlabel(), "y": ax.get_ylabel(), "series": series}
+        )
     return {"title": fig.get_suptitle(), "panels": panels}
 
 

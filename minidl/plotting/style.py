@@ -4,8 +4,15 @@ import os
 
 from ..files import expanded, replacing
 
-# The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network, dashed.
-LOOKS = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"), ("#E69F00", (0, (5, 1, 1, 1)))]
+# The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network,
+# dashed.
+LOOKS = [
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", ":"),
+    ("#E69F00", (0, (5, 1, 1, 1))),
+]
 STYLE = {"font.size": 15, "axes.titlesize": 16, "axes.labelsize": 15, "legend.fontsize": 14,
          "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
          "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
@@ -15,21 +22,29 @@ def figure(rows=1, columns=1, title=None, size=None, **options):
     """A new figure and its Axes in minidl's style. title: the figure's message, in one sentence."""
     import matplotlib.pyplot as plt
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(rows, columns, figsize=size or (2 + 5.5 * columns, 1 + 4.5 * rows), **options)
+        fig, axes = plt.subplots(
+            rows, columns, figsize=size or (2 + 5.5 * columns, 1 + 4.5 * rows), **options
+        )
         if title:
             fig.suptitle(title, fontsize=18, fontweight="bold")
         interactive = plt.isinteractive()
-    plt.interactive(interactive)  # a notebook's backend turns this on with the first figure; rc_context must not undo it
+    # a notebook's backend turns this on with the first figure; rc_context must not undo it
+    plt.interactive(interactive)
     return fig, axes
 
 
 def legend(ax):
     """One legend for the whole figure, below it, where it hides no curve."""
     fig = ax.figure
-    entries = {label: handle for panel in fig.axes for handle, label in zip(*panel.get_legend_handles_labels())}
+    entries = {
+        label: handle
+        for panel in fig.axes
+        for handle, label in zip(*panel.get_legend_handles_labels())
+    }
     for old in list(fig.legends):
         old.remove()
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries), frameon=False,
+    fig.legend(entries.values(), entries.keys(), loc="outside lower "
+                                                     "center", ncols=len(entries), frameon=False,
                fontsize=STYLE["legend.fontsize"])
     return ax
 
@@ -44,18 +59,22 @@ def folder():
 
 
 def show(fig, name):
-    """Show a figure: in a window where there is one, else saved as figures/<name>.png, and the path printed.
+    """Show a figure: in a window where there is one, else saved as figures/<name>.png, and the path
+    printed.
 
-    $MINIDL_FIGURES names another folder. A notebook shows the figure by itself and gets the file as well.
+    $MINIDL_FIGURES names another folder. A notebook shows the figure by itself and gets the file as
+    well.
     """
     import matplotlib.pyplot as plt
     from matplotlib.font_manager import FontProperties
     unstyled = FontProperties(size=plt.rcParams["axes.titlesize"]).get_size_in_points()
-    for ax in fig.axes:  # a panel's title set after `figure` has matplotlib's size, too small for the last row
+    # a panel's title set after `figure` has matplotlib's size, too small for the last row
+    for ax in fig.axes:
         if ax.title.get_fontsize() == unstyled:
             ax.title.set_fontsize(STYLE["axes.titlesize"])
     if fig.canvas.required_interactive_framework:
-        fig.canvas.manager.pyplot_show()  # blocks in a script, returns at once in an interactive session
+        # blocks in a script, returns at once in an interactive session
+        fig.canvas.manager.pyplot_show()
         return
     path = folder() / f"{name}.png"
     with replacing(path) as file:
