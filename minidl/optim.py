@@ -414,7 +414,7 @@ def check_number(name, value, least=None, above=None, below=None, hint=None):
                   f"{least}" if least is not None else "", "above "
                                                            f"{above}" if above is not None else "",
                   f"below {below}" if below is not None else ""]
-        raise ValueError(f"{name} must be a number {' and '.join(filter(None, bounds))}, got "
+        raise ValueError(f"{name} must be a finite number {' and '.join(filter(None, bounds))}, got "
                          f"{value!r}"
                          + (f"; {hint}" if hint else ""))
 

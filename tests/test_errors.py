@@ -284,7 +284,7 @@ ERRORS = {
         lambda: optim.Adam([]), ValueError, "expected at least one parameter, and all must be Tensors, got none"),
     "a step of nothing": (
         lambda: optim.Adam().step(), RuntimeError, "this Adam has no parameters: use Adam(model.parameters(), lr=...)"),
-    "learning rate": (lambda: optim.SGD(lr=-1), ValueError, "the learning rate must be a number above 0, got -1; 0.1 for example, or a schedule"),
+    "learning rate": (lambda: optim.SGD(lr=-1), ValueError, "the learning rate must be a finite number above 0, got -1; 0.1 for example, or a schedule"),
     "an optimizer for two models": (
         use_one_optimizer_for_two_models, ValueError,
         "this optimizer already trains another model's parameters: each model needs an optimizer of its own"),

@@ -263,7 +263,7 @@ def test_state_belongs_to_the_place_in_the_list(name):
 @every_optimizer
 @pytest.mark.parametrize("lr", [0, -0.1, math.nan, 0.0])
 def test_the_learning_rate_is_positive(name, lr):
-    with pytest.raises(ValueError, match="learning rate must be a number above 0"):
+    with pytest.raises(ValueError, match="learning rate must be a finite number above 0"):
         ALL[name](lr=lr)
 
 
