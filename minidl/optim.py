@@ -402,20 +402,16 @@ def check_number(name, value, least=None, above=None, below=None, hint=None):
     """ValueError in words unless value is a finite number, at least or above one bound and below
     another.
     """
-    number = (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        or isinstance(value, np.ndarray)
-        and value.ndim == 0
-    )
-    if (not number or not math.isfinite(value) or least is not None and value < least
-            or above is not None and value <= above or below is not None and value >= below):
-        bounds = ["at least "
-                  f"{least}" if least is not None else "", "above "
-                                                           f"{above}" if above is not None else "",
-                  f"below {below}" if below is not None else ""]
-        raise ValueError(f"{name} must be a finite number {' and '.join(filter(None, bounds))}, got "
-                         f"{value!r}"
+    scalar = isinstance(value, Real) and not isinstance(value, bool)
+    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
+    fits = (scalar and math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (below is None or value < below))
+    if not fits:
+        limits = {"at least": least, "above": above, "below": below}
+        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
                          + (f"; {hint}" if hint else ""))
 
 

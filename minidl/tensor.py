@@ -137,7 +137,12 @@ class Tensor:
         return Tensor(self._data)
 
     def astype(self, dtype) -> "Tensor":
-        """The same values as another dtype; the gradient comes back in the old one."""
+        """The same values as another dtype; the gradient comes back in the old one.
+
+        Integers have no gradient: as their Tensor the values are cut off from the graph.
+        """
+        if np.dtype(dtype).kind != "f":
+            return Tensor(self._data.astype(dtype))
         return astype(self, dtype=dtype)
 
     def backward(self, gradient=None):

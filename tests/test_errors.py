@@ -520,8 +520,7 @@ ERRORS = {
                    "got <function .*>: too many positional arguments")),
     "a builder that returns nothing": (
         compare(builders={"a": lambda seed: None}), TypeError,
-        "builder 'a' needs a network, a Sequential (or a Module with a shuffle_rng, which shuffles "
-        "the batches), got None"),
+        "builder 'a' needs a network, a Sequential or another Module, got None"),
     "a builder that returns one network": (
         compare(builders={"a": lambda seed, model=net(): model}), ValueError,
         "builder 'a' returns the same network each time, which would then be trained on and on: "

@@ -562,3 +562,20 @@ def test_a_script_without_a_guard_for_its_processes_is_told_so(tmp_path):
                             env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
                             text=True)
     assert result.returncode == 1 and 'below `if __name__ == "__main__":`' in result.stderr.splitlines()[-1]
+
+
+class Plain(Module):
+    """A network of the user's own, which shuffles nothing."""
+
+    def __init__(self):
+        self.layer = Dense(10, rng=0)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def test_a_run_takes_any_module():
+    (x, y), test_data = data.load("digits")
+    result = experiments.run(Plain(), ((x[:200], y[:200]), test_data), optimizer=experiments.SGD(lr=0.5),
+                             steps=30, batch_size=20, eval_steps=[0, 30])
+    assert result.losses[-1] < result.losses[0] and result.accuracy[1] > result.accuracy[0] + 0.2

@@ -397,3 +397,12 @@ def test_batch_norm_trains_in_half_precision():
     loss = F.cross_entropy(model(x), np.arange(64) % 2)
     loss.backward()
     assert loss.dtype == np.float16 and all(np.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_integers_made_of_a_tensor_have_no_gradient():
+    """The derivative of cutting digits off is 0, and not 1."""
+    x = leaf(3)
+    whole = x.astype(np.int64)
+    assert whole.dtype == np.int64 and not whole.requires_grad
+    (x * whole).sum().backward()
+    assert np.array_equal(x.grad, whole.data)

@@ -306,7 +306,7 @@ def _check_builders(builders, seeds):
             raise ValueError(f"builder {name!r} returns the same network each time, which would "
                              "then be trained on and on: "
                              "make a new one in the builder")
-        if any(model.shuffle_rng is None for model in models):
+        if any(getattr(model, "shuffle_rng", None) is None for model in models):
             continue  # a Module of the user's that keeps the order of the samples
         first, again, *other = (model.shuffle_rng.bit_generator.state for model in models)
         if first != again:
@@ -320,10 +320,8 @@ def _check_builders(builders, seeds):
 
 
 def _check_model(model, what):
-    if not isinstance(model, Module) or not hasattr(model, "shuffle_rng"):
-        raise TypeError(f"{what} needs a network, a Sequential (or a Module with a shuffle_rng, "
-                        "which shuffles the batches), "
-                        f"got {model!r}")
+    if not isinstance(model, Module):
+        raise TypeError(f"{what} needs a network, a Sequential or another Module, got {model!r}")
 
 
 def _checked_data(data):
