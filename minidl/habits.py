@@ -141,8 +141,10 @@ FLATTEN_ARGUMENTS = ARGUMENTS | {
     "start_dim": "leave it out, all axes but the first become one",
     "data_format": "leave it out, the numbers stay in the order they have"}
 DROPOUT_ARGUMENTS = ARGUMENTS | {"p": "write rate, Dropout(0.5)", "inplace": "leave it out"}
-ACTIVATION_ARGUMENTS = ARGUMENTS | {"activation": "write "
-                                                  "Activation('relu')", "inplace": "leave it out"}
+ACTIVATION_ARGUMENTS = ARGUMENTS | {
+    "activation": "write Activation('relu')",
+    "inplace": "leave it out",
+}
 SEQUENTIAL_ARGUMENTS = {"name": "leave it "
                                 "out", "trainable": "set it afterwards, model.trainable = False",
                         "rng": "write seed=0"}

@@ -219,8 +219,9 @@ def _sets():
     except (OSError, RuntimeError, ValueError) as error:
         return str(error), "put that right, or unset MINIDL_DATA"
     missing = [name for name in data.NAMES if name not in here]
-    found = f"{', '.join(here)} here" + (f", not {', '.join(missing)} (python -m minidl "
-                                         "data)" if missing else "")
+    found = f"{', '.join(here)} here"
+    if missing:
+        found += f", not {', '.join(missing)} (python -m minidl data)"
     return found, None
 
 

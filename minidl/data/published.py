@@ -153,8 +153,8 @@ def unpack(path, cache):
     """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError
     if it is not one.
     """
-    with open(path, "rb") as zipped, blaming(f"{path} cannot be "
-                                             "unpacked"), zipfile.ZipFile(zipped) as archive:
+    refused = blaming(f"{path} cannot be unpacked")
+    with open(path, "rb") as zipped, refused, zipfile.ZipFile(zipped) as archive:
         present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
         for name in present:
             for file in FILES:

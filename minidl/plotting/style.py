@@ -43,9 +43,8 @@ def legend(ax):
     }
     for old in list(fig.legends):
         old.remove()
-    fig.legend(entries.values(), entries.keys(), loc="outside lower "
-                                                     "center", ncols=len(entries), frameon=False,
-               fontsize=STYLE["legend.fontsize"])
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries),
+               frameon=False, fontsize=STYLE["legend.fontsize"])
     return ax
 
 
