@@ -375,8 +375,10 @@ class Op:
         parameters = _parameters(forward, len(vjps))
         inputs = list(parameters)[:len(vjps)]
         self.constants = {key: default for key, default in parameters.items() if key not in inputs}
-        self.reads = [_reads(name, vjp, inputs, self.constants) for vjp in vjps]
-        self.plans = {}  # {which inputs need a gradient, a bit for each: Plan}
+        places = dict(zip(inputs, range(len(vjps))))
+        places |= {name: i for i, name in enumerate(["y", *self.constants], len(vjps))}
+        self.reads = [_reads(name, vjp, inputs, places) for vjp in vjps]
+        self.plans = {}  # {which inputs need a gradient, a bit for each, and one on top: Plan}
 
     def __reduce__(self):
         return self.name  # copies and pickles of a model share the op, as they share functions
@@ -421,9 +423,9 @@ class Op:
                 node.dtype = y.dtype
                 node.value = None if node.shape else y
                 try:
-                    node.plan = plan = self.plans[tracked]
+                    node.plan = plan = self.plans[tracked + bit]
                 except KeyError:
-                    node.plan = plan = self.plan(tracked)
+                    node.plan = plan = self.plan(tracked + bit)
                 if self.fused:
                     node.saved = vjp
                 else:
@@ -440,11 +442,17 @@ class Op:
             y = t
         return (y, *extras) if extras else y
 
-    def plan(self, tracked):
-        """The Plan for a pattern of inputs that need a gradient: bit i stands for input i."""
-        places = _set_bits(tracked)
-        self.plans[tracked] = Plan(places, [self.reads[i] for i in places])
-        return self.plans[tracked]
+    def plan(self, pattern):
+        """The Plan for a pattern of inputs that need a gradient: bit i stands for input i.
+
+        The bit on top counts them. Raises TypeError for another number of inputs than of VJPs.
+        """
+        *places, number = _set_bits(pattern)
+        if number != len(self.vjps):
+            raise TypeError(f"{self.name} has a gradient for each of {len(self.vjps)} arguments, "
+                            f"but got {number} by position; constants are given by name")
+        self.plans[pattern] = Plan(places, [self.reads[i] for i in places])
+        return self.plans[pattern]
 
     def gradients(self, node, g, differentiable=False):
         """As Node.gradients, which calls it."""
@@ -508,10 +516,10 @@ class Fused(Op):
         super().__init__(name, forward, doc=doc)
         self.composed = composed
 
-    def plan(self, tracked):
+    def plan(self, pattern):
         """The places of the inputs that need a gradient."""
-        self.plans[tracked] = _set_bits(tracked)
-        return self.plans[tracked]
+        *self.plans[pattern], _ = _set_bits(pattern)
+        return self.plans[pattern]
 
     def gradients(self, node, g, differentiable=False):
         """As Node.gradients, which calls it."""
@@ -548,20 +556,21 @@ def _parameters(function, inputs):
     )
 
 
-def _reads(op, vjp, inputs, constants):
-    """What the parameters of a VJP after g stand for: (place in (*inputs, output, *constants),
-    attribute).
+def _reads(op, vjp, inputs, places):
+    """What a VJP reads besides g: for each parameter (place, attribute).
 
-    attribute: "shape" or "dtype" where that is all it reads of the value, else None.
+    places: {name: place in (*inputs, output, *constants)}. attribute: "shape" or "dtype" where that
+    is all it reads of the value, else None. A parameter with a default of its own is left alone.
     """
-    table = {name: (i, None) for i, name in enumerate([*inputs, "y", *constants])}
-    for i, name in enumerate(inputs):
-        table |= {f"{name}_shape": (i, "shape"), f"{name}_dtype": (i, "dtype")}
-    reads = list(_parameters(vjp, 1))[1:]
-    if unknown_names := [name for name in reads if name not in table]:
-        raise TypeError(f"a VJP of {op} reads {', '.join(unknown_names)}, but there are only g, "
+    table = {name: (i, None) for name, i in places.items()}
+    for name in inputs:
+        table |= {f"{name}_shape": (places[name], "shape"), f"{name}_dtype": (places[name], "dtype")}
+    reads = dict(list(_parameters(vjp, 1).items())[1:])
+    unknown = [name for name, default in reads.items() if name not in table and default is None]
+    if unknown:
+        raise TypeError(f"a VJP of {op} reads {', '.join(unknown)}, but there are only g, "
                         f"{', '.join(table)}")
-    return [table[name] for name in reads]
+    return [table[name] for name in reads if name in table]
 
 
 def _picker(places):

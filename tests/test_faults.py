@@ -406,3 +406,27 @@ def test_integers_made_of_a_tensor_have_no_gradient():
     assert whole.dtype == np.int64 and not whole.requires_grad
     (x * whole).sum().backward()
     assert np.array_equal(x.grad, whole.data)
+
+
+def test_an_op_reads_its_own_output_however_many_inputs_it_takes():
+    add_all = Op("add_all", lambda *arrays: arrays[0] * arrays[1] * arrays[2],
+                 *[lambda g, y: g * y] * 3)
+    a, b, c = leaf(2), leaf(2), leaf(2)
+    y = add_all(a, b, c)
+    y.backward(np.ones(2))
+    assert np.array_equal(a.grad, y.data) and np.array_equal(c.grad, y.data)
+
+
+def test_a_constant_given_by_position_is_refused():
+    """Its place would be taken for that of the output."""
+    scale = Op("scale", lambda x, factor: x * factor, lambda g, factor: g * factor)
+    x = leaf(3)
+    assert np.array_equal(grad(scale(x, factor=2.0).sum(), x), [2, 2, 2])
+    with pytest.raises(TypeError, match="each of 1 arguments, but got 2 by position"):
+        scale(x, 2.0)
+
+
+def test_a_vjp_may_have_parameters_of_its_own():
+    ops = [Op("times", lambda x, n=n: x * n, lambda g, n=n: g * n) for n in (2.0, 3.0)]
+    x = leaf(2)
+    assert [grad(op(x).sum(), x)[0] for op in ops] == [2, 3]
