@@ -338,15 +338,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
                 tell("on_train_batch_begin", number, {})
                 start, logs = perf_counter(), {}
-                step(
-                    model,
-                    loss,
-                    optimizer,
-                    xb.astype(example.dtype, copy=False),
-                    yb,
-                    measure,
-                    history,
-                )
+                xb = xb.astype(example.dtype, copy=False)
+                step(model, loss, optimizer, xb, yb, measure, history)
                 if not history.steps["loss"]:
                     warn(watch.after_first_step(latest.pop(), yb, logs["loss"]))
                 history.add_step(logs, perf_counter() - start)

@@ -81,6 +81,7 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     stderr says so. Raises ValueError and TypeError before any work.
     """
     check_whole("steps", steps, 1)
+    check_whole("batch_size", batch_size, 1)
     _check_model(model, "run")
     if not isinstance(optimizer, Optimizer):
         raise TypeError("run needs an optimizer, such as optimizer=optim.SGD(lr=0.1), got "
@@ -107,9 +108,8 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     for i, (xb, yb) in zip(range(steps), stream(x, y, batch_size, shuffle)):
         began = perf_counter()
         try:
-            losses[i] = training.step(
-                model, loss, optimizer, xb.astype(example.dtype, copy=False), yb
-            )
+            xb = xb.astype(example.dtype, copy=False)
+            losses[i] = training.step(model, loss, optimizer, xb, yb)
         except training.DivergenceError:
             diverged_at = i
             break
