@@ -11,9 +11,55 @@ from typing import NamedTuple
 import numpy as np
 
 from . import habits
+from .settings import as_flag, check_whole
 from .tensor import HALF, Tensor, changed_since, mark_changed
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
+
+
+class Setting:
+    """An attribute of an optimizer that is checked whenever it is set, and kept as the check returns
+    it. Reading one costs nothing: it lies where any other attribute lies.
+    """
+
+    def __init__(self, check):
+        self.check = check
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __set__(self, optimizer, value):
+        vars(optimizer)[self.name] = self.check(value)
+
+
+def check_number(name, value, least=None, above=None, below=None, hint=None):
+    """value as a float: NumPy's float64 would turn float32 arithmetic into float64.
+
+    Raises ValueError unless it is a finite number, at least or above one bound and below another.
+    """
+    scalar = isinstance(value, Real) and not isinstance(value, bool)
+    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
+    fits = (scalar and math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (below is None or value < below))
+    if not fits:
+        limits = {"at least": least, "above": above, "below": below}
+        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
+                         + (f"; {hint}" if hint else ""))
+    return float(value)
+
+
+def _setting(name, **bounds):
+    return Setting(lambda value: check_number(name, value, **bounds))
+
+
+def _betas(betas):
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
+                         f"example; got {betas!r}")
+    return tuple(check_number("each of the betas", beta, least=0, below=1) for beta in betas)
 
 
 class Optimizer:
@@ -221,11 +267,15 @@ class Optimizer:
             faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
             raise ValueError(f"this is not the state of {type(self).__name__} with these "
                              f"parameters; {'; '.join(faults)}")
+        steps, *updates = [
+            check_whole("a number of steps or updates", n.item(), least=0)
+            for n in map(np.asarray, [state["steps"], *np.asarray(state["updates"])])
+        ]
         arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
         for name, a in arrays.items():
             a[...] = new[name]
-        self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"], int).tolist()
+        self.steps, self.updates = steps, updates
 
     def _bound(self):
         if self.parameters is None:
@@ -252,16 +302,17 @@ class SGD(Optimizer):
     (Sutskever et al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
     """
 
+    momentum = _setting("momentum", least=0, below=1)
+    nesterov = Setting(as_flag("nesterov"))
+    weight_decay = _setting("weight_decay", least=0)
+
     def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, *,
                  learning_rate=None):
-        check_number("momentum", momentum, least=0, below=1)
-        check_number("weight_decay", weight_decay, least=0)
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum, 0.9 say")
-        # not NumPy's float64, which would turn float32 into float64
-        self.momentum = float(momentum)
-        self.nesterov = nesterov
-        self.weight_decay = float(weight_decay)
         super().__init__(parameters, lr, ["velocity"] if momentum else [], learning_rate)
 
     def update(self, p, g, state, t, lr):
@@ -282,9 +333,10 @@ class SGD(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al. 2011, diagonal form): v = v + g^2, p = p - lr g / (sqrt(v) + eps)."""
 
+    eps = _setting("eps", least=0)
+
     def __init__(self, parameters=None, lr=0.01, eps=1e-10, *, learning_rate=None):
-        check_number("eps", eps, least=0)
-        self.eps = float(eps)
+        self.eps = eps
         super().__init__(parameters, lr, ["v"], learning_rate)
 
     def update(self, p, g, state, t, lr):
@@ -301,11 +353,12 @@ class RMSprop(Optimizer):
     As in PyTorch; Keras has alpha = 0.9, called rho, and an eps of 1e-7 under the root.
     """
 
+    alpha = _setting("alpha", least=0, below=1)
+    eps = _setting("eps", least=0)
+
     def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8, *, learning_rate=None):
-        check_number("alpha", alpha, least=0, below=1)
-        check_number("eps", eps, least=0)
-        self.alpha = float(alpha)
-        self.eps = float(eps)
+        self.alpha = alpha
+        self.eps = eps
         super().__init__(parameters, lr, ["v"], learning_rate)
 
     def update(self, p, g, state, t, lr):
@@ -325,17 +378,14 @@ class Adam(Optimizer):
     and (1 - b2).
     """
 
+    betas = Setting(_betas)
+    eps = _setting("eps", least=0)
+
     def __init__(
         self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, *, learning_rate=None
     ):
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
-                             f"example; got {betas!r}")
-        for beta in betas:
-            check_number("each of the betas", beta, least=0, below=1)
-        check_number("eps", eps, least=0)
-        self.betas = (float(betas[0]), float(betas[1]))
-        self.eps = float(eps)
+        self.betas = betas
+        self.eps = eps
         super().__init__(parameters, lr, ["m_sum", "v_sum"], learning_rate)
 
     def update(self, p, g, state, t, lr):
@@ -363,10 +413,11 @@ class AdamW(Adam):
     Hutter 2019).
     """
 
+    weight_decay = _setting("weight_decay", least=0)
+
     def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
                  *, learning_rate=None):
-        check_number("weight_decay", weight_decay, least=0)
-        self.weight_decay = float(weight_decay)
+        self.weight_decay = weight_decay
         super().__init__(parameters, lr, betas, eps, learning_rate=learning_rate)
 
     def update(self, p, g, state, t, lr):
@@ -396,23 +447,6 @@ def clip_grad_norm(parameters, max_norm):
         for p in parameters:
             p.grad = p.grad * (float(max_norm) / norm)
     return norm
-
-
-def check_number(name, value, least=None, above=None, below=None, hint=None):
-    """ValueError in words unless value is a finite number, at least or above one bound and below
-    another.
-    """
-    scalar = isinstance(value, Real) and not isinstance(value, bool)
-    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
-    fits = (scalar and math.isfinite(value)
-            and (least is None or value >= least)
-            and (above is None or value > above)
-            and (below is None or value < below))
-    if not fits:
-        limits = {"at least": least, "above": above, "below": below}
-        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
-        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
-                         + (f"; {hint}" if hint else ""))
 
 
 def _state_dtype(p):
@@ -477,4 +511,11 @@ def _listed(parameters):
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):
         kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
         raise ValueError(f"expected at least one parameter, and all must be Tensors, got {kinds}")
+    for i, p in enumerate(parameters):
+        if p.node is not None:
+            raise ValueError(f"parameter {i} is the result of {p.op.name}: no gradient stays in it, "
+                             "so it would never be trained. Give the Tensors it was computed from")
+        if p.dtype.kind != "f":
+            raise ValueError(f"parameter {i} has dtype {p.dtype}, and integers have no gradient: "
+                             "make it from p.astype(np.float32)")
     return parameters

@@ -29,6 +29,9 @@ class Schedule:
             if not callable(value) and not (number and 0 < value < math.inf):
                 raise ValueError(f"{type(self).__name__} needs a positive, finite number as "
                                  f"{name}, got {value!r}")
+        if self.steps < 1:
+            raise ValueError(f"{type(self).__name__} needs at least 1 step, got {self.steps!r}; the "
+                             "rate comes first, then the steps")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from itertools import count
 from operator import attrgetter, itemgetter
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from . import habits
 
@@ -889,10 +890,8 @@ _reshape = View("reshape", lambda x, shape: np.reshape(x, shape),
 _transpose = View("transpose", lambda x, axes: np.transpose(x, axes),
                   lambda g, axes: g.transpose(*np.argsort([i % len(axes) for i in axes])))
 
-broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
-                    lambda g: g,
-                    doc="x repeated along axes that it lacks, or where its length is 1, up to "
-                        "shape.")
+_broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
+                     lambda g: g)
 
 _getitem = View("getitem", lambda x, index: x[index],
                 lambda g, index, x_shape: _scatter(g, index=index, shape=x_shape))
@@ -927,6 +926,11 @@ def reshape(x, *shape) -> Tensor:
     return _reshape(x, shape=_unpack(shape))
 
 
+def broadcast_to(x, shape) -> Tensor:
+    """x repeated along axes that it lacks, or where its length is 1, up to shape."""
+    return _broadcast_to(x, shape=shape)
+
+
 def transpose(x, *axes) -> Tensor:
     """x with its axes in another order; reversed when none is given."""
     return _transpose(x, axes=_unpack(axes) or tuple(range(x.ndim))[::-1])
@@ -939,7 +943,8 @@ def _unpack(numbers):
 
 
 def concatenate(xs, axis=0) -> Tensor:
-    """Join along an axis that exists."""
+    """Join along an axis that exists. Raises AxisError for another."""
+    axis = normalize_axis_index(axis, xs[0].ndim)
     ends = np.cumsum([x.shape[axis] for x in xs])
     ndim = xs[0].ndim
 
@@ -955,8 +960,8 @@ def concatenate(xs, axis=0) -> Tensor:
 
 
 def stack(xs, axis=0) -> Tensor:
-    """Join along a new axis."""
-    axis = axis % (xs[0].ndim + 1)
+    """Join along a new axis. Raises AxisError for one that the result would not have."""
+    axis = normalize_axis_index(axis, xs[0].ndim + 1)
     return concatenate([reshape(x, *x.shape[:axis], 1, *x.shape[axis:]) for x in xs], axis)
 
 
