@@ -1,6 +1,6 @@
 """The mathematics of layers and losses: pure functions of arrays or Tensors, no state.
 
-Every function also takes plain arrays and then gives plain arrays. The ops of `tensor.py` are
+Every function also takes plain arrays and then returns plain arrays. The ops of `tensor.py` are
 offered here too, so that one import (`import minidl.functional as F`) has them all.
 """
 

@@ -135,7 +135,7 @@ class Module:
     def _check_output(self, y, inputs):
         """Of what is no Tensor, an array is fine where nothing is to be differentiated."""
         if y is None:
-            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+            raise TypeError(f"{self.label}: forward returned nothing; it must end with `return`")
         differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         if isinstance(y, np.ndarray) and y.dtype.kind == "f" and differentiated:
             raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so "
@@ -343,14 +343,14 @@ class Module:
         return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state, strict=True):
-        """Take over the values of a dict that state_dict() gave, converted to the dtypes of this
+        """Take over the values of a dict from state_dict(), converted to the dtypes of this
         module.
 
         Returns the names it lacks and those that have no place here; strict: there must be none of
         either. Raises ValueError with all that does not fit, and then nothing has changed.
         """
         if not isinstance(state, dict):
-            raise TypeError("load_state_dict takes a dict as state_dict() gives it, got "
+            raise TypeError("load_state_dict takes a dict as state_dict() returns it, got "
                             f"{type(state).__name__}; for a file use load_weights(path)")
         own = self._state()
         missing, surplus = (

@@ -177,7 +177,7 @@ class BatchNorm(Module):
         for layer in dense, self:
             layer.parameters()  # complains if there are none yet
         if dense.units != len(self.running_mean):
-            raise ValueError(f"{dense.label} gives {dense.units} outputs, {self.label} takes "
+            raise ValueError(f"{dense.label} has {dense.units} outputs, {self.label} takes "
                              f"{len(self.running_mean)}")
         gamma, beta = (self.gamma.data, self.beta.data) if self.affine else (1.0, 0.0)
         bias = dense.bias.data if dense.use_bias else 0.0

@@ -18,8 +18,8 @@ SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its ari
 
 
 class Setting:
-    """An attribute of an optimizer that is checked whenever it is set, and kept as the check returns
-    it. Reading one costs nothing: it lies where any other attribute lies.
+    """An attribute of an optimizer that is checked whenever it is set, and kept as the check
+    returns it. Reading one costs nothing: it lies where any other attribute lies.
     """
 
     def __init__(self, check):
@@ -73,7 +73,7 @@ class Optimizer:
 
     Where something is kept, small parameters that follow one another are moved into one vector, of
     which their `.data` are then views, and so is their state: one sweep updates them all. Whoever
-    gives them new arrays only loses speed.
+    assigns new arrays to them only loses speed.
     """
 
     def __new__(cls, *arguments, **options):
@@ -505,7 +505,7 @@ def _listed(parameters):
     """The parameters as a list, each once."""
     module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
     if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
-        raise TypeError("expected a list of parameters, as model.parameters() gives it, got a "
+        raise TypeError("expected a list of parameters, as model.parameters() returns it, got a "
                         f"{type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):
@@ -513,8 +513,9 @@ def _listed(parameters):
         raise ValueError(f"expected at least one parameter, and all must be Tensors, got {kinds}")
     for i, p in enumerate(parameters):
         if p.node is not None:
-            raise ValueError(f"parameter {i} is the result of {p.op.name}: no gradient stays in it, "
-                             "so it would never be trained. Give the Tensors it was computed from")
+            raise ValueError(f"parameter {i} is the result of {p.op.name}: no gradient stays in "
+                             "it, so it would never be trained. Pass the Tensors it was computed "
+                             "from")
         if p.dtype.kind != "f":
             raise ValueError(f"parameter {i} has dtype {p.dtype}, and integers have no gradient: "
                              "make it from p.astype(np.float32)")

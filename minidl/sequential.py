@@ -248,7 +248,7 @@ class Sequential(Module):
         """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or
         functions.
 
-        Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy"
+        Losses on what the last layer returns: "cross_entropy" on logits; "categorical_crossentropy"
         and "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
         Returns self.
 
@@ -287,7 +287,7 @@ class Sequential(Module):
                             verbose=verbose)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
-        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict,
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras has them, or a dict,
         or the loss alone.
 
         verbose is there for Keras' sake: this is over before a bar could be read.
@@ -315,7 +315,7 @@ class Sequential(Module):
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
-        """Take over such a file; gives the epochs done: fit(x, y, epochs=10,
+        """Take over such a file; returns the epochs done: fit(x, y, epochs=10,
         initial_epoch=model.load_checkpoint(path)).
         """
         from . import checkpoints

@@ -173,7 +173,8 @@ class Tensor:
         made_by = ", requires_grad=True" if self.requires_grad else ""
         if self.op:
             made_by = f", op={self.op.name}"
-        return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
+        values = np.array2string(self._data, precision=4, threshold=20, prefix="Tensor(")
+        return f"Tensor({values}{made_by})"
 
     __dir__ = habits.known_names
 
@@ -565,7 +566,8 @@ def _reads(op, vjp, inputs, places):
     """
     table = {name: (i, None) for name, i in places.items()}
     for name in inputs:
-        table |= {f"{name}_shape": (places[name], "shape"), f"{name}_dtype": (places[name], "dtype")}
+        table[f"{name}_shape"] = places[name], "shape"
+        table[f"{name}_dtype"] = places[name], "dtype"
     reads = dict(list(_parameters(vjp, 1).items())[1:])
     unknown = [name for name, default in reads.items() if name not in table and default is None]
     if unknown:
