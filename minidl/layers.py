@@ -81,6 +81,7 @@ class Dense(Module):
     """
 
     built = False
+    stream = "weights_rng"
     inputs = kernel = bias = None
     parameter_names = keep_shape = "kernel", "bias"
     setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
@@ -177,6 +178,7 @@ class Dropout(Module):
     Srivastava et al. 2014.
     """
 
+    stream = "dropout_rng"
     setting_checks = {"rate": _rate, "rng": as_rng}
     habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
 

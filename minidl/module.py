@@ -39,6 +39,7 @@ class Module:
     forward_hooks = ()  # see register_forward_hook
     name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
     trained_by = None  # the optimizer of the latest fit
+    stream = None  # which stream of its Sequential its rng is: "weights_rng" or "dropout_rng"
     parts_named = False  # whether its parts have been given their names
     setting_checks = {}  # {name: a check of settings.py}, made at every assignment
     fixed_settings = ()  # the settings that cannot change once the weights are made

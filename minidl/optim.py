@@ -93,7 +93,7 @@ class Optimizer:
                             f"{type(self).__name__}(lr={parameters})")
         self.lr = lr
         self.kept = kept
-        self.parameters = None
+        self.release()
         self.steps = 0
         if parameters is not None:
             self.attach(parameters)
@@ -129,6 +129,10 @@ class Optimizer:
         self._last = mark_changed(self.parameters)
         self._state_of = [[arrays[i] for arrays in self.state.values()] for i in places]
         return self
+
+    def release(self):
+        """Let go of the parameters: the next fit attaches those that its model has by then."""
+        self.parameters = None
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""

@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 
 from . import habits, training
-from .layers import Dense, Dropout
 from .module import Module
 from .optim import OPTIMIZERS, Optimizer
 from .parts import evaluation
@@ -126,7 +125,7 @@ class Sequential(Module):
             raise
         if self.optimizer is not None:
             # when it is compiled again, it takes over the new layer's, too
-            self.optimizer.parameters = None
+            self.optimizer.release()
         self.optimizer = self.loss = None
 
     def _check(self, layer):
@@ -162,8 +161,8 @@ class Sequential(Module):
         """Give each part without a random stream this model's."""
         for layer in layers:
             for module in layer.modules():
-                if isinstance(module, (Dense, Dropout)) and module.rng is None:
-                    module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
+                if module.stream and module.rng is None:
+                    module.rng = getattr(self, module.stream)
 
     def forward(self, x):
         """Send x through all layers.
@@ -262,7 +261,7 @@ class Sequential(Module):
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
         from .checks.binding import trains
         if optimizer is self.trained_by and not trains(optimizer, self, loss):
-            optimizer.parameters = None  # the next fit gives it those that the model has now
+            optimizer.release()
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
 
