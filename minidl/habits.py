@@ -185,7 +185,7 @@ PACKAGE = {
     **dict.fromkeys(("relu", "sigmoid", "softmax", "tanh", "cross_entropy"), _FUNCTION),
     **{cls: f"write Activation({name!r}), or Dense(64, {name!r})" for cls, name in {
         "ReLU": "relu", "LeakyReLU": "leaky_relu", "Sigmoid": "sigmoid", "Tanh": "tanh",
-        "Softplus": "softplus", "GELU": "gelu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
+        "Softplus": "softplus", "GELU": "gelu_exact", "ELU": "elu", "SiLU": "silu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
         "Identity": "linear"}.items()},
     **{cls: f"write optim.{cls}" for cls in ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop")},
     "CrossEntropyLoss": "write loss='cross_entropy', or functional.cross_entropy(logits, y)",
@@ -224,10 +224,11 @@ TENSOR = {
     "retain_grad": "use grad(loss, x), which takes results as well as leaves",
     "grad_fn": "use x.op, the op that made x",
     "is_leaf": "use x.op is None",
-    "argmax": "use x.data.argmax(...), as it has no gradient",
     "argmin": "use x.data.argmin(...), as it has no gradient",
-    "std": "use x.var(axis).sqrt(), which divides by n",
-    "norm": "use (x * x).sum().sqrt()",
+    **{name: f"use F.{name}(x, ...) from minidl.functional" for name in (
+        "std", "norm", "prod", "cumsum", "squeeze", "split", "tile")},
+    **{name: f"use F.{name}(x) from minidl.functional" for name in (
+        "sin", "cos", "log1p", "square", "erf")},
     "pow_": "write x ** n",
     "clamp": "use F.clip(x, low, high) from minidl.functional",
     "clip": "use F.clip(x, low, high) from minidl.functional",
@@ -236,8 +237,7 @@ TENSOR = {
     "tanh": "use F.tanh(x) from minidl.functional",
     "softmax": "use F.softmax(x) from minidl.functional",
     "log_softmax": "use F.log_softmax(x) from minidl.functional",
-    "squeeze": "use x.reshape(...)",
-    "unsqueeze": "use x[None] or x.reshape(...)",
+    "unsqueeze": "use F.expand_dims(x, axis) from minidl.functional",
     "expand": "use F.broadcast_to(x, shape=...) from minidl.functional",
     "values": "use x.data",
     "value": "use x.data",
@@ -259,7 +259,6 @@ FUNCTIONAL = {
     "dropout": "use the layer Dropout(rate)",
     "normalize": "divide by F.sqrt(F.sum(x * x, axis=-1, keepdims=True))",
     "one_hot": "use minidl.data.one_hot(y, classes)",
-    "pad": "pad the array before it becomes a Tensor: np.pad",
     "clamp": "use F.clip(x, low, high)",
     "pow": "use F.power(a, b) or a ** b",
     "cat": "use F.concatenate([a, b], axis=0)",
@@ -269,9 +268,9 @@ FUNCTIONAL = {
     "subtract": "use a - b",
     "multiply": "use a * b",
     "divide": "use a / b",
-    "std": "use F.sqrt(F.var(x, axis))",
-    "swish": "write x * F.sigmoid(x)",
-    "silu": "write x * F.sigmoid(x)",
+    "unsqueeze": "use F.expand_dims(x, axis)",
+    "chunk": "use F.split(x, parts, axis)",
+    "swish": "use F.silu(x)",
 }
 # Attributes and arguments of optimizers
 OPTIMIZER = {
