@@ -190,6 +190,8 @@ PACKAGE = {
     **{cls: f"write optim.{cls}" for cls in ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop")},
     "CrossEntropyLoss": "write loss='cross_entropy', or functional.cross_entropy(logits, y)",
     "MSELoss": "write loss='mse', or functional.mse_loss(outputs, y)",
+    "L1Loss": "write loss='mae', or functional.l1_loss(outputs, y)",
+    "HuberLoss": "write loss='huber', or functional.huber_loss(outputs, y)",
     "BCELoss": "write loss='binary_crossentropy', or functional.binary_cross_entropy(outputs, y)",
     "BCEWithLogitsLoss": "write loss='binary_cross_entropy_with_logits'"}
 # Attributes and methods of Tensors
@@ -248,6 +250,8 @@ TENSOR = {
 # Functions of minidl.functional
 FUNCTIONAL = {
     "mse": "use F.mse_loss(prediction, target)",
+    "mae": "use F.l1_loss(prediction, target)",
+    "smooth_l1_loss": "use F.huber_loss(prediction, target), the same for beta=1",
     "nll_loss": "use F.cross_entropy(logits, labels), which takes the logits before log_softmax",
     "binary_crossentropy": "use F.binary_cross_entropy(probabilities, targets)",
     "sparse_categorical_crossentropy": "use F.categorical_crossentropy(probabilities, labels), "

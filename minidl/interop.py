@@ -20,6 +20,9 @@ ACTIVATIONS = {
     F.tanh: ("Tanh", {}, "tanh", {}),
     F.softplus: ("Softplus", {"beta": 1.0, "threshold": 20.0}, "softplus", {}),
     F.gelu: ("GELU", {"approximate": "tanh"}, "gelu", {"approximate": True}),
+    F.gelu_exact: ("GELU", {"approximate": "none"}, "gelu", {"approximate": False}),
+    F.elu: ("ELU", {"alpha": 1.0}, "elu", {}),
+    F.silu: ("SiLU", {}, "silu", {}),
     F.softmax: ("Softmax", {"dim": -1}, "softmax", {}),
     F.log_softmax: ("LogSoftmax", {"dim": -1}, "log_softmax", {}),
     F.linear_activation: ("Identity", {}, "linear", {})}

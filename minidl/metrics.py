@@ -17,6 +17,9 @@ LOSSES = {
     "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
     "mse": F.mse_loss,
     "mean_squared_error": F.mse_loss,
+    "mae": F.l1_loss,
+    "mean_absolute_error": F.l1_loss,
+    "huber": F.huber_loss,
 }
 # How people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl have
 # them the other way round.

@@ -210,6 +210,32 @@ case("binary_cross_entropy", lambda p: F.binary_cross_entropy(p, SOFT), RNG.unif
 case("binary_cross_entropy after sigmoid", lambda x: F.binary_cross_entropy(F.sigmoid(x), SOFT), normal(3, 4))
 case("binary_cross_entropy_with_logits", lambda x: F.binary_cross_entropy_with_logits(x, SOFT), normal(3, 4))
 case("mse_loss", lambda a, b: F.mse_loss(a, b), normal(3, 4), normal(3, 4))
+case("l1_loss", lambda a, b: F.l1_loss(a, b), PAIR[0], PAIR[1])
+case("huber_loss", lambda a, b: F.huber_loss(a, b), PAIR[0], PAIR[1])  # some errors are below 1, some above
+case("huber_loss delta=0.5", lambda a, b: F.huber_loss(a, b, 0.5), PAIR[0], PAIR[1])
+for reduction in "sum", "none":
+    for name in "mse_loss", "l1_loss", "huber_loss":
+        case(f"{name} {reduction}", lambda a, b, name=name, r=reduction: getattr(F, name)(a, b, reduction=r), PAIR[0], PAIR[1])
+    for name in "cross_entropy", "cross_entropy_composed":
+        for label, y in LABELS.items():
+            case(f"{name} {label} {reduction}", lambda x, y=y, r=reduction, name=name: getattr(F, name)(x, y, reduction=r),
+                 normal(3, 4))
+    for label, y in LABELS.items():
+        case(f"categorical_crossentropy {label} {reduction}",
+             lambda p, y=y, r=reduction: F.categorical_crossentropy(p, y, reduction=r), RNG.uniform(0.1, 0.9, (3, 4)))
+    case(f"binary_cross_entropy {reduction}", lambda p, r=reduction: F.binary_cross_entropy(p, SOFT, reduction=r),
+         RNG.uniform(0.1, 0.9, (3, 4)))
+    case(f"binary_cross_entropy_with_logits {reduction}",
+         lambda x, r=reduction: F.binary_cross_entropy_with_logits(x, SOFT, reduction=r), normal(3, 4))
+for label, y in LABELS.items():
+    case(f"cross_entropy {label} smoothed", lambda x, y=y: F.cross_entropy(x, y, label_smoothing=0.1), normal(3, 4), order=1)
+    case(f"cross_entropy_composed {label} smoothed", lambda x, y=y: F.cross_entropy_composed(x, y, label_smoothing=0.1),
+         normal(3, 4))
+    case(f"categorical_crossentropy {label} smoothed", lambda p, y=y: F.categorical_crossentropy(p, y, label_smoothing=0.1),
+         RNG.uniform(0.1, 0.9, (3, 4)))
+for reduction in "mean", "sum", "none":
+    case(f"cross_entropy ignore_index {reduction}",
+         lambda x, r=reduction: F.cross_entropy(x, np.array([2, -1, 3]), ignore_index=-1, reduction=r), normal(3, 4))
 
 # --- Batch and Layer Normalization -------------------------------------------------------------------
 
@@ -816,6 +842,47 @@ def test_softmax_twice_cannot_get_below_1_4612():
 
 def test_mse_loss_is_the_mean_over_all_entries():
     assert F.mse_loss(np.array([[1.0, 2], [3, 4]]), np.zeros((2, 2))) == 7.5
+
+
+def test_mean_sum_and_none_of_a_loss_belong_together():
+    """Whatever the mean is of: its losses one by one have that mean and that sum."""
+    x, p, y = normal(3, 4), F.softmax(normal(3, 4)), np.eye(4)[CLASSES]
+    for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits):
+        each = loss(x, y, reduction="none")
+        assert each.shape == ((3,) if loss is F.cross_entropy else (3, 4))
+        assert loss(x, y) == pytest.approx(each.mean()) and loss(x, y, reduction="sum") == pytest.approx(each.sum())
+        with pytest.raises(ValueError, match="'mean', 'sum' or 'none', got 'avg'"):
+            loss(x, y, reduction="avg")
+    for loss in F.categorical_crossentropy, F.binary_cross_entropy:
+        assert loss(p, y) == pytest.approx(loss(p, y, reduction="none").mean())
+
+
+def test_label_smoothing_is_a_mixture_of_labels():
+    """One tenth of every label goes to all four classes alike, for both losses, before and behind the softmax."""
+    x, mixed = normal(3, 4), 0.9 * np.eye(4)[CLASSES] + 0.1 / 4
+    for y in CLASSES, np.eye(4)[CLASSES]:
+        for loss in F.cross_entropy, F.cross_entropy_composed:
+            assert loss(x, y, label_smoothing=0.1) == pytest.approx(F.cross_entropy(x, mixed), rel=1e-14)
+        for p in F.softmax(x), F.softmax(Tensor(x)):
+            value = F.categorical_crossentropy(p, y, label_smoothing=0.1)
+            assert float(value) == pytest.approx(F.cross_entropy(x, mixed), rel=1e-12)
+    with pytest.raises(ValueError, match="from 0 to 1, got 10"):
+        F.cross_entropy(x, CLASSES, label_smoothing=10)
+
+
+def test_ignored_samples_count_neither_in_the_sum_nor_in_the_number():
+    x = normal(4, 3)
+    loss = F.cross_entropy(x, np.array([0, 9, 2, 9]), ignore_index=9)
+    assert loss == pytest.approx(F.cross_entropy(x[[0, 2]], np.array([0, 2])), rel=1e-14)
+    xt = Tensor(x, requires_grad=True)
+    assert not grad(F.cross_entropy(xt, np.array([0, 9, 2, 9]), ignore_index=9), xt)[[1, 3]].any()
+    with pytest.raises(ValueError, match="at least one of another class than 9"):
+        F.cross_entropy(x, np.full(4, 9), ignore_index=9)
+
+
+def test_the_huber_loss_is_half_a_square_and_then_a_line():
+    assert F.huber_loss(np.array([0.0, 0, 0, 0]), np.array([0.5, -1, 2, -10]), reduction="none").tolist() == [0.125, 0.5, 1.5, 9.5]
+    assert F.huber_loss(np.zeros(1), np.full(1, 10.0), 2.0) == 2 * (10 - 1)
 
 
 def test_categorical_crossentropy_of_probabilities_that_no_softmax_made():
