@@ -591,8 +591,8 @@ def batch_norm(x, gamma, beta, eps=1e-5):
     """Normalise each feature over the batch, then scale and shift: y = gamma (x - mean) / sqrt(var
     + eps) + beta.
 
-    x: (n, features), or (n, channels, height, width) normalised per channel. gamma, beta:
-    (features,). Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays,
+    x: (n, features), or (n, channels, length) or (n, channels, height, width), normalised per
+    channel. gamma, beta: (features,). Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays,
     for a layer to keep. Variance by two passes; E[x^2] - E[x]^2 would lose all its digits where the
     mean is large. Raises ValueError for other shapes.
     """
@@ -601,6 +601,9 @@ def batch_norm(x, gamma, beta, eps=1e-5):
         return in_float32(batch_norm, x, gamma, beta, eps)
     if x.ndim == 2:
         return _batch_norm(x, gamma, beta, eps=eps)
+    if x.ndim == 3:  # as if it were an image one pixel wide
+        y, mean, var = batch_norm(x.reshape(*x.shape, 1), gamma, beta, eps)
+        return y.reshape(x.shape), mean, var
     n, c, h, w = x.shape  # per channel is per feature, once every pixel counts as a sample
     y, mean, var = _batch_norm(x.transpose(0, 2, 3, 1).reshape(n * h * w, c), gamma, beta, eps=eps)
     return y.reshape(n, h, w, c).transpose(0, 3, 1, 2), mean, var
@@ -636,9 +639,9 @@ def _checked_features(name, x, *vectors):
     """
     x = x if isinstance(x, Tensor) else floats(x)
     shape = x.shape
-    if len(shape) not in (2, 4):
-        raise ValueError(f"{name} takes x of shape (n, features) or (n, channels, height, width), "
-                         f"got {shape}")
+    if len(shape) not in (2, 3, 4):
+        raise ValueError(f"{name} takes x of shape (n, features), (n, channels, length) or (n, "
+                         f"channels, height, width), got {shape}")
     for vector in vectors:
         if getattr(vector, "shape", ()) != shape[1:2]:
             raise ValueError(f"{name} takes gamma, beta and statistics of shape {shape[1:2]}, a "

@@ -14,8 +14,6 @@ MODULE = {
                           "np.float32))",
     "register_buffer": "assign an array to an attribute, self.count = np.zeros(3, np.float32)",
     "register_module": "assign the part to an attribute, model.head = Dense(10)",
-    "register_forward_pre_hook": "there is only register_forward_hook, which sees inputs and "
-                                 "output",
     "register_full_backward_hook": "with record(model) as log: ... shows the gradients at each "
                                    "layer",
     "apply": "write the loop, for part in model.modules(): ...",
@@ -55,8 +53,6 @@ MODULE = {
     "save": "save_weights(path) writes the parameters and buffers of any Module; a Sequential can "
             "be saved whole",
     "load": "load_weights(path) reads what save_weights wrote",
-    "get_weights": "write [p.data for p in module.parameters()], or state_dict()",
-    "set_weights": "write module.load_state_dict(state), or layer.kernel.data[...] = values",
     "call": "write forward, and call the module itself: module(x)"}
 DENSE = MODULE | {
     "weight": "write kernel, of shape (inputs, units): the transpose of PyTorch's weight",
@@ -92,12 +88,10 @@ SEQUENTIAL = MODULE | {
     "load": "write model = Sequential.load(path), which makes a new model; load_weights(path) "
             "fills this one",
     "load_model": "write model = Sequential.load(path)",
-    "pop": "write model.layers.pop(), and compile again",
     "append": "write model.add(layer), and compile again",
     "get_layer": "write model[0], or {layer.name: layer for layer in model}[name]",
-    "fit_generator": "write model.fit(x, y), or training.fit for another loop",
-    "train_on_batch": "write the loop, as lesson 2 does; or model.fit(x, y, batch_size=len(x), "
-                      "verbose=0)",
+    "fit_generator": "write the loop, for xb, yb in loader: model.train_on_batch(xb, yb); arrays "
+                     "go to model.fit(x, y)",
     "test_on_batch": "write model.evaluate(x, y)",
     "predict_on_batch": "write model.predict(x)",
     "predict_classes": "write model.predict(x).argmax(axis=1)",
@@ -163,8 +157,7 @@ PACKAGE = {
     "MaxPooling2D": "minidl has no pooling: put Flatten() before Dense",
     "MaxPool2d": "minidl has no pooling: put Flatten() before Dense",
     "Embedding": "minidl has no embedding: np.eye(classes)[y] makes one-hot rows for a Dense",
-    "Input": "give the first layer input_shape, Dense(64, input_shape=784)",
-    "InputLayer": "give the first layer input_shape, Dense(64, input_shape=784)",
+    "InputLayer": "write Input(784), or give the first layer input_shape=784",
     "Model": "write Sequential([...]), or subclass Module and write forward",
     "Layer": "subclass Module and write forward",
     "ModuleList": "write a list, self.blocks = [Dense(64), Dense(64)]: its layers are found",

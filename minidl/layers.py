@@ -60,14 +60,6 @@ def _initializer(value):
     return lookup(value, INITIALIZERS, "initializer")
 
 
-def _flat(shape):
-    shape = as_shape(shape)
-    if shape is not None and len(shape) > 1:
-        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; "
-                         f"put Flatten(input_shape={shape}) before it")
-    return shape
-
-
 _rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
                   "{!r}", lambda x: 0 <= x < 1)
 
@@ -81,7 +73,8 @@ class Dense(Module):
     kernel_initializer: a name or a function of (shape, rng); the bias starts at 0. input_shape: the
     shape of one input, if it shall be known at once. rng: where the initial weights are drawn from,
     a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
-    Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
+    Input (n, inputs), output (n, units); of (n, ..., inputs) each row along the last axis is
+    multiplied by itself. Raises ValueError for another number of inputs.
     """
 
     built = False
@@ -89,7 +82,7 @@ class Dense(Module):
     parameter_names = keep_shape = "kernel", "bias"
     setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
                       "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
-                      "input_shape": _flat}
+                      "input_shape": as_shape}
     fixed_settings = "units", "use_bias", "kernel_initializer"
     habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
 
@@ -137,12 +130,12 @@ class Dense(Module):
         return kernel
 
     def forward(self, x):
-        """x: (n, inputs) to (n, units)."""
-        if not self.built and x.ndim == 2:
+        """x: (n, ..., inputs) to (n, ..., units)."""
+        if not self.built and x.ndim > 1:
             self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
         shape = x.shape
-        if not self.built or len(shape) != 2 or shape[1] != self.inputs:
+        if len(shape) < 2 or shape[-1] != self.inputs:
             raise ValueError(f"{self.label} expects inputs of shape (n, "
                              f"{self.inputs or 'inputs'}), got {shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
@@ -155,6 +148,21 @@ class Dense(Module):
         inputs = f"{self.input_shape[-1]} -> " if self.input_shape else ""
         activation = f", {_name(self.activation)}" if self.activation else ""
         return f"Dense({inputs}{self.units}{activation})"
+
+
+class Input:
+    """The shape of one input, in the place of a Sequential's first layer: Input(784), as in Keras.
+
+    It is no layer: the model takes the shape and builds its weights.
+    """
+
+    def __init__(self, shape):
+        self.shape = as_shape(shape)
+        if self.shape is None:
+            raise ValueError("Input needs the shape of one input, 784 or (28, 28) for example")
+
+    def __repr__(self):
+        return f"Input({self.shape})"
 
 
 class Activation(Module):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 from . import habits, training
-from .layers import Dense, Dropout
+from .layers import Dense, Dropout, Input
 from .module import Module
 from .optim import OPTIMIZERS, Optimizer
 from .parts import evaluation
@@ -56,7 +56,7 @@ class _OfTheClass(classmethod):
 class Sequential(Module):
     """A model whose layers feed one another.
 
-    layers: a list of Modules. seed: where initial weights, shuffling and dropout come from, as
+    layers: a list of Modules, before them perhaps an Input. seed: where initial weights, shuffling and dropout come from, as
     three independent streams. Layers without random weights draw nothing, so inserting BatchNorm()
     leaves all Dense weights and the order of the batches as they were. The weights are made when
     the input's shape is known: from the first layer's input_shape, from build(), or from the first
@@ -86,6 +86,8 @@ class Sequential(Module):
         self.kind_counts = Counter()  # how many layers of each kind have got a name here
         self.optimizer = self.loss = None
         self.metrics = []
+        if self.layers and isinstance(self.layers[0], Input):
+            self.seen_shape = self.layers.pop(0).shape
         for layer in self.layers:
             self._check(layer)
             self._name(layer)
@@ -103,6 +105,9 @@ class Sequential(Module):
 
         ValueError for one that does not fit, if shapes are known; the model is then as before.
         """
+        if isinstance(layer, Input) and not self.layers:
+            self.seen_shape = layer.shape
+            return
         shape = self.output_shape if self.known_layers == self.layers else None
         self._check(layer)
         self._name(layer)
@@ -124,6 +129,15 @@ class Sequential(Module):
         except ValueError:
             self.layers.pop()
             raise
+        self._forget_compile()
+
+    def pop(self):
+        """Remove the last layer and return it. Compile afterwards."""
+        layer = self.layers.pop()
+        self._forget_compile()
+        return layer
+
+    def _forget_compile(self):
         if self.optimizer is not None:
             # when it is compiled again, it takes over the new layer's, too
             self.optimizer.parameters = None
@@ -221,18 +235,6 @@ class Sequential(Module):
         part.seen_shape = self.seen_shape if len(part) and part[0] is self[0] else None
         return part
 
-    def get_weights(self):
-        """Copies of all parameters and buffers, a list as in Keras; state_dict() has the names."""
-        return list(self.state_dict().values())
-
-    def set_weights(self, arrays):
-        """Take over what get_weights of a model of the same layers returned; else ValueError."""
-        names = list(self.state_dict())
-        if len(names) != len(arrays):
-            raise ValueError(f"the model has {len(names)} arrays ({', '.join(names)}), got "
-                             f"{len(arrays)}")
-        self.load_state_dict(dict(zip(names, arrays)))
-
     def save(self, path):
         """Write layers and weights into one .npz or .safetensors file: see `saving.py`."""
         from . import saving
@@ -298,6 +300,15 @@ class Sequential(Module):
         )
         return scores if return_dict else list(scores.values()) if self.metrics else scores["loss"]
 
+    def train_on_batch(self, x, y):
+        """One update from one batch; gives its loss before it, or with metrics [loss, metric, ...].
+
+        fit without an epoch around it, checks included: for batches of your own making.
+        """
+        history = self.fit(x, y, batch_size=len(x), shuffle=False, verbose=0).history
+        numbers = [values[-1] for values in history.values()]
+        return numbers if self.metrics else numbers[0]
+
     def predict(self, x, batch_size=256, verbose=0):
         """The outputs for x in evaluation mode, as an array."""
         return training.predict(self, x, batch_size)
@@ -339,27 +350,27 @@ class Sequential(Module):
         explain_batchnorm(self)
 
     def summary(self):
-        """Print layers, output shapes and parameter counts, as Keras does.
-
-        RuntimeError before the input's shape is known.
-        """
+        """Print layers, output shapes and parameter counts, as Keras does."""
         from .console import table
         lines = table(self._rows(), left=3)
         rule = "-" * max(map(len, lines))
-        trainable = sum(p.size for p in self.parameters() if p.requires_grad)
-        total = _size(self)
-        print("\n".join([rule, lines[0], rule, *lines[1:], rule, f"Total params: {total:,}",
-                         "Trainable params: "
-                         f"{trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
+        if self.input_shape is None:
+            counts = ["Shapes and numbers follow from the first data, from model.build(784), or",
+                      "from Input(784) as the first layer."]
+        else:
+            trainable = sum(p.size for p in self.parameters() if p.requires_grad)
+            total = _size(self)
+            counts = [f"Total params: {total:,}", f"Trainable params: {trainable:,}",
+                      f"Non-trainable params: {total - trainable:,}"]
+        print("\n".join([rule, lines[0], rule, *lines[1:], rule, *counts]))
 
     def _rows(self):
         """The table of summary(): name, output shape, number of parameters of each layer."""
-        if self.input_shape is None:
-            raise RuntimeError("summary() needs the shape of the input: give the first layer "
-                               "input_shape, call model.build(input_shape), or send one batch "
-                               "through first")
         rows = [("Layer (type)", "Output Shape", "Param #")]
         self.settle_new_layers()
+        if self.input_shape is None:
+            return rows + [(f"{layer.name} ({type(layer).__name__})", "not known", "not made")
+                           for layer in self.layers]
         x = np.zeros((1, *self.input_shape), np.float32)
         with evaluation(self), no_grad():
             for layer in self.layers:
