@@ -271,8 +271,8 @@ FUNCTIONAL = {
 }
 # Attributes and arguments of optimizers
 OPTIMIZER = {
-    "param_groups": "set optimizer.lr for all parameters; give the parts optimizers of their own "
-                    "for different rates",
+    "param_groups": "set optimizer.lr for all parameters; made from a list of dicts, it has "
+                    "optimizer.optimizers, one for each group",
     "params": "use optimizer.parameters",
     "variables": "use optimizer.parameters",
     "iterations": "use optimizer.steps",
@@ -284,8 +284,6 @@ OPTIMIZER = {
     "epsilon": "write eps=...",
     "rho": "write alpha=..., the weight of the old average",
     "decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
-    "clipnorm": "call optim.clip_grad_norm(parameters, max_norm) between backward() and step()",
-    "clipvalue": "call optim.clip_grad_norm(parameters, max_norm) between backward() and step()",
     "amsgrad": "minidl has Adam as published in 2015, without amsgrad",
     "lr_decay": "give lr a schedule: lr=schedules.ExponentialDecay(0.1, steps=1000)",
     "dampening": "minidl's momentum is PyTorch's with dampening=0",
