@@ -20,7 +20,13 @@ from . import (
     schedules,
     training,
 )
-from .callbacks import EarlyStopping, LambdaCallback, LearningRateScheduler, ModelCheckpoint
+from .callbacks import (
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateScheduler,
+    ModelCheckpoint,
+    ReduceLROnPlateau,
+)
 from .gradcheck import gradcheck
 from .inside import explain, explain_batchnorm, record
 from .layers import Activation, Dense, Dropout, Flatten, Input
@@ -34,7 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping",
     "Flatten", "History", "Input", "LambdaCallback", "LayerNorm", "LearningRateScheduler",
-    "ModelCheckpoint", "Module", "Op", "Parameter", "Sequential", "Tensor", "callbacks", "data",
+    "ModelCheckpoint", "Module", "Op", "Parameter", "ReduceLROnPlateau", "Sequential", "Tensor", "callbacks", "data",
     "estimate_population_statistics", "experiments", "explain", "explain_batchnorm", "functional",
     "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
     "schedules", "training"]

@@ -166,6 +166,7 @@ PACKAGE = {
     "keras": "layers and Sequential are in minidl itself: from minidl import Dense, Sequential",
     "models": "write from minidl import Sequential",
     "losses": "compile takes names, loss='cross_entropy'; the functions are in minidl.functional",
+    "TopKCategoricalAccuracy": "write metrics=[top_k_accuracy(5)], from minidl.metrics",
     "metrics": "compile takes names, metrics=['accuracy']",
     "optimizers": "write from minidl import optim",
     "datasets": "write from minidl import data, and data.load('digits')",

@@ -268,9 +268,9 @@ class Sequential(Module):
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
 
-    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0,
-            validation_data=None,
-            shuffle=True, initial_epoch=0):
+    def fit(self, x, y=None, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0,
+            validation_data=None, shuffle=True, initial_epoch=0, *, class_weight=None,
+            sample_weight=None):
         """Train; returns a History. The arguments are those of Keras; see `training.fit`.
 
         validation_split: the share of the samples, the last ones, to validate on instead of
@@ -280,13 +280,15 @@ class Sequential(Module):
         shuffle = as_flag("shuffle")(shuffle)
         if validation_split != 0 and validation_data is None:
             from .checks import hold_out
+            if sample_weight is not None:
+                (_, sample_weight), _ = hold_out(x, sample_weight, validation_split)
             (x, y), validation_data = hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs,
                             batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks,
                             validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch,
-                            verbose=verbose)
+                            verbose=verbose, class_weight=class_weight, sample_weight=sample_weight)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
         """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict,

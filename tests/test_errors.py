@@ -183,7 +183,7 @@ ERRORS = {
         lambda: compiled("crossentropy"), ValueError,
         f"unknown loss 'crossentropy'; known are {known(training.LOSSES)}"),
     "unknown metric": (
-        lambda: compiled(metrics=["acc"]), ValueError, f"unknown metric 'acc'; known are {known(training.METRICS)}"),
+        lambda: compiled(metrics=["auc"]), ValueError, f"unknown metric 'auc'; known are {known(training.METRICS)}"),
     "unknown data set": (
         lambda: data.load("minst"), ValueError, "unknown data set 'minst'; known are digits, fashion_mnist, mnist"),
     "an optimizer's class": (

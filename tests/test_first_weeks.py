@@ -1,9 +1,13 @@
 """What people type in the first weeks with Keras or PyTorch, and type here as well."""
 
+import functools
+
 import numpy as np
 import pytest
 
-from minidl import Activation, BatchNorm, Dense, Flatten, Input, LayerNorm, Sequential, Tensor
+from minidl import Activation, BatchNorm, Dense, Flatten, Input, LayerNorm, Module, Sequential, Tensor, optim, training
+from minidl import functional as F
+from minidl.metrics import METRICS, binary_accuracy, top_k_accuracy
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((60, 6)).astype(np.float32)
@@ -74,6 +78,160 @@ def test_train_on_batch_is_one_step_of_fit():
     assert [loss for loss, _ in numbers] == history.steps["loss"]
     assert all(map(np.array_equal, model.get_weights(), by_fit.get_weights()))
     assert isinstance(net().compile("sgd").train_on_batch(X, Y), float)
+
+
+# --- Weights of samples and of classes ----------------------------------------------------------------
+
+def trained(x, y, **options):
+    """The weights after some steps of the whole batch, without BatchNorm, which would see a repeated sample."""
+    model = Sequential([Input(6), Dense(8, "tanh"), Dense(3)], seed=0).compile(optim.SGD(lr=0.5))
+    return model, model.fit(x, y, batch_size=1000, epochs=3, verbose=0, **options)
+
+
+def test_a_weight_of_2_is_the_sample_twice():
+    """A loss is the mean of weight times loss: over 60 samples of weights 2 and 1 it is 90 / 60 of that over 90 samples."""
+    weights = np.where(Y == 1, 2.0, 1.0)
+    twice = np.repeat(np.arange(60), weights.astype(int))
+    model, history = trained(X, Y, sample_weight=weights * len(twice) ** -1 * 60)
+    same, expected = trained(X[twice], Y[twice])
+    np.testing.assert_allclose(history.steps["loss"], expected.steps["loss"], rtol=1e-5)
+    for a, b in zip(model.get_weights(), same.get_weights()):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_class_weight_is_the_sample_weight_of_the_class():
+    by_class, by_sample = trained(X, Y, class_weight={1: 5.0, 2: 0.5}), trained(X, Y, sample_weight=np.array([1, 5, 0.5])[Y])
+    one_hot = trained(X, np.eye(3)[Y], class_weight={1: 5.0, 2: 0.5})
+    assert by_class[1].steps["loss"] == by_sample[1].steps["loss"]
+    np.testing.assert_allclose(one_hot[1].steps["loss"], by_class[1].steps["loss"], rtol=1e-6)
+
+
+def test_weights_of_1_change_nothing_and_metrics_and_validation_take_no_part():
+    options = dict(validation_split=0.2)
+    (plain, a), (weighted, b), (heavy, c) = (trained(X, Y, **options, **more) for more in (
+        {}, {"sample_weight": np.ones(60)}, {"sample_weight": np.full(60, 3.0)}))
+    np.testing.assert_allclose(a.steps["loss"], b.steps["loss"], rtol=1e-6)
+    assert c.steps["loss"][0] == pytest.approx(3 * a.steps["loss"][0], rel=1e-6)
+    model = net(Input(6)).compile("sgd", metrics=["accuracy"])
+    model.optimizer.lr = 1e-30
+    history = model.fit(X, Y, epochs=1, batch_size=60, verbose=0, sample_weight=np.full(60, 3.0), validation_data=(X, Y))
+    loss, accuracy = model.evaluate(X, Y)
+    assert history["val_loss"] == [pytest.approx(loss)] and history["val_accuracy"] == [accuracy]
+    assert history["accuracy"][0] <= 1
+
+
+def test_weights_meet_their_samples_whatever_the_order():
+    """Samples of weight 0 with nonsense for labels, shuffled and in several batches: nothing of them is learned."""
+    y, weights = Y.copy(), np.ones(60)
+    y[::3], weights[::3] = (Y[::3] + 1) % 3, 0
+    model = Sequential([Input(6), Dense(3)], seed=0).compile(optim.Adam(lr=0.05))
+    model.fit(X, y, batch_size=7, epochs=60, verbose=0, sample_weight=weights)
+    assert (model.predict(X).argmax(axis=1) == Y).mean() > 0.9
+
+
+def test_every_loss_by_name_and_a_loss_of_ones_own_take_weights():
+    def own(outputs, y, reduction="mean"):
+        return F.cross_entropy(outputs, y, reduction=reduction)
+
+    losses = [own, functools.partial(F.cross_entropy, label_smoothing=0.1)]
+    losses += [loss for name, loss in training.LOSSES.items() if "cross" not in name]
+    for loss in losses:
+        y = Y if loss in losses[:2] else np.eye(3)[Y]
+        model = Sequential([Input(6), Dense(3)], seed=0).compile("sgd", loss)
+        weights = np.arange(60.0)
+        history = model.fit(X, y, batch_size=60, verbose=0, sample_weight=weights)
+        each = loss(Sequential([Input(6), Dense(3)], seed=0).predict(X), y, reduction="none")
+        assert history["loss"][0] == pytest.approx((each.T * weights).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options, error, words", [
+    ({"sample_weight": np.ones(59)}, ValueError, r"each of 60 samples, got float64 of shape \(59,\)"),
+    ({"sample_weight": -np.ones(60)}, ValueError, "from 0 up"), ({"sample_weight": np.zeros(60)}, ValueError, "not all of them 0"),
+    ({"class_weight": "balanced"}, TypeError, r"len\(y\) / \(classes"), ({"class_weight": {"a": 1}}, TypeError, "class number"),
+    ({"class_weight": {0: 1.0}, "sample_weight": np.ones(60)}, ValueError, "not both")])
+def test_weights_are_checked_before_any_step(options, error, words):
+    model = net(Input(6)).compile("sgd")
+    before = model.get_weights()
+    with pytest.raises(error, match=words):
+        model.fit(X, Y, verbose=0, **options)
+    assert all(map(np.array_equal, model.get_weights(), before))
+
+
+def test_a_loss_that_has_only_a_mean_says_what_it_needs_for_weights():
+    with pytest.raises(TypeError, match='reduction="mean"'):
+        net().compile("sgd", lambda outputs, y: F.cross_entropy(outputs, y)).fit(X, Y, verbose=0, class_weight={0: 2.0})
+
+
+# --- Losses and metrics by name -----------------------------------------------------------------------
+
+def test_keras_names_of_losses_and_metrics():
+    targets = (X[:, :1] + 1).astype(np.float32)
+    for loss in "mae", "mean_absolute_error", "huber":
+        history = Sequential([Dense(1)], seed=0).compile("adam", loss, ["mae"]).fit(X, targets, epochs=2, verbose=0)
+        assert history["loss"][1] < history["loss"][0]
+        assert loss == "huber" or history["mae"] == pytest.approx(history["loss"])
+    history = net().compile("adam", metrics=["acc", "sparse_categorical_accuracy"]).fit(X, Y, verbose=0)
+    assert history["acc"] == history["sparse_categorical_accuracy"]
+
+
+def test_binary_accuracy_counts_entries_and_knows_logits():
+    y = np.array([[1, 0], [0, 1], [1, 1]])
+    assert binary_accuracy(np.array([[0.9, 0.6], [0.2, 0.7], [0.4, 0.5]]), y) == pytest.approx(3 / 6)
+    rows = (X[:, :2] > 0).astype(float)
+    model = Sequential([Dense(2)], seed=0).compile("sgd", "binary_cross_entropy_with_logits", ["binary_accuracy"])
+    _, share = model.evaluate(X, rows)
+    assert share == pytest.approx(((model.predict(X) > 0) == rows).mean())
+    with pytest.raises(ValueError, match="a 0 or 1 for each"):
+        binary_accuracy(np.zeros((3, 1)), np.array([0, 1, 2]))
+
+
+def test_top_k_accuracy_counts_the_k_largest():
+    outputs, y = np.array([[3, 1, 2.0], [1, 2, 3], [3, 2, 1]]), np.array([2, 0, 0])
+    assert [top_k_accuracy(k)(outputs, y) for k in (1, 2)] == pytest.approx([1 / 3, 2 / 3])
+    assert top_k_accuracy(2)(outputs, np.eye(3)[y]) == pytest.approx(2 / 3)
+    model = net().compile("sgd", metrics=["accuracy", top_k_accuracy(2)])
+    history = model.fit(X, Y, verbose=0)
+    assert history["accuracy"][0] <= history["top_2_accuracy"][0] < 1
+    with pytest.raises(ValueError, match="of 3 classes is always 1"):
+        net().compile("sgd", metrics=["top_k_categorical_accuracy"]).fit(X, Y, verbose=0)
+    assert METRICS["top_k_categorical_accuracy"].__name__ == "top_5_accuracy"
+
+
+# --- A generator instead of arrays --------------------------------------------------------------------
+
+class Loader:
+    """As PyTorch's: it can be iterated over again and again."""
+
+    def __iter__(self):
+        return ((X[i:i + 20], Y[i:i + 20]) for i in (0, 20, 40))
+
+
+def test_batches_that_come_one_after_the_other_get_a_loop_that_runs():
+    """The error's own five lines, as they are, train the model."""
+    model = net(Input(6)).compile(optim.SGD(lr=0.1))
+    for x in iter(Loader()), Loader():
+        with pytest.raises(TypeError, match="DataLoader") as caught:
+            model.fit(x, epochs=5)
+    loop = [line.removeprefix("    ") for line in str(caught.value).splitlines() if line.startswith("    ")]
+    assert len(loop) == 5
+    before = model.evaluate(X, Y)
+    exec("\n".join(loop), {"model": model, "loader": Loader(), "training": training, "np": np})
+    assert model.evaluate(X, Y) < before and model.optimizer.steps == 15
+    with pytest.raises(TypeError, match="needs arrays x and y, got a ndarray"):
+        model.fit(X)
+
+
+class Net(Module):
+    def __init__(self):
+        self.out = Dense(3)
+
+    def forward(self, x):
+        return self.out(x)
+
+
+def test_training_fit_takes_weights_for_any_module():
+    history = training.fit(Net(), X, Y, loss="cross_entropy", optimizer=optim.SGD(lr=0.1), class_weight={0: 3.0}, verbose=0)
+    assert history["loss"][0] > 0
 
 
 # --- Layers -------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def closure(name):
 def test_what_must_be_read_to_understand_sequential_stays_small():
     files = closure("sequential")
     lines = sum(len((PACKAGE / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in files)
-    assert len(files) <= 14 and lines <= 5120, (sorted(files), lines)
+    assert len(files) <= 14 and lines <= 5150, (sorted(files), lines)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
