@@ -36,7 +36,7 @@ class Module:
 
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
-    forward_hooks = ()  # see register_forward_hook
+    forward_hooks = forward_pre_hooks = ()  # see register_forward_hook
     name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
     trained_by = None  # the optimizer of the latest fit
     stream = None  # which stream of its Sequential its rng is: "weights_rng" or "dropout_rng"
@@ -111,6 +111,8 @@ class Module:
     def __call__(self, *inputs, **constants):
         if not self.parts_named:
             self._name_parts()
+        if self.forward_pre_hooks:
+            inputs = self._prepared(inputs)
         try:
             y = self.forward(*inputs, **constants)
         except (AttributeError, TypeError) as error:
@@ -144,6 +146,13 @@ class Module:
                             "trained: compute with minidl.functional and Tensor methods, not with "
                             ".data, .numpy() or np; or return x.detach() where that is meant")
 
+    def _prepared(self, inputs):
+        for hook in self.forward_pre_hooks:
+            result = hook(self, inputs)
+            if result is not None:
+                inputs = result if isinstance(result, tuple) else (result,)
+        return inputs
+
     def _hooked(self, result, y):
         if not isinstance(result, (Tensor, type(y))):  # an array would end the gradient
             raise TypeError(f"{self.label}: what a forward hook returns replaces the output and "
@@ -157,18 +166,21 @@ class Module:
         What the function returns replaces the output, unless it is None (as in PyTorch). The call
         to .remove() of what this method returns ends it.
         """
-        if not callable(function):
-            raise TypeError("a forward hook is a function of (module, inputs, output), got "
-                            f"{function!r}")
-        # an object of its own, should the same function be registered twice
-        hook = partial(function)
-        self.forward_hooks = (*self.forward_hooks, hook)
-        return _HookHandle(self, hook)
+        return _HookHandle(self, "forward_hooks", function, "module, inputs, output")
+
+    def register_forward_pre_hook(self, function):
+        """Call function(module, inputs) before every forward; inputs is a tuple.
+
+        What the function returns, the only input or a tuple of all, replaces the inputs, unless it
+        is None (as in PyTorch). .remove() of what this method returns ends it.
+        """
+        return _HookHandle(self, "forward_pre_hooks", function, "module, inputs")
 
     def __getstate__(self):
         """Copies and pickles go without the hooks: who watches this module does not watch its copy.
         """
-        return {key: value for key, value in vars(self).items() if key != "forward_hooks"}
+        return {key: value for key, value in vars(self).items()
+                if key not in ("forward_hooks", "forward_pre_hooks")}
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through.
@@ -381,6 +393,18 @@ class Module:
         mark_changed(self.parameters())
         return missing, surplus
 
+    def get_weights(self):
+        """Copies of all parameters and buffers, a list as in Keras; state_dict() has the names."""
+        return list(self.state_dict().values())
+
+    def set_weights(self, arrays):
+        """Take over what get_weights of a module of the same layers returned; else ValueError."""
+        names = list(self.state_dict())
+        if len(names) != len(arrays):
+            raise ValueError(f"{self.label} has {len(names)} arrays ({', '.join(names)}), got "
+                             f"{len(arrays)}")
+        self.load_state_dict(dict(zip(names, arrays)))
+
     def save_weights(self, path):
         """Write all parameters and buffers to a file, in the formats of `files.save`."""
         from . import files  # here, as who reads how a net is built need not read how files are
@@ -444,10 +468,13 @@ def _cast(value, dtype):
 
 
 class _HookHandle:
-    def __init__(self, module, hook):
-        self.module, self.hook = module, hook
+    def __init__(self, module, kind, function, arguments):
+        if not callable(function):
+            raise TypeError(f"a forward hook is a function of ({arguments}), got {function!r}")
+        # an object of its own, should the same function be registered twice
+        self.module, self.kind, self.hook = module, kind, partial(function)
+        setattr(module, kind, (*getattr(module, kind), self.hook))
 
     def remove(self):
-        self.module.forward_hooks = tuple(
-            hook for hook in self.module.forward_hooks if hook is not self.hook
-        )
+        hooks = getattr(self.module, self.kind)
+        setattr(self.module, self.kind, tuple(hook for hook in hooks if hook is not self.hook))

@@ -244,6 +244,7 @@ class Tensor:
     def __rmatmul__(self, a) -> "Tensor": return matmul(a, self)
     def dot(self, b) -> "Tensor": return matmul(self, b)  # for vectors and matrices, as of arrays
     def __neg__(self) -> "Tensor": return neg(self)
+    def __pos__(self) -> "Tensor": return self
     def __abs__(self) -> "Tensor": return abs(self)
     def __getitem__(self, index) -> "Tensor": return getitem(self, index)
 
@@ -253,13 +254,14 @@ class Tensor:
     def __imul__(self, b) -> "Tensor": return _refuse_leaf(self)
     def __itruediv__(self, b) -> "Tensor": return _refuse_leaf(self)
 
-    # Comparisons return plain bool arrays: a step function has no gradient to offer.
+    # Comparisons and argmax return plain arrays: a step function has no gradient to offer.
     def __eq__(self, b): return self._data == plain(b)
     def __ne__(self, b): return self._data != plain(b)
     def __lt__(self, b): return self._data < plain(b)
     def __le__(self, b): return self._data <= plain(b)
     def __gt__(self, b): return self._data > plain(b)
     def __ge__(self, b): return self._data >= plain(b)
+    def argmax(self, axis=None): return self._data.argmax(axis)
 
     def sum(self, axis=None, keepdims=False) -> "Tensor": return sum(self, axis, keepdims)
     def mean(self, axis=None, keepdims=False) -> "Tensor": return mean(self, axis, keepdims)
