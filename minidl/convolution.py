@@ -243,8 +243,9 @@ class Conv2D(Dense):
 
     def forward(self, x):
         """x: (n, channels, height, width) to (n, filters, h, w)."""
+        if self.input_shape is None and x.ndim == 4:
+            self.input_shape = x.shape[1:]
         if not self.built and x.ndim == 4:
-            self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
         if not self.built or x.ndim != 4 or x.shape[1] != self.inputs:
             raise ValueError(f"{self.label} expects images of shape (n, "

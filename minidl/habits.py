@@ -157,7 +157,7 @@ PACKAGE = {
     "BatchNorm1d": "write BatchNorm(), which finds the number of features out",
     "BatchNorm2d": "write BatchNorm(), which takes images (n, channels, height, width) as well",
     "LayerNormalization": "write LayerNorm()",
-    "Conv1D": "minidl convolves images only, Conv2D(8, 3): put Flatten() before Dense",
+    "Conv1D": "minidl convolves images only, by Conv2D(8, 3): put Flatten() before Dense",
     "Conv2d": "write Conv2D(8, 3) for Conv2d(1, 8, 3)",
     **dict.fromkeys(("MaxPooling2D", "MaxPool2d"), "write MaxPool2D(2)"),
     **dict.fromkeys(("AveragePooling2D", "AvgPool2d"), "write AveragePool2D(2)"),
