@@ -117,9 +117,7 @@ class Dense(Module):
         self.bias = Parameter(zeros(self.units), train) if self.use_bias else None
         self.built = True
 
-    def kernel_shape(self):
-        """(inputs, units)."""
-        return self.input_shape[-1], self.units
+    def kernel_shape(self): return self.input_shape[-1], self.units
 
     def _initial(self, shape, rng):
         """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""

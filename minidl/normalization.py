@@ -182,7 +182,6 @@ class BatchNorm(Module):
         gamma, beta = (self.gamma.data, self.beta.data) if self.affine else (1.0, 0.0)
         bias = dense.bias.data if dense.use_bias else 0.0
         scale = gamma / np.sqrt(self.running_var + self.eps)
-        # the kernel of one unit or filter lies along the last axis
         folded, kernel = copy(dense), Parameter(dense.kernel.data * scale)
         bias = Parameter((bias - self.running_mean) * scale + beta)
         vars(folded).update(use_bias=True, activation=None, kernel=kernel, bias=bias)
