@@ -9,6 +9,7 @@ from importlib.util import spec_from_loader
 
 from . import (
     callbacks,
+    convolution,
     data,
     experiments,
     functional,
@@ -27,6 +28,7 @@ from .callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
+from .convolution import AveragePool2D, Conv2D, GlobalAveragePool2D, MaxPool2D
 from .gradcheck import gradcheck
 from .inside import explain, explain_batchnorm, record
 from .layers import Activation, Dense, Dropout, Flatten
@@ -38,9 +40,11 @@ from .training import Callback, DivergenceError, History
 
 __version__ = "0.1.0"
 __all__ = [
-    "Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping",
-    "Flatten", "History", "Input", "LambdaCallback", "LayerNorm", "LearningRateScheduler",
-    "ModelCheckpoint", "Module", "Op", "Parameter", "ReduceLROnPlateau", "Sequential", "Tensor", "callbacks", "data",
+    "Activation", "AveragePool2D", "BatchNorm", "Callback", "Conv2D", "Dense", "DivergenceError",
+    "Dropout", "EarlyStopping", "Flatten", "GlobalAveragePool2D", "History", "Input",
+    "LambdaCallback", "LayerNorm", "LearningRateScheduler", "MaxPool2D", "ModelCheckpoint",
+    "Module", "Op", "Parameter", "ReduceLROnPlateau", "Sequential", "Tensor", "callbacks",
+    "convolution", "data",
     "estimate_population_statistics", "experiments", "explain", "explain_batchnorm", "functional",
     "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
     "schedules", "training"]

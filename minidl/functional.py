@@ -233,8 +233,11 @@ def _rows(n):
 
 def column_sums(x):
     """The sum over the batch, for each feature. x: an array (n, features)."""
-    if len(x) > MANY or x.dtype is HALF:
+    if x.dtype is HALF:
         return np.add.reduce(x, axis=0, dtype=np.float64).astype(x.dtype)
+    if len(x) > MANY:
+        pieces = [column_sums(x[i:i + MANY]) for i in range(0, len(x), MANY)]
+        return np.add.reduce(pieces, axis=0, dtype=np.float64).astype(x.dtype)
     return _ones(len(x), x.dtype).dot(x)
 
 

@@ -108,12 +108,14 @@ class Dense(Module):
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
         self._need_shape()
-        shape = (self.input_shape[-1], self.units)
+        shape = self.kernel_shape()
         kernel = self._initial(shape, np.random.default_rng() if self.rng is None else self.rng)
         train = self.trainable
-        self.inputs, self.kernel = shape[0], Parameter(kernel, train)
+        self.inputs, self.kernel = shape[-2], Parameter(kernel, train)
         self.bias = Parameter(zeros(self.units), train) if self.use_bias else None
         self.built = True
+
+    def kernel_shape(self): return self.input_shape[-1], self.units
 
     def _initial(self, shape, rng):
         """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""
@@ -122,7 +124,7 @@ class Dense(Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that "
                              "returns an array, such as initializers.normal(0.05), but "
-                             f"{_name(self.kernel_initializer)} fails: {error}") from error
+                             f"{function_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel "
                              f"needs {shape}")
@@ -147,7 +149,7 @@ class Dense(Module):
 
     def __repr__(self):
         inputs = f"{self.input_shape[-1]} -> " if self.input_shape else ""
-        activation = f", {_name(self.activation)}" if self.activation else ""
+        activation = f", {function_name(self.activation)}" if self.activation else ""
         return f"Dense({inputs}{self.units}{activation})"
 
 
@@ -165,7 +167,7 @@ class Activation(Module):
         return self.function(x)
 
     def __repr__(self):
-        return f"Activation({_name(self.function)})"
+        return f"Activation({function_name(self.function)})"
 
 
 class Dropout(Module):
@@ -215,7 +217,8 @@ class Flatten(Module):
         return "Flatten()"
 
 
-def _name(function):
+def function_name(function):
+    """What to call an activation or an initializer in a text."""
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
 
 

@@ -108,7 +108,7 @@ def code_tokens(path):
 
 def test_the_core_that_a_student_reads_stays_small():
     core = ["tensor", "functional", "gradcheck", "module", "layers", "initializers", "optim", "training", "sequential"]
-    assert sum(code_tokens(PACKAGE / f"{name}.py") for name in core) < 25_500
+    assert sum(code_tokens(PACKAGE / f"{name}.py") for name in core) < 25_600
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
