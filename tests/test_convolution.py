@@ -21,6 +21,7 @@ from minidl import (
     no_grad,
     optim,
 )
+from minidl import functional as F
 from minidl.convolution import _by_image, _by_kernel, _convolve, average_pool, convolve, max_pool
 
 RNG = np.random.default_rng(0)
