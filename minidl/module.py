@@ -384,9 +384,8 @@ class Module:
                    for name, array in given.items() if array.shape != own[name].shape]
         if faults:
             faults[20:] = [f"... and {len(faults) - 20:,} more"] if len(faults) > 20 else []
-            raise ValueError("\n "
-                             " ".join(["nothing was loaded, the state does not fit this "
-                                       f"{type(self).__name__}:", *faults])
+            raise ValueError("\n  ".join(["nothing was loaded, the state does not fit this "
+                                          f"{type(self).__name__}:", *faults])
                              + "\nBuild the model with the layers it had when the state was saved")
         for name, array in given.items():
             own[name][...] = array
