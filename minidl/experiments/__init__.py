@@ -29,10 +29,12 @@ from ..module import Module
 from ..optim import SGD, Optimizer
 from ..settings import check_whole, is_number, is_whole
 from . import identity
+from .choosing import PairedDifference, best, hold_out, paired_difference
 from .sweeps import processes, sweep
 
-__all__ = ["Comparison", "DataByName", "LearningRateRange", "Run", "compare", "lr_range",
-           "or_more", "processes", "run", "sweep", "train_one"]
+__all__ = ["Comparison", "DataByName", "LearningRateRange", "PairedDifference", "Run", "best",
+           "compare", "hold_out", "lr_range", "or_more", "paired_difference", "processes", "run",
+           "sweep", "train_one"]
 
 
 @dataclass

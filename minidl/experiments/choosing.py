@@ -1,0 +1,94 @@
+"""What keeps a comparison honest: settings chosen on images that are not in the test set, a warning
+where the best one lies at the edge of its grid, and a difference with its standard error.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..settings import is_number
+
+
+def hold_out(data, share=0.2, seed=0):
+    """The training images in two parts: ((x_train, y_train), (x_validation, y_validation)).
+
+    In place of the data it lets a sweep or a comparison choose its settings without a look at the
+    test set, which is left for the final measurement. data: ((x_train, y_train), (x_test, y_test)),
+    as `data.load` returns it. share: how much of the training images is held out, between 0 and 1.
+    seed: which ones. Raises ValueError for a share that leaves one part empty.
+    """
+    if not is_number(share) or not 0 < share < 1:
+        raise ValueError("share is the part of the training images to hold out, between 0 and 1 "
+                         f"(0.2 for 20 %), got {share!r}")
+    (x, y), _ = data
+    held = round(share * len(x))
+    if not 0 < held < len(x):
+        raise ValueError(f"{share:g} of {len(x)} training images leaves one part empty: hold out "
+                         "another share, or take more images")
+    order = np.random.default_rng(seed).permutation(len(x))
+    return (x[order[held:]], y[order[held:]]), (x[order[:held]], y[order[:held]])
+
+
+def best(grid, scores, name="learning rate"):
+    """The value of the grid with the highest score; of equals the middle one.
+
+    A best value at the edge of its grid may not be the best there is, so a line on stderr says on
+    which side to go on. grid: at least three numbers in rising order. scores: one for each, or
+    (seeds, len(grid)), whose mean over the seeds counts; NaN, as after a divergence, counts as the
+    lowest. Where all scores are equal there is nothing to choose, and the line says that. name: of
+    the setting, for the line. Raises ValueError for anything else.
+    """
+    values = np.array([*grid], float)
+    if len(values) < 3 or not np.all(np.diff(values) > 0):
+        raise ValueError("a grid is at least three numbers in rising order, so that one of them "
+                         f"lies inside, got {[*grid]}")
+    scores = np.atleast_2d(np.array(scores, float))
+    if scores.ndim != 2 or scores.shape[1] != len(values):
+        raise ValueError(f"scores must have one column for each of the {len(values)} values of "
+                         f"the grid, (seeds, {len(values)}), got shape {scores.shape}")
+    means = np.where(np.isnan(scores), -np.inf, scores).mean(axis=0)
+    places = np.flatnonzero(means == means.max())
+    place = int(places[len(places) // 2])
+    if len(places) == len(values):
+        print(f"{name}: all of {values[0]:g} to {values[-1]:g} score {means[0]:g}, so there is no "
+              "best one", file=sys.stderr)
+    elif place in (0, len(values) - 1):
+        print(f"{name}: the best, {values[place]:g}, lies at the edge of its grid, {values[0]:g} "
+              f"to {values[-1]:g}: try {'larger' if place else 'smaller'} ones too",
+              file=sys.stderr)
+    return float(values[place])
+
+
+@dataclass
+class PairedDifference:
+    """The mean of differences seed by seed, and its standard error: their standard deviation (with
+    n - 1) divided by the square root of n, the number of pairs.
+    """
+
+    mean: float
+    error: float
+    n: int
+
+    def __str__(self):
+        return f"{self.mean:+.3g} (standard error {self.error:.2g}, {self.n} pairs)"
+
+
+def paired_difference(one, two):
+    """one - two, pair by pair: a PairedDifference, which prints as a sentence would have it.
+
+    Networks that share seeds share initial weights and batches. What a seed does to both of them
+    cancels in the difference, so its error is smaller than that of either mean. one, two: a number
+    for each seed, in the same order, all finite. Raises ValueError for fewer than two pairs.
+    """
+    one, two = np.array(one, float), np.array(two, float)
+    if one.ndim != 1 or one.shape != two.shape or len(one) < 2:
+        raise ValueError("a paired difference needs two lists of equally many numbers, at least "
+                         f"two, one for each seed, got shapes {one.shape} and {two.shape}")
+    differences = one - two
+    if not np.isfinite(differences).all():
+        raise ValueError("a run without a finite result has no difference: say what it counts "
+                         f"as, for example guessing for a run that diverged, got {differences}")
+    return PairedDifference(float(differences.mean()),
+                            float(differences.std(ddof=1) / math.sqrt(len(one))), len(one))
