@@ -583,23 +583,15 @@ def test_a_run_takes_any_module():
 
 # --- Choosing settings, and differences -----------------------------------------------------------------
 
-def test_what_is_held_out_is_in_neither_the_test_set_nor_the_rest():
-    (x, y), test = toy_data()
-    (x_rest, y_rest), (x_held, y_held) = experiments.hold_out(((x, y), test), 0.2, seed=3)
-    assert len(x_rest) == len(y_rest) == 160 and len(x_held) == len(y_held) == 40
-    rows = {tuple(row): label for row, label in zip(x.tolist(), y.tolist())}
-    parts = [*zip(x_rest.tolist(), y_rest.tolist()), *zip(x_held.tolist(), y_held.tolist())]
-    assert len({tuple(row) for row, _ in parts}) == len(x)  # no image is in both parts, none is lost
-    assert all(rows[tuple(row)] == label for row, label in parts)
-    again, other = (experiments.hold_out(((x, y), test), 0.2, seed=seed) for seed in (3, 4))
-    assert np.array_equal(again[1][0], x_held) and not np.array_equal(other[1][0], x_held)
-
-
-@pytest.mark.parametrize("share, message", [(0, "between 0 and 1"), (1.0, "between 0 and 1"), (20, "between 0 and 1"),
-                                            ("0.2", "between 0 and 1"), (1e-6, "leaves one part empty")])
-def test_a_split_without_two_parts_is_refused(share, message):
-    with pytest.raises(ValueError, match=message):
-        experiments.hold_out(toy_data(), share)
+def test_settings_are_chosen_on_held_out_images_and_the_test_set_stays_unseen():
+    """data.split returns what a comparison takes, and not one of its images is in the test set."""
+    train, test = toy_data()
+    held_out = data.split(*train)
+    seen = {tuple(row) for x, _ in held_out for row in x.tolist()}
+    assert seen == set(map(tuple, train[0].tolist())) and not seen & set(map(tuple, test[0].tolist()))
+    result = experiments.compare(BUILDERS, held_out, lr=0.1, steps=3, eval_steps=[3], seeds=(0, 1))
+    right = result.array("BN", "accuracy") * len(held_out[1][1])  # a whole number of its images
+    assert right.shape == (2, 1) and np.allclose(right, right.round())
 
 
 @pytest.mark.parametrize("scores, expected, said", [

@@ -1,5 +1,8 @@
-"""What keeps a comparison honest: settings chosen on images that are not in the test set, a warning
-where the best one lies at the edge of its grid, and a difference with its standard error.
+"""What keeps a comparison honest: a warning where the best setting lies at the edge of its grid, and
+a difference with its standard error.
+
+Settings are chosen on images that are held out of the training set, never on the test set:
+`data.split(x_train, y_train)` has the shape of the data that `run`, `compare` and `lr_range` take.
 """
 
 import math
@@ -7,28 +10,6 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
-
-from ..settings import is_number
-
-
-def hold_out(data, share=0.2, seed=0):
-    """The training images in two parts: ((x_train, y_train), (x_validation, y_validation)).
-
-    In place of the data it lets a sweep or a comparison choose its settings without a look at the
-    test set, which is left for the final measurement. data: ((x_train, y_train), (x_test, y_test)),
-    as `data.load` returns it. share: how much of the training images is held out, between 0 and 1.
-    seed: which ones. Raises ValueError for a share that leaves one part empty.
-    """
-    if not is_number(share) or not 0 < share < 1:
-        raise ValueError("share is the part of the training images to hold out, between 0 and 1 "
-                         f"(0.2 for 20 %), got {share!r}")
-    (x, y), _ = data
-    held = round(share * len(x))
-    if not 0 < held < len(x):
-        raise ValueError(f"{share:g} of {len(x)} training images leaves one part empty: hold out "
-                         "another share, or take more images")
-    order = np.random.default_rng(seed).permutation(len(x))
-    return (x[order[held:]], y[order[held:]]), (x[order[:held]], y[order[:held]])
 
 
 def best(grid, scores, name="learning rate"):
