@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 8. Learning-rate tolerance: how large may the learning rate be?
 #
-# "Batch Normalization allows higher learning rates." That is easy to say and easy to measure: train
-# the same network at many learning rates and look which of them still work.
+# "Batch Normalization allows higher learning rates", say texts 000, 001 and 003. That is easy to
+# measure: train the same network at many learning rates and see which of them still work. A harder
+# question is whether this is *why* BatchNorm helps.
 #
 # You need: lesson 7. Running time: 10 to 20 seconds.
 
@@ -14,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # set before NumPy loads: sm
 import numpy as np
 
 from minidl import Activation, BatchNorm, Dense, Sequential, experiments, optim, plotting
-from minidl.lessonkit import Lesson
+from minidl.lessonkit import Lesson, written
 
 lesson = Lesson("08_learning_rate_tolerance")
 data = lesson.load_data()
@@ -64,8 +65,10 @@ for depth, result in results.items():
               + ", ".join(f"{rate:.2f}" if rate else "none" for rate in largest))
 
 # %% [markdown]
-# A cross marks a rate at which at least one run *diverged*: its loss became infinite. That is not the only way
-# to fail. Many runs above the dotted line are still finite: their units died, or their loss stays near ln 10.
+# A cross at the upper edge marks a learning rate at which at least one run *diverged*: its loss became
+# infinite, so it has no place on the axis. The line is the median of the runs that did not diverge. To
+# diverge is not the only way to fail: many runs above the dotted line are still finite, because their
+# units died or their loss stays near ln 10.
 
 # %%
 def times_larger(depth):
@@ -85,9 +88,9 @@ lesson.show(fig, "final_loss")
 # %% [markdown]
 # ## Explain: what the large step does
 #
-# A step at a rate that is too large makes the weights of every layer larger. Without BatchNorm the layers
-# multiply: what they send on grows with depth, the next gradient grows with it, and the next step
-# is larger still (Bjorck et al. 2018). With BatchNorm each layer's input is brought back to scale.
+# A step at too large a learning rate makes the weights of every layer larger. Without BatchNorm the
+# layers' scales multiply: the activations grow with depth, therefore the next gradient grows too, and
+# the next step is larger still (Bjorck et al. 2018). BatchNorm brings each layer's input back to scale.
 #
 # To see it happen we take the largest rate at which six layers with BatchNorm still work and stop after three
 # steps. Then we send the test images through and note the standard deviation of what reaches each activation.
@@ -118,8 +121,8 @@ for name, build in pair(6).items():
 
 # %%
 logits = {name: np.median(scales[name], axis=0)[-1] for name in (BN, PLAIN)}
-fig, ax = plotting.figure(title=f"After {STEPS} steps at rate {LR:.2g} the logits' scale is {logits[BN]:.0g} with BatchNorm, "
-                                f"{logits[PLAIN]:.0e} without", size=(12, 6))
+fig, ax = plotting.figure(title=f"After {STEPS} steps at rate {LR:.2g} the logits' scale is {written(logits[BN], 1)} "
+                                f"with BatchNorm, {written(logits[PLAIN], 1)} without", size=(12, 6))
 for i, name in enumerate((BN, PLAIN)):
     plotting.band(np.arange(1, 8), scales[name], name, i, ax)
 ax.set(xlabel="hidden layer", ylabel="standard deviation\nbefore the activation", yscale="log", xticks=range(1, 8),
@@ -128,35 +131,83 @@ plotting.legend(ax)
 lesson.show(fig, "scale_by_layer")
 
 # %% [markdown]
-# ## The control: a small rate
+# ## Is it only the rate?
 #
-# Does BatchNorm help in itself, or by making large rates possible? If it is the second, then at a *small* rate,
-# the same for both, it should change little. Beside it, for scale, the same at rate 1. Predict first.
+# BatchNorm tolerates a larger learning rate. Is that where its gain comes from? Bjorck et al. say so of
+# their deep convolutional networks: at a small rate theirs were no better with BatchNorm. Here we can
+# split the gain in two. First both networks take the rate that is best for the *plain* one: what
+# BatchNorm gains there is not due to a larger rate. Then BatchNorm takes its own best rate: that is the rest.
+#
+# "Best" means the smallest training loss in the figure above, so the test images have no part in the choice.
+#
+# Predict: which of the two parts is larger? Does it depend on when we look?
 
 # %%
-difference = {}
-for depth in (3, 6):
-    for lr in (0.01, 1.0):
-        control = experiments.compare(pair(depth), data, lr=lr, steps=200, batch_size=64, seeds=lesson.seeds(3),
-                                      eval_steps=[200])
-        # A run that diverged has no accuracy (NaN): its network is left guessing, one in ten.
-        accuracy = {name: np.nan_to_num(control.accuracy_at(name, 200), nan=0.1).mean() for name in (BN, PLAIN)}
-        difference[depth, lr] = accuracy[BN] - accuracy[PLAIN]
-        print(f"{depth} hidden layers, rate {lr:4}, 200 steps: accuracy {accuracy[BN]:.3f} with BatchNorm, "
-              f"{accuracy[PLAIN]:.3f} without")
+SPLIT_STEPS = 200
+own, split = {}, {}  # own: each network's best rate
+for depth, result in results.items():
+    # a run that diverged counts like guessing
+    scores = {name: -np.minimum(result.losses[name], np.log(10)) for name in (BN, PLAIN)}
+    own[depth] = {name: experiments.best(RATES, scores[name]) for name in (BN, PLAIN)}
+    ways = {"without BatchNorm, its best rate": (PLAIN, own[depth][PLAIN]),
+            "with BatchNorm, the same rate": (BN, own[depth][PLAIN]),
+            "with BatchNorm, its own best rate": (BN, own[depth][BN])}
+    runs = {way: [experiments.run(pair(depth)[name](seed), data, optimizer=optim.SGD(lr=lr),
+                                  steps=SPLIT_STEPS, batch_size=64)
+                  for seed in lesson.seeds(3)] for way, (name, lr) in ways.items()}
+    split[depth] = experiments.Comparison(runs, lesson.seeds(3))
+
+
+def gains(depth, step):
+    """By how much BatchNorm lowers the mean loss of 20 steps: at the same rate, at its own."""
+    plain, same, free = (split[depth].array(way, "losses")[:, step - 20:step]
+                         for way in split[depth].runs)
+    plain, same, free = (np.nan_to_num(losses, nan=np.log(10)).mean(axis=1)  # diverged: guessing
+                         for losses in (plain, same, free))
+    return plain - same, plain - free
+
+
+share = {}
+for depth in split:
+    print(f"{depth} hidden layers: best rate without BatchNorm {own[depth][PLAIN]:.2g}, "
+          f"with it {own[depth][BN]:.2g}")
+    for step in (50, 100, 200):
+        same, free = gains(depth, step)
+        share[depth, step] = same.mean() / free.mean()
+        print(f"    steps {step - 19} to {step}: the loss is lower by "
+              f"{experiments.paired_difference(same, 0 * same)} at the same rate,\n"
+              f"        by {experiments.paired_difference(free, 0 * free)} at its own best")
+
+# %%
+fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6), title="At the plain network's best rate BatchNorm has "
+                            + " and ".join(f"{share[depth, 200]:.0%} ({depth} layers)" for depth in split)
+                            + " of its gain")
+for ax, (depth, result) in zip(axes, split.items()):
+    plotting.compare(result, what="losses", ax=ax)
+    for i, line in zip((1, 0, 2), ax.lines):
+        line.set(color=plotting.LOOKS[i][0], linestyle=plotting.LOOKS[i][1])
+    for i, band in zip((1, 0, 2), ax.collections):
+        band.set_facecolor(plotting.LOOKS[i][0])
+    ax.set_title(f"{depth} hidden layers")
+axes[1].set_ylabel("")
+plotting.legend(axes[0])
+lesson.show(fig, "split")
 
 # %% [markdown]
-# At the small rate BatchNorm does help, by some hundredths. At rate 1 it decides whether anything is learnt at all.
-# So most of the benefit comes *through* the learning rate that it makes possible, as Bjorck et al. found.
-# The bound of the CHECK is 0.15: over twenty base seeds we measured at most 0.12.
+# So the larger rate is *not* where most of the gain comes from in these networks: most of it is there at
+# the same rate, and the larger rate adds the smaller part. (How much depends a little on when we look,
+# so the print-out has three times.) That BatchNorm *allows* the larger rate is true, and measured
+# above. That this is *why* it helps is another claim. Bjorck et al. measured it in deep convolutional
+# networks; in these small ones it does not hold.
 
 # %%
 print()
 for depth, required in ((3, 4), (6, 8)):
     lesson.check(f"{depth} layers: largest rate with / without BatchNorm", times_larger(depth), at_least=required)
-for depth in (3, 6):
-    lesson.check(f"{depth} layers, control: size of the accuracy difference at rate 0.01", abs(difference[depth, 0.01]),
-                 at_most=0.15, on_default_data=True, claim=False)
+same, free = (np.mean(gain) for gain in zip(*(gains(depth, SPLIT_STEPS) for depth in (3, 6))))
+lesson.check("gain in loss at the plain network's best rate, mean of both depths", same, at_least=0.03)
+lesson.check("share of BatchNorm's gain that is there at this rate", same / free, at_least=0.4,
+             claim=False)
 lesson.finish()
 
 # %% [markdown]
@@ -167,6 +218,21 @@ lesson.finish()
 # 3. Medium: define "diverged" in three ways (infinite loss, loss above ln 10, never below 0.7). Do they agree?
 # 4. Medium: replace SGD by Adam. What is left of the difference?
 # 5. Research: above the largest rate the network with BatchNorm fails too. Which layer fails first?
+#
+# ## Two questions
+#
+# 1. A network works up to rate 0.5 without BatchNorm and up to 5 with it. What follows?
+#    - a) BatchNorm's gain comes from the larger rate.
+#    - b) The network with BatchNorm learns ten times as fast.
+#    - c) BatchNorm tolerates larger rates; where its gain comes from needs another experiment.
+#    - d) Without BatchNorm the gradients vanish.
+# 2. Why does a step that is too large do more harm in a deep plain network than in a shallow one?
+#    - a) The layers' scales multiply, so each layer makes the next gradient larger.
+#    - b) Deep networks have more biases.
+#    - c) The learning rate is divided by the number of layers.
+#    - d) The batch statistics are noisier.
+#
+# Answers: 1 c, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.3 and 4.2.2. N. Bjorck, C. Gomes, B. Selman and K. Weinberger,
 # Understanding Batch Normalization, 2018.

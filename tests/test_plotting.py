@@ -88,6 +88,21 @@ def test_divergence_is_drawn_as_divergence():
     crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 1 and crosses[0].get_xdata().tolist() == [1.0, 10.0]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    drawn = [y for line in ax.lines if line not in crosses for y in np.ma.filled(line.get_ydata(), 0)]
+    assert max(drawn) <= max(x[np.isfinite(x)].max(initial=0) for x in losses.values())  # a cross is no value
+    ax.figure.canvas.draw()
+    assert crosses[0].get_window_extent().y0 > ax.transData.transform((1, max(drawn)))[1]
+    assert {"0.1", "1", "10"} <= {label.get_text() for label in ax.get_xticklabels()}
+
+
+def test_a_legend_wider_than_the_figure_takes_two_rows():
+    fig, ax = plotting.figure(size=(8, 5))
+    for i in range(4):
+        ax.plot([0, 1], [0, i], label=f"one of several long labels {i}")
+    plotting.legend(ax)
+    fig.canvas.draw()
+    box = fig.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.x1
 
 
 # --- The graph ----------------------------------------------------------------------------------------

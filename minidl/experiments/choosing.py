@@ -18,8 +18,7 @@ def best(grid, scores, name="learning rate"):
     A best value at the edge of its grid may not be the best there is, so a line on stderr says on
     which side to go on. grid: at least three numbers in rising order. scores: one for each, or
     (seeds, len(grid)), whose mean over the seeds counts; NaN, as after a divergence, counts as the
-    lowest. Where all scores are equal there is nothing to choose, and the line says that. name: of
-    the setting, for the line. Raises ValueError for anything else.
+    lowest. name: of the setting, for the line. Raises ValueError for anything else.
     """
     values = np.array([*grid], float)
     if len(values) < 3 or not np.all(np.diff(values) > 0):
@@ -32,10 +31,7 @@ def best(grid, scores, name="learning rate"):
     means = np.where(np.isnan(scores), -np.inf, scores).mean(axis=0)
     places = np.flatnonzero(means == means.max())
     place = int(places[len(places) // 2])
-    if len(places) == len(values):
-        print(f"{name}: all of {values[0]:g} to {values[-1]:g} score {means[0]:g}, so there is no "
-              "best one", file=sys.stderr)
-    elif place in (0, len(values) - 1):
+    if place in (0, len(values) - 1):
         print(f"{name}: the best, {values[place]:g}, lies at the edge of its grid, {values[0]:g} "
               f"to {values[-1]:g}: try {'larger' if place else 'smaller'} ones too",
               file=sys.stderr)
