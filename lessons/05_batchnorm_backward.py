@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 5. BatchNorm backward: is my gradient right, and how would I know?
 #
-# The forward pass of BatchNorm is four lines. The backward pass is where people go wrong, and a wrong one often trains
-# *somehow*, so that nobody notices. We write it by hand, check it, then break it on purpose in four ways and see
-# which checks find out. One popular check finds only half of them.
+# The forward pass of BatchNorm is four lines. The backward pass is where people go wrong, and because a
+# network with a wrong gradient often learns *something*, nobody notices. We derive it step by step, check it, then break
+# it on purpose in four ways and see which checks notice. One popular check finds only half of them.
 #
 # You need: lesson 4 and the chain rule. No images are used. Running time: about 5 seconds.
 
@@ -21,14 +21,14 @@ lesson = Lesson("05_batchnorm_backward")
 EPS = 1e-5
 
 # %% [markdown]
-# ## The graph
+# ## Three ways
 #
-# Forward, for one feature over a batch of $m$ samples:
+# Forward, for one feature over a batch of $m$ samples, in five small steps:
 #
-# $\hat x_i = \frac{x_i - \mu_B}{s}, \quad s = \sqrt{\sigma_B^2 + \epsilon}, \quad y_i = \gamma \hat x_i + \beta.$
+# $\mu = \frac{1}{m} \sum_j x_j, \quad v = \frac{1}{m} \sum_j (x_j - \mu)^2, \quad s = \sqrt{v + \epsilon}, \quad
+# \hat x_i = \frac{x_i - \mu}{s}, \quad y_i = \gamma \hat x_i + \beta.$
 #
-# minidl has this definition from primitives, `batch_norm_composed`, and can draw what it recorded. The numbers
-# give the order in which backward visits the 12 results.
+# The figure shows who needs whom. Each arrow is a way by which $x$ acts on $y$, and backward sends a gradient back along it.
 
 # %%
 rng = np.random.default_rng(lesson.seed)
@@ -36,22 +36,66 @@ M = 8  # samples in the batch
 x = 3 + 2 * rng.standard_normal((M, 3))
 gamma, beta = rng.uniform(0.5, 2, 3), rng.standard_normal(3)
 
-inputs = {"x": Tensor(x, requires_grad=True), "gamma": Tensor(gamma, requires_grad=True),
-          "beta": Tensor(beta, requires_grad=True)}
-composed, _, _ = F.batch_norm_composed(*inputs.values(), EPS)
-ax = plotting.graph(composed, names=inputs, numbers=True)
-ax.figure.suptitle("Three ways lead from x to the output, so its gradient has three parts", fontsize=22, fontweight="bold")
-lesson.show(ax.figure, "graph")
+PLACES = {"x": (0, 0), r"$\mu$": (1, 1), "v": (2, 1), "s": (3, 1), r"$\hat x$": (4, 0), "y": (5, 0)}
+WAYS = {"direct": [("x", r"$\hat x$")], "through the mean": [("x", r"$\mu$"), (r"$\mu$", r"$\hat x$")],
+        "through the variance": [("x", "v"), ("v", "s"), ("s", r"$\hat x$")]}
+
+fig, ax = plotting.figure(size=(12, 5.5), title="Three ways lead from x to the output, so its gradient has three parts")
+for (way, arrows), (color, line) in zip(WAYS.items(), plotting.LOOKS):
+    for start, end in arrows:
+        ax.annotate("", PLACES[end], PLACES[start], arrowprops={
+            "arrowstyle": "-|>", "mutation_scale": 30, "shrinkA": 32, "shrinkB": 32, "color": color,
+            "linewidth": 4, "linestyle": line})
+    ax.plot([], [], color=color, linestyle=line, linewidth=4, label=way)
+for start, end in ((r"$\mu$", "v"), (r"$\hat x$", "y")):
+    ax.annotate("", PLACES[end], PLACES[start], arrowprops={
+        "arrowstyle": "-|>", "mutation_scale": 30, "shrinkA": 32, "shrinkB": 32, "color": "0.5",
+        "linewidth": 3})
+for name, (column, row) in PLACES.items():
+    ax.text(column, row, name, fontsize=28, ha="center", va="center",
+            bbox={"boxstyle": "circle,pad=0.35", "facecolor": "white", "edgecolor": "0.3", "linewidth": 2})
+ax.set(xlim=(-0.4, 5.4), ylim=(-0.5, 1.5))
+ax.axis("off")
+plotting.legend(ax)
+lesson.show(fig, "graph")
 
 # %% [markdown]
-# An $x_i$ acts on the outputs in three ways: directly, through the mean, and through the variance. The last two reach the
-# outputs of *all* samples. Let $dy_i$ be the gradient of the loss at $y_i$, which comes from the layers above. If
-# we sum over the paths and simplify (exercise 3), six lines in the paper become three:
+# ## The derivation, step by step
 #
-# $dx_i = \frac{\gamma}{m s} \left( m \cdot dy_i - \sum_j dy_j - \hat x_i \sum_j dy_j \hat x_j \right), \quad
-# d\gamma = \sum_j dy_j \hat x_j, \quad d\beta = \sum_j dy_j.$
+# Let $dy_i$ be the gradient of the loss at $y_i$, which comes from the layers above, and write $d\hat x_i$, $ds$ and so
+# on for the gradients at the others. We go back through the figure from right to left. Only one rule is needed:
+# *a quantity receives, from each quantity it acts on, that one's gradient times the slope.*
 #
-# In the bracket: the direct way, the way through the mean, the way through the variance.
+# **1. From $y$.** $y_i = \gamma \hat x_i + \beta$, and all samples share $\gamma$ and $\beta$, therefore
+#
+# $d\hat x_i = \gamma \, dy_i, \quad d\gamma = \sum_j dy_j \hat x_j, \quad d\beta = \sum_j dy_j.$
+#
+# **2. From $\hat x$ to $s$.** $\hat x_j = (x_j - \mu) / s$ has the slope $-(x_j - \mu) / s^2 = -\hat x_j / s$ with respect
+# to $s$. All samples have the same $s$, so their parts add up:
+#
+# $ds = -\frac{1}{s} \sum_j d\hat x_j \hat x_j.$
+#
+# **3. From $s$ to $v$.** The slope of $\sqrt{v + \epsilon}$ is $\frac{1}{2 s}$:
+#
+# $dv = \frac{ds}{2 s}.$
+#
+# **4. To $\mu$.** Two arrows leave $\mu$. Through $\hat x$ the slope is $-\frac{1}{s}$. Through $v$ it is
+# $-\frac{2}{m} \sum_j (x_j - \mu)$, and that is 0, because deviations from the mean add up to 0. What is left is
+#
+# $d\mu = -\frac{1}{s} \sum_j d\hat x_j.$
+#
+# **5. To $x$.** Three arrows leave $x_i$, with the slopes $\frac{1}{s}$ (direct), $\frac{1}{m}$ (to $\mu$) and
+# $\frac{2}{m} (x_i - \mu) = \frac{2 s}{m} \hat x_i$ (to $v$):
+#
+# $dx_i = \frac{1}{s} d\hat x_i + \frac{1}{m} d\mu + \frac{2 s}{m} \hat x_i \, dv
+# = \frac{1}{s} d\hat x_i - \frac{1}{m s} \sum_j d\hat x_j - \frac{1}{m s} \hat x_i \sum_j d\hat x_j \hat x_j.$
+#
+# **6. Together.** With $d\hat x_i = \gamma \, dy_i$ from step 1,
+#
+# $dx_i = \frac{\gamma}{m s} \left( m \cdot dy_i - \sum_j dy_j - \hat x_i \sum_j dy_j \hat x_j \right).$
+#
+# The bracket holds the direct way, the way through the mean and the way through the variance, in this order. The last
+# two are sums over *all* samples: through them the gradient of one sample depends on all the others.
 
 
 # %%
@@ -69,8 +113,9 @@ def backward(dy, x_hat, s):
 # %% [markdown]
 # ## Four ways to be wrong
 #
-# Two forget a part of the bracket. The third takes mean and variance for constants, which is what you get if they are
-# computed where no gradient is recorded; published course code does that. The last is right but for a factor.
+# Two leave out a part of the bracket. The third treats mean and variance as constants, which is what happens when they are
+# computed where no gradient is recorded; the hand-written BatchNorm of a well-known course does so (see the sources). The
+# last is right except for a factor.
 
 # %%
 versions = {
@@ -139,10 +184,10 @@ lesson.show(fig, "versions")
 # %% [markdown]
 # ## Explain: the blind test
 #
-# With all ones the loss is the sum of the outputs. But the $\hat x_i$ always sum to 0, whatever $x$ is, so this loss is
+# With all ones the loss is the sum of the outputs. However, the $\hat x_i$ always sum to 0, whatever $x$ is, so this loss is
 # $m \beta$: it does not depend on $x$. The true $dx$ is exactly 0. A wrong factor times 0 is 0. And the variance term contains
-# $\sum_j \hat x_j = 0$, so it may as well be missing. "The sum of the outputs" is what one takes when a loss is
-# needed quickly; for BatchNorm there is no worse choice. The sum of squares hides a wrong factor too, as
+# $\sum_j \hat x_j = 0$, so it may as well be missing. "The sum of the outputs" is the first
+# loss that comes to mind; for BatchNorm there is no worse choice. The sum of squares hides a wrong factor too, because
 # $\sum_i \hat x_i^2$ is always close to $m$.
 #
 # A batch of one sample is as blind, even to a random $dy$: $\hat x = 0$ whatever $x$ is, the true $dx$ is 0 again, and the
@@ -180,11 +225,14 @@ lesson.show(fig, "step")
 # %% [markdown]
 # ## And minidl's own?
 #
-# minidl has BatchNorm twice: from primitives, where the gradient follows by itself from 12 simple rules, and as one fast
-# function whose backward is the line above. Three ways to the same numbers; and `gradcheck` does for any
-# function what we did by hand, in random directions.
+# minidl has BatchNorm twice: from primitives, where the gradient follows from the rules of 12 simple ops, and as one fast
+# function whose backward is the line above. So there are three ways to the same numbers. For any other function
+# `gradcheck` does what we did by hand, in random directions.
 
 # %%
+inputs = {"x": Tensor(x, requires_grad=True), "gamma": Tensor(gamma, requires_grad=True),
+          "beta": Tensor(beta, requires_grad=True)}
+composed, _, _ = F.batch_norm_composed(*inputs.values(), EPS)
 fused, _, _ = F.batch_norm(*inputs.values(), EPS)
 ours = [right, (dy * x_hat).sum(axis=0), dy.sum(axis=0)]
 differences = {name: max(np.abs(a - b).max() for a, b in zip(ours, grad(y, list(inputs.values()), gradient=dy)))
@@ -213,11 +261,13 @@ lesson.finish()
 #
 # 1. Easy: set `M = 1` and look at the table of errors. Which versions pass now, even with a random $dy$?
 # 2. Easy: write `backward` for evaluation mode, where mean and variance are constants. Which of the four is it?
-# 3. Medium: derive the line from the graph. Start with $dy_i \cdot \gamma / s$, add what arrives through $\mu_B$, then through
-#    $\sigma_B^2$. One of the terms is zero: which?
+# 3. Medium: derive the backward pass of LayerNorm, where $\mu$ and $v$ are taken over the features of one sample. Which of
+#    the six steps change? Check it with `numeric`.
 # 4. Medium: check $d\gamma$ and $d\beta$ with central differences too. For which of them is all ones a blind test?
 # 5. Research: how wrong may a gradient be and still train? Train a network on each wrong version, `minidl.tensor.Op` shows
 #    how to make one. The paper says in section 2 what happens to a bias if the statistics are taken for constants.
 #
-# Sources: S. Ioffe and C. Szegedy 2015, sections 2 and 3 (the six lines of the backward pass). Text 001 gives the forward
+# Sources: S. Ioffe and C. Szegedy 2015, sections 2 and 3 (the six lines of the backward pass). J. Howard and others, Practical
+# Deep Learning for Coders, part 2, 2022, notebook `11_initializing` of github.com/fastai/course22p2: its own `BatchNorm`
+# computes mean and variance under `torch.no_grad()`. Text 001 gives the forward
 # formulas; none of the five texts says that the gradient must flow through the statistics.
