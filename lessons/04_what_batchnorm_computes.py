@@ -2,7 +2,8 @@
 # # 4. What BatchNorm computes: which axis, which variance, and what does epsilon do?
 #
 # BatchNorm is four lines of arithmetic, and each is easy to get slightly wrong. So we compute them by hand on numbers
-# small enough to follow, then on a layer of a network. At the end we read some popular sentences again.
+# small enough to follow, then on a layer of a network. At the end we read some popular sentences again, and say which
+# texts they come from.
 #
 # You need: mean, variance, and lesson 3. Running time: 5 to 10 seconds.
 
@@ -42,9 +43,10 @@ by_hand = (four - four.mean()) / np.sqrt(four.var() + 1e-5)
 print("by hand:  ", by_hand.ravel(), "\nBatchNorm:", batch_norm(four).ravel())
 
 # %% [markdown]
-# *Which variance?* $1/m$, the biased one: 1.25 here. With $1/(m-1)$, 1.667, the result would not have variance 1. But what
-# the layer *keeps* for evaluation is the unbiased one, as a guess at the variance of all data, of which a
-# batch is a small sample. (Keras keeps the biased one.) With `momentum=1` it keeps only the latest batch, and we can see it.
+# *Which variance?* The biased one, with $1/m$: 1.25 here. With $1/(m-1)$, 1.667, the result would not have variance 1. But
+# what the layer *keeps* for evaluation is the unbiased one, because there it estimates the variance of all data, of which
+# a batch is a small sample. (Keras keeps the biased one.) With `momentum=1` the layer keeps only the latest batch, so that
+# we can see it.
 
 # %%
 layer = BatchNorm(momentum=1.0, input_shape=1).astype(np.float64)
@@ -80,20 +82,22 @@ for name, x in normalised.items():
 # %%
 fig, axes = plotting.figure(1, 3, size=(15, 5.5), sharey=True, title="BatchNorm evens out the columns, LayerNorm the rows")
 for ax, (name, x) in zip(axes, normalised.items()):
-    picture = ax.imshow(x, cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
+    picture = ax.imshow(x, cmap="cividis", vmin=-2.5, vmax=2.5, aspect="auto", interpolation="nearest")
     ax.set_title(name, fontsize=16)
     ax.set_xlabel("feature")
     ax.grid(False)
 axes[0].set_ylabel("sample")
-fig.colorbar(picture, ax=axes).ax.tick_params(labelsize=14)
+bar = fig.colorbar(picture, ax=axes)
+bar.set_label("value", fontsize=15)
+bar.ax.tick_params(labelsize=14)
 lesson.show(fig, "axis")
 
 # %% [markdown]
-# BatchNorm takes the stripes down away and leaves those across: a sample that was high stays high. LayerNorm does
-# the opposite. There are as many means as features for BatchNorm, as many as samples for LayerNorm.
+# BatchNorm removes the vertical stripes and keeps the horizontal ones: a sample that was high stays high. LayerNorm does
+# the opposite. BatchNorm takes as many means as there are features, LayerNorm as many as there are samples.
 #
-# A test that needs no picture, on a real layer: 64 images through 100 random units. Put another image in the place
-# of the last one. Which *other* rows change?
+# The same can be tested without a picture, on a real layer: we send 64 images through 100 random units, then put another
+# image in the place of the last one. Which *other* rows change?
 
 # %%
 (x_train, _), _ = data
@@ -109,8 +113,8 @@ for name, change in neighbours.items():
 # ## Explain: mean 0, variance nearly 1
 #
 # Text 001 proves that the mean becomes 0 and the variance 1, in two steps: subtract $\mu$, divide by $\sigma$. The proof is
-# right, for its formula. But that has no $\epsilon$, and neither has the one of text 004, `(Xi - Xmean) / Xstd`. Where all
-# values are equal they give 0 / 0. This is no rare case: at the border of an image most pixels are always black.
+# right for its formula. But this formula has no $\epsilon$, and neither has the one of text 004, `(Xi - Xmean) / Xstd`. Where
+# all values are equal, both return 0 / 0. This is not rare: at the border of an image most pixels are always black.
 
 # %%
 pixels = images[:64].reshape(64, -1).astype(np.float64)
@@ -151,8 +155,9 @@ lesson.show(fig, "epsilon")
 # %% [markdown]
 # ## Not a normal distribution
 #
-# "Adjusted to the standard normal distribution (mean 0, variance 1)", says text 001. The bracket is right, the name is
-# not. BatchNorm shifts and stretches; it cannot bend. A skewed distribution stays as skewed as it was.
+# "Adjusted to the standard normal distribution (mean 0, variance 1)", says text 001. The mean and the variance are right,
+# the name of the distribution is not: BatchNorm shifts and stretches, and neither changes a shape. A skewed distribution
+# stays as skewed as it was.
 
 
 # %%
@@ -169,7 +174,7 @@ for ax, x, name in zip(axes, (skewed, stretched), ("before", "after BatchNorm"))
     normal = np.exp(-(grid - x.mean()) ** 2 / (2 * x.var())) / np.sqrt(2 * np.pi * x.var())
     ax.hist(x.ravel(), 60, density=True, color=plotting.LOOKS[0][0], alpha=0.6, label="exponential data")
     ax.plot(grid, normal, color="black", linestyle="--", linewidth=2.5, label="normal distribution, same mean and variance")
-    ax.set_title(f"{name}: mean {round(x.mean(), 2) + 0.0:.2f}, variance {x.var():.2f}", fontsize=16)
+    ax.set_title(f"{name}: mean {abs(x.mean()):.2f}, variance {x.var():.2f}", fontsize=16)
     ax.set(xlabel="value", ylabel="density")
 plotting.legend(axes[0])
 lesson.show(fig, "shape")
@@ -177,7 +182,7 @@ lesson.show(fig, "shape")
 # %% [markdown]
 # ## What gamma and beta are for
 #
-# They let the network undo the normalisation, say texts 001 and 004. That is true: with $\gamma = \sqrt{\sigma_B^2 + \epsilon}$
+# They let the network undo the normalisation, say texts 001 and 004. That is true, because with $\gamma = \sqrt{\sigma_B^2 + \epsilon}$
 # and $\beta = \mu_B$ we get the input back. But the layer does not start there, and nothing says that training goes there.
 
 # %%
@@ -218,25 +223,44 @@ for name, accuracy in reached.items():
 medians = {name: np.median(accuracy) for name, accuracy in reached.items()}
 fig, ax = plotting.figure(size=(11, 6), title=f"Frozen random kernels: {medians[ALONE]:.0%} right, "
                                               f"{medians[WITH]:.0%} if gamma and beta learn")
-plotting.compare(frozen, ax=ax)
+for i, name in enumerate((ALONE, WITH, ALL)):  # blue and orange mean with and without BatchNorm elsewhere
+    plotting.band(range(0, STEPS + 1, 25), frozen.array(name, "accuracy"), name, i + 2, ax)
+ax.set(xlabel="training step", ylabel="test accuracy", ylim=(0, 1))
+plotting.legend(ax)
 lesson.show(fig, "gamma_and_beta")
 
 # %% [markdown]
 # Shift and scale alone are worth something, on top of features that nobody trained. (Frankle et al. 2021 went much further
 # and trained nothing but BatchNorm in a deep ResNet.)
 #
-# ## Five sentences to read again
+# ## The five texts
+#
+# The course takes its claims from five texts, and calls them by their numbers.
+#
+# | text | what it is |
+# |---|---|
+# | 000 | "What is batch normalization used for?", a page of questions and answers in Russian; no author, no date |
+# | 001 | "Batch Normalization", a blog post in Chinese, copied at kler.cn/news/365147.html; no author, no date |
+# | 002 | "Batch normalization", a glossary entry in Czech by the company FlowHunt; no author, no date |
+# | 003 | "Tensorflow 2.0 in brief: batch normalization", slides in Chinese by the lecturer 日月光华; no date |
+# | 004 | Peng Qian, "Visualizing What Batch Normalization Is and Its Advantages", February 2024, in an Italian copy |
+#
+# Text 000 credits Sergey Ioffe and a "Christian Schille". The second author of the paper is Christian *Szegedy*.
+#
+# ## Sentences to read again
 #
 # The texts explain BatchNorm to beginners, and most of what they say of its arithmetic is right. But:
 #
-# - Text 001: "For each *sample* in the mini-batch, compute its mean and variance." Read to the letter, this is
-#   LayerNorm. BatchNorm takes each *feature* over all samples. The axis is the lesson.
+# - Text 001: "for each *sample* of the mini-batch compute its mean and variance". Read to the letter, this is LayerNorm.
+#   Its formula says something else, $\mu = \frac{1}{n} \sum_{i=1}^{n} x_i$ over "the samples $x_1, ..., x_n$ of the batch": a
+#   mean over samples, as in BatchNorm. So the formula is right (for one feature) and the sentence is careless. Neither says
+#   that each *feature* has a mean of its own. Believe the formula.
 # - Text 001: "to the standard normal distribution". Mean and variance, yes; the shape stays.
 # - Text 001, "the variance becomes 1", and text 004, "(Xi - Xmean) / Xstd": without $\epsilon$. With it,
 #   $\sigma_B^2 / (\sigma_B^2 + \epsilon)$, and no NaN.
 # - Text 003, step 5: $\gamma$ and $\beta$ "give back the original value"; the forward pass "does not change the current output,
 #   it only records $\gamma$ and $\beta$"; backpropagation then "finds the learning rate". The output changes at once,
-#   as measured above; only special values undo it. And backpropagation finds gradients. The learning rate is ours.
+#   as measured above; only special values undo it. And backpropagation finds gradients. We choose the learning rate.
 # - Text 003: standardisation, "also called normalisation", maps data to a given range. That is min-max; lesson 3 has both.
 
 # %%

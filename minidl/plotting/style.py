@@ -5,12 +5,12 @@ import os
 from ..files import expanded, replacing
 
 # The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network,
-# dashed.
+# dashed. Okabe and Ito's pink is left out: without green-sensitive cones it is their green.
 LOOKS = [
     ("#0072B2", "-"),
     ("#D55E00", "--"),
     ("#009E73", "-."),
-    ("#CC79A7", ":"),
+    ("#56B4E9", ":"),
     ("#E69F00", (0, (5, 1, 1, 1))),
 ]
 STYLE = {"font.size": 15, "axes.titlesize": 16, "axes.labelsize": 15, "legend.fontsize": 14,
