@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 2. Training by hand: what does `fit` do?
 #
-# `model.fit(x, y)` trains a network. What happens in there? Ten lines. We write them ourselves and get the same
+# `model.fit(x, y)` trains a network. What does it do? At its core are ten lines. We write them ourselves and get the same
 # numbers as `fit`, to the last bit. On the way we meet the words of all later lessons: batch, epoch, learning rate,
-# training and test accuracy. At the end Batch Normalization comes in, by one word.
+# training and test accuracy. At the end we add Batch Normalization, with one more word in the program.
 #
 # You need: lesson 1. Running time: 5 to 10 seconds.
 
@@ -27,8 +27,8 @@ data = lesson.load_data()
 # ## The data
 #
 # An image has 28 × 28 pixels. It comes as one row of 784 numbers, from 0 (black) to 1 (white); its label is the
-# digit, 0 to 9. The network learns from the *training* images. The *test* images are kept apart, and only they can
-# tell whether it has learnt what a digit looks like, or just these images.
+# digit, 0 to 9. The network learns from the *training* images. The *test* images are kept apart, because only images that
+# it has never seen can tell whether it has learnt what a digit looks like, or just these images.
 
 
 # %%
@@ -50,10 +50,10 @@ show_images(x, y[:16], "digits", f"The first 16 of {len(x):,} training images, w
 # ## The network
 #
 # 784 pixels, 64 hidden units with ReLU, which replaces negative numbers by 0, and 10 outputs, one for each digit. The
-# outputs are called *logits*: the larger, the more the network believes in that digit. A softmax turns them into
-# probabilities, positive numbers that add up to 1. The loss of an image is $-\ln p$, where $p$ is the probability of
-# the right digit: 0 for complete trust in it, infinite for none. (This is the *cross-entropy*.) The seed chooses the
-# initial weights.
+# outputs are called *logits*: the larger a logit, the more likely that digit is in the network's view. A softmax turns
+# them into probabilities, positive numbers that add up to 1. The loss of an image is the *cross-entropy* $-\ln p$, where $p$
+# is the probability of the right digit: it is 0 if $p = 1$ and grows without limit as $p$ goes to 0. The seed chooses
+# the initial weights.
 
 
 # %%
@@ -72,10 +72,10 @@ print(f"numbers to learn: {sum(p.size for p in model.parameters()):,}")
 # ## Predict
 #
 # We could take the mean loss of all training images, find its gradient with respect to all weights, and make one
-# small step against it. But then one step costs a look at all images. Instead we take 64 of them, a *batch*: their
-# gradient points roughly the same way. The next step takes the next 64, and so on. When all images have been used
-# once, an *epoch* is over; they are shuffled, and the next begins. The *learning rate* says how large a step is:
-# weight = weight - rate × gradient.
+# small step against it. But then each step would cost a pass over all images. Instead we take 64 of them, a *batch*, because
+# their gradient points roughly the same way. The next step takes the next 64, and so on. When all images have been used
+# once, an *epoch* is over; they are shuffled, and the next one begins. The *learning rate* says how large a step is:
+# weight = weight - learning rate × gradient.
 #
 # How many steps are five epochs? Where does the loss start? How many of the test images will be right after one
 # epoch, and after five?
@@ -108,8 +108,8 @@ def test_accuracy(model):
 by_hand = train_by_hand(model)
 
 # %% [markdown]
-# That is all. `batches` shuffles and cuts, and it is short enough to be read. Now the same with `fit`, from the same
-# seed. `compile` says which loss and which rule of update (SGD, *stochastic gradient descent*, is the one above).
+# That is all. (`batches` shuffles the images and cuts them into batches.) Now the same with `fit`, from the same
+# seed. `compile` says which loss and which update rule to use; SGD, *stochastic gradient descent*, is the one above.
 
 # %%
 model_by_fit = network().compile(optim.SGD(lr=RATE), loss="cross_entropy", metrics=["accuracy"])
@@ -130,9 +130,9 @@ plotting.legend(ax)
 lesson.show(fig, "loss")
 
 # %% [markdown]
-# The curve trembles, because each step sees other images. How much does a batch know of the whole? We compare the
-# gradient of a batch with that of all images: the cosine of the angle between them is 1 if they point the same way, 0
-# if they have nothing in common.
+# The curve is jagged, because each step sees other images. How well does a batch represent all images? We compare its
+# gradient with that of all images: the cosine of the angle between them is 1 if they point the same way, and 0 if they
+# are at right angles.
 
 # %%
 fresh = network().build(784)
@@ -167,8 +167,8 @@ plotting.compare(experiments.Comparison(rates, lesson.seeds(3)), what="losses", 
 lesson.show(fig, "learning_rate")
 
 # %% [markdown]
-# Too small a step wastes time. Too large a step lands on the other side of the valley, and higher up: the slope is
-# only true nearby (lesson 1). What then? We look at the hidden units after 300 steps at the rate of 3.
+# Too small a step wastes time. Too large a step lands on the other side of the valley, and higher up, because the slope
+# holds only nearby (lesson 1). What has happened then? We look at the hidden units after 300 steps at the rate of 3.
 
 # %%
 stuck = network()
@@ -177,8 +177,8 @@ hidden = stuck.layers[1](stuck.layers[0](x_test)).numpy()
 print(f"rate 3: {np.mean((hidden == 0).all(axis=0)):.0%} of the hidden units are 0 for every test image")
 
 # %% [markdown]
-# A ReLU that is 0 for every image lets no gradient through, so it stays 0: it has *died*. With hardly a unit left,
-# the network can only guess, and guessing costs ln 10.
+# A ReLU that is 0 for every image lets no gradient through, therefore it stays 0: it has *died*. With hardly a unit left,
+# the network can only guess, and the loss of guessing among ten digits is ln 10.
 #
 # ## Training accuracy, test accuracy
 #
@@ -197,9 +197,9 @@ fig.suptitle(f"500 training images: {seen:.0%} of them right, but {unseen:.0%} o
 lesson.show(fig, "few_images")
 
 # %% [markdown]
-# The network knows its 500 images by heart. What it knows of digits in general, only images can tell that it has
-# never seen. So in this course "accuracy" means test accuracy, unless it says otherwise. More training images narrow
-# the gap:
+# The network has memorised its 500 images. What it knows of digits in general, only images that it has never seen
+# can tell. Therefore "accuracy" means test accuracy in this course, unless it says otherwise. More training images
+# narrow the gap:
 
 # %%
 train_accuracy, accuracy = (np.mean(model.predict(a).argmax(axis=1) == b) for a, b in ((x, y), (x_test, y_test)))
@@ -208,7 +208,7 @@ print(f"{len(x):,} images, {EPOCHS} epochs: training accuracy {train_accuracy:.3
 # %% [markdown]
 # ## What does it get wrong?
 #
-# Of all mistakes we look at those that the network was surest of. Could you have read them?
+# We look at the mistakes of which the network was surest. Could you have read these digits?
 
 # %%
 p = F.softmax(model.predict(x_test))
@@ -216,10 +216,10 @@ answer = p.argmax(axis=1)
 wrong = np.flatnonzero(answer != y_test)
 surest = wrong[np.argsort(-p[wrong].max(axis=1))][:16]
 show_images(x_test[surest], [f"{answer[i]} ({p[i].max():.0%})\nis a {y_test[i]}" for i in surest], "mistakes",
-            f"{len(wrong)} of {len(x_test):,} test images are wrong. The surest mistakes: what it said, and what is true")
+            f"{len(wrong)} of {len(x_test):,} test images are wrong. The surest mistakes: prediction and truth")
 
 # %% [markdown]
-# ## One word more
+# ## One more word
 #
 # `BatchNorm()` between the Dense layer and its activation. Nothing else changes: the ten lines are the same, and so
 # are the weights of the Dense layers at the start and the order of the batches. Predict: will the curve change?
@@ -244,12 +244,12 @@ lesson.show(fig, "batchnorm")
 # %% [markdown]
 # ## Explain
 #
-# `fit` is the loop above, and around it: checks that the data fit, a record of the losses, a progress bar, callbacks,
-# and an error that explains itself when the loss becomes infinite. None of this changes a number, as the CHECKs say.
+# `fit` is the loop above. Around it are checks that the data fit, a record of the losses, a progress bar, callbacks,
+# and an error message for a loss that becomes infinite. None of this changes a number, as the CHECKs show.
 #
-# What may we conclude about BatchNorm? Nothing yet. One network, one learning rate, one seed: perhaps another rate
-# would suit the plain network better. Lesson 4 looks at what BatchNorm computes, lesson 7 asks properly whether it is
-# faster.
+# What may we conclude about BatchNorm? Nothing yet, because this was one network, one learning rate and one seed: perhaps
+# another rate would suit the plain network better. Lesson 4 looks at what BatchNorm computes, lesson 7 measures with
+# several seeds and a tuned rival whether it is faster.
 
 # %%
 print()

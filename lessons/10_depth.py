@@ -349,11 +349,26 @@ lesson.finish()
 #
 # 1. Easy: what does `theory(4, "relu")` give, squared? Why can a batch of 3 not work for linear layers?
 # 2. Easy: put tanh in place of ReLU in the simulation (with Xavier's weights). How large is the growth now?
-# 3. Medium: give the plain sigmoid network weights four times as large, so that weight times slope is near 1. Is it cured?
+# 3. Medium: `five_times` multiplies by 5. Try 3, 4, 6 and 8 at 8 layers, and at 32. How exactly must the factor be met?
 # 4. Medium: write a Module with a shortcut, `forward(x) = x + block(x)`, and stack 16 of them. What is left of the growth?
 # 5. Research: why do 32 layers of ReLU and BatchNorm learn so slowly, if not for the gradient? Compare the last
-#    layer's answers to two different images before training, at 2 and at 32 layers.
+#    layer's outputs for two different images before training, at 2 and at 32 layers.
+#
+# ## Two questions
+#
+# 1. "BatchNorm solves vanishing and exploding gradients." What is true at the start of training?
+#    - a) Both are solved.
+#    - b) Vanishing is; in deep ReLU networks BatchNorm itself makes gradients explode.
+#    - c) Exploding is; vanishing gradients need another activation.
+#    - d) Neither: gradients do not depend on BatchNorm.
+# 2. Eight sigmoid layers without BatchNorm do not learn with Xavier's weights. What follows?
+#    - a) Only BatchNorm can train them.
+#    - b) The sigmoid cannot be trained at this depth.
+#    - c) The learning rate was too small.
+#    - d) Try weights that make up for the sigmoid's slope of at most 1/4 before you conclude anything.
+#
+# Answers: 1 b, 2 d
 #
 # Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean Field Theory of Batch Normalization,
-# 2019, theorem 8. The texts: Chinese slides on TensorFlow 2 (vanishing, exploding, deeper networks), a Chinese blog
+# 2019, theorem 8. Text 003 (vanishing, exploding, deeper networks, "after each transformation"), text 001
 # (lower risk of both).

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 11. Train and eval: which statistics, when?
 #
-# "Why is my validation accuracy bad although training is fine?" Of all questions about Batch Normalization users ask this one
-# most often. The answer: in training BatchNorm takes mean and variance from the batch, in evaluation it takes
-# them from somewhere else. Text 003, Chinese slides on TensorFlow, names two places: moving averages on one slide, the
+# "Why is my validation accuracy bad although training is fine?" Users of PyTorch and Keras have asked this again and again
+# (for example in PyTorch's issues 4741 and 5406). The answer: in training BatchNorm takes mean and variance from the
+# batch, in evaluation it takes them from somewhere else. Text 003 names two places: moving averages on one slide, the
 # expectation over the whole training set on another, as if they were the same. Are they?
 #
 # You need: lesson 4, what BatchNorm computes. Running time: 5 to 10 seconds.
@@ -20,7 +20,7 @@ import numpy as np
 from minidl import Activation, BatchNorm, Dense, Sequential, data, estimate_population_statistics, optim, plotting
 from minidl import functional as F
 from minidl.inside import explain_batchnorm
-from minidl.lessonkit import Lesson
+from minidl.lessonkit import Lesson, written
 
 lesson = Lesson("11_train_and_eval")
 (x_train, y_train), (x_test, y_test) = lesson.load_data()
@@ -50,7 +50,7 @@ def network(seed, momentum):
 
 
 def train(model, steps):
-    """Train, and after each step give the number of steps done and the accuracy on that batch, in training mode."""
+    """Train; after each step yield the steps done and the accuracy on that batch."""
     optimizer, done = optim.SGD(model.parameters(), lr=0.3), 0
     while True:
         for xb, yb in data.batches(x_train, y_train, 64, model.shuffle_rng):
@@ -71,7 +71,7 @@ def test_accuracy(model):
 
 
 def precise(model, images=x_train[:2048]):
-    """A copy of the model with population statistics, from 32 batches of 64 training images."""
+    """A copy of the model with population statistics, from batches of 64 training images."""
     twin = copy.deepcopy(model)
     estimate_population_statistics(twin, images, batch_size=64)
     return twin
@@ -95,8 +95,8 @@ explain_batchnorm(model)
 
 # %% [markdown]
 # The same weights, three numbers. The network has learned; only its moving averages have not arrived. After $k$
-# updates the starting values 0 and 1 still weigh $(1 - a)^k$: that is the column "start". "mean gap" says how far the running
-# mean is from the mean of the latest batch, in standard deviations; "std ratio" compares the standard deviations.
+# updates the starting values 0 and 1 still have the weight $(1 - a)^k$: that is the column "start". "mean gap" says how far
+# the running mean is from the mean of the latest batch, in standard deviations; "std ratio" compares the standard deviations.
 #
 # ## How long does it take to arrive?
 #
@@ -109,7 +109,7 @@ often = [5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 125, 150, 200, 250, 300]
 
 
 def follow(seed, momentum):
-    """Train for 300 steps; gives the model, and what was measured after the steps in `often`."""
+    """Train for 300 steps; the model, and what was measured after the steps in `often`."""
     model = network(seed, momentum)
     run = {"model": model, "moving": [], "population": [], "running mean": [], "population mean": []}
     for step, _ in train(model, 300):
@@ -128,9 +128,9 @@ different = max(np.abs(p.data - q.data).max() for other in MOMENTA[1:] for run, 
 print(f"largest difference between the weights trained with the three momenta: {different}")
 
 # %% [markdown]
-# The momentum changes nothing in training, not by one bit: training does not use the moving averages. So the
-# three networks have one curve with population statistics. In the figure the line is the median over five seeds, the
-# band their range.
+# The momentum changes nothing in training, not by one bit, because training does not use the moving averages. Therefore
+# the three networks share one curve with population statistics. In the figure the line is the median over five seeds,
+# the band their range.
 
 # %%
 moving = {a: np.array([run["moving"] for run in runs[a]]) for a in MOMENTA}  # (seeds, steps)
@@ -144,33 +144,36 @@ print("test accuracy after step" + "".join(f"{step:7}" for step in (20, 50, 100,
 for i, (name, values) in enumerate(curves.items()):
     print(f"{name:24}" + "".join(f"{np.median(values[:, at[step]]):7.3f}" for step in (20, 50, 100, 300)))
     plotting.band(often, values, name, i, ax)
-ax.set(xlabel="training step", ylabel="test accuracy, evaluation mode", ylim=(0.3, 1))
-plotting.legend(ax)
+labels = {"population statistics": (30, 0.95), "momentum 0.1": (24, 0.68), "momentum 0.01": (62, 0.72),
+          "momentum 0.001": (110, 0.58)}
+for i, (name, place) in enumerate(labels.items()):
+    ax.text(*place, name, color=plotting.LOOKS[i][0], fontsize=16, weight="bold")
+ax.set(xlabel="training step", ylabel="test accuracy, evaluation mode", ylim=(0, 1))
 lesson.show(fig, "momentum")
 
 # %% [markdown]
 # The two answers of text 003 agree when the momentum is large enough for the number of steps, as with 0.1 after 100
-# steps. They differ early, and for a long time if the momentum is small. Look at one running mean to see why: the unit
+# steps. They differ early, and for a long time if the momentum is small. One running mean shows why: we take the unit
 # of the first BatchNorm whose population mean is farthest from 0.
 
 # %%
 unit = np.abs(runs[0.1][0]["population mean"][-1]).argmax()
 path = {a: np.array(runs[a][0]["running mean"])[:, unit] for a in MOMENTA}
 goal = np.array(runs[0.1][0]["population mean"])[:, unit]
-fig, ax = plotting.figure(size=(12, 6.5), title=f"After 300 steps this mean is {goal[-1]:.1f}; momentum 0.001 has come to "
-                                                f"{path[0.001][-1]:.1f}")
+fig, ax = plotting.figure(size=(12, 6.5), title=f"After 300 steps this mean is {written(goal[-1])}; momentum 0.001 has come to "
+                                                f"{written(path[0.001][-1])}")
 for i, (name, values) in enumerate({"population mean": goal, **{f"momentum {a}": path[a] for a in MOMENTA}}.items()):
     color, line = plotting.LOOKS[i]
     ax.plot([0, *often] if i else often, [0, *values] if i else values, color=color, linestyle=line, linewidth=3, label=name)
 ax.set(xlabel="training step", ylabel="mean of one unit's input")
 plotting.legend(ax)
 lesson.show(fig, "running_mean")
-print("what the starting value still weighs after 300 steps: "
+print("weight of the starting value after 300 steps: "
       + ", ".join(f"{(1 - a) ** 300:.0%} (momentum {a})" for a in MOMENTA))
 
 # %% [markdown]
-# A small momentum arrives late. A large one is noisy, as it remembers only about the last $1/a$ batches. And all average over
-# weights that were still moving. Population statistics have none of these faults, but cost a pass over data.
+# A small momentum arrives late. A large one is noisy, because it remembers only about the last $1/a$ batches. And all of them
+# average over weights that were still changing. Population statistics have none of these faults, but cost a pass over data.
 #
 # ## How many images does the population need?
 #
@@ -207,8 +210,8 @@ for mode in ("evaluation", "training"):
     before = model.layers[1].running_mean
     one, other = (model(np.concatenate([x_test[:1], rest])).numpy()[0] for rest in (x_test[1:64], x_test[64:127]))
     moved[mode], companions[mode] = np.abs(model.layers[1].running_mean - before).max(), np.abs(one - other).max()
-    print(f"{mode} mode: a running mean moves by up to {moved[mode]:.3g}; with 63 other companions an image's logits "
-          f"change by up to {companions[mode]:.3g}")
+    print(f"{mode} mode: a running mean moves by up to {moved[mode]:.3g}; with 63 other images in its batch an image's "
+          f"logits change by up to {companions[mode]:.3g}")
     try:
         model(x_test[:1])
         print("    one image alone: works")
@@ -216,13 +219,14 @@ for mode in ("evaluation", "training"):
         print(f"    one image alone: {error}")
 
 # %% [markdown]
-# So forgetting `model.eval()` before a test is two mistakes: the answers depend on who sits beside whom, and the
-# test images leak into the running averages. With large shuffled batches hardly anyone notices. Predict the accuracy in
-# training mode on (a) shuffled batches of 64 test images, (b) the test set sorted by class, (c) batches of two.
+# So whoever forgets `model.eval()` before a test makes two mistakes: each prediction depends on which images share its
+# batch, and the test images leak into the running averages. With large shuffled batches this is hard to notice. Predict the
+# accuracy in training mode on (a) shuffled batches of 64 test images, (b) the test set sorted by class, (c) batches of two.
 
 
 # %%
-def accuracy_in_training_mode(model, order, size):
+def in_training_mode(model, order, size):
+    """The accuracy when the test images come in batches of a size, in training mode."""
     twin = copy.deepcopy(model).train()
     right = [twin(xb).numpy().argmax(axis=1) == yb for xb, yb in data.batches(x_test[order], y_test[order], size)]
     return np.concatenate(right).mean()
@@ -230,12 +234,13 @@ def accuracy_in_training_mode(model, order, size):
 
 by_class, mixed = np.argsort(y_test, kind="stable"), rng.permutation(len(y_test))
 ways = {"evaluation mode": lambda model: test_accuracy(model),
-        "training mode, shuffled": lambda model: accuracy_in_training_mode(model, mixed, 64),
-        "training mode, sorted": lambda model: accuracy_in_training_mode(model, by_class, 64),
-        "training mode, pairs": lambda model: accuracy_in_training_mode(model, mixed, 2)}
+        "training mode, shuffled": lambda model: in_training_mode(model, mixed, 64),
+        "training mode, sorted": lambda model: in_training_mode(model, by_class, 64),
+        "training mode, pairs": lambda model: in_training_mode(model, mixed, 2)}
 found = {name: np.array([way(run["model"]) for run in runs[0.1]]) for name, way in ways.items()}
 evaluation, shuffled, in_order, pairs = found.values()
 
+# %%
 fig, ax = plotting.figure(size=(12, 6.5), title=f"{np.median(evaluation):.0%} right in evaluation mode, "
                                                 f"{np.median(in_order):.0%} in training mode on sorted batches")
 for i, (name, values) in enumerate(found.items()):
@@ -250,8 +255,8 @@ lesson.show(fig, "modes")
 # %% [markdown]
 # ## Explain
 #
-# In a batch of one class, what is typical of the class is in the batch mean $\mu_B$, and BatchNorm takes it away.
-# In a batch of two, $\hat x_i$ is almost $+1$ for one image and $-1$ for the other in every unit: all that is
+# In a batch of one class, what is typical of the class is in the batch mean $\mu_B$, and BatchNorm subtracts it.
+# In a batch of two, $\hat x_i$ is almost $+1$ for one image and $-1$ for the other in every unit, therefore all that is
 # left is which of the two is larger.
 #
 # So, when validation is bad and training is fine, ask in this order:
@@ -259,7 +264,7 @@ lesson.show(fig, "modes")
 # 1. Was the model in evaluation mode? In PyTorch `model.eval()` sets it and `model.train()` ends it; `torch.no_grad()` does
 #    *not* set it. In Keras `fit` calls its layers with `training=True`, `evaluate` and `predict` with
 #    `training=False`; in a loop of your own you pass it yourself.
-# 2. Have the averages arrived? After $k$ steps the start weighs $(1-a)^k$: with Keras' 0.99 that is 37 % after 100 steps. Take
+# 2. Have the averages arrived? After $k$ steps the starting value has the weight $(1-a)^k$: with Keras' 0.99 that is 37 % after 100 steps. Take
 #    Keras' `momentum=0.9`, PyTorch's `momentum=0.1`, or train longer. In Keras' issue 10666 the validation loss jumped by
 #    50 % from epoch to epoch; 0.9 for 0.99 cured it.
 # 3. If in doubt, compute population statistics: `estimate_population_statistics` here, `torch.optim.swa_utils.update_bn` in
@@ -277,8 +282,8 @@ lesson.check("statistics of all training images - of 2 images, accuracy", lost[2
 lesson.check("size of statistics of all training images - of 256 images", abs(lost[256]), at_most=0.02, claim=False)
 lesson.check("running mean moved by a forward in evaluation mode", moved["evaluation"], at_most=0, claim=False)
 lesson.check("running mean moved by a forward in training mode", moved["training"], at_least=0.01)
-lesson.check("logits changed by other companions, evaluation mode", companions["evaluation"], at_most=1e-5, claim=False)
-lesson.check("logits changed by other companions, training mode", companions["training"], at_least=0.1)
+lesson.check("logits changed by other images in the batch, evaluation mode", companions["evaluation"], at_most=1e-5, claim=False)
+lesson.check("logits changed by other images in the batch, training mode", companions["training"], at_least=0.1)
 lesson.check("accuracy in evaluation mode - in training mode on sorted batches", np.median(evaluation - in_order), at_least=0.4)
 lesson.check("accuracy in evaluation mode - in training mode on pairs", np.median(evaluation - pairs), at_least=0.25)
 lesson.finish()
@@ -297,5 +302,22 @@ lesson.finish()
 # 5. Research: Wu and Johnson compare the two kinds of statistics for a large network and batches of 8,192. Repeat the first
 #    figure with batches of 512 and the same number of images. Which momentum suits someone who trains for one epoch?
 #
+# ## Two questions
+#
+# 1. After a short training the training accuracy is 0.9 and `evaluate` returns 0.3. What do you check first?
+#    - a) Whether the learning rate was too large.
+#    - b) Whether the moving averages have arrived, given the momentum and the number of steps.
+#    - c) Whether $\gamma$ and $\beta$ were recorded in the forward pass.
+#    - d) Whether the test images were normalised with their own mean.
+# 2. Text 003 takes the statistics for prediction from moving averages on one slide and from the whole training set on
+#    another. When do the two agree?
+#    - a) Always: they are two names for one thing.
+#    - b) Never, because the moving averages are biased.
+#    - c) When the momentum is large enough for the number of steps, and the weights hardly change any more.
+#    - d) When the batch is the whole training set.
+#
+# Answers: 1 b, 2 c
+#
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.1 and algorithm 2. Y. Wu and J. Johnson, Rethinking "Batch" in BatchNorm,
-# 2021. Issue 10666 of github.com/keras-team/keras. Text 003, the slides on `training` and on prediction.
+# 2021. Issue 10666 of github.com/keras-team/keras; issues 4741
+# and 5406 of github.com/pytorch/pytorch. Text 003, the slides on `training` and on prediction.
