@@ -46,10 +46,10 @@ def network(seed, scale, batch_norm, eps=1e-5, activation="relu"):
     return Sequential([*layers, Dense(10, kernel_initializer=initializers.normal(scale))], seed=seed)
 
 
-def train(scale, batch_norm, seed, lr=0.01, eps=1e-5):
+def train(scale, batch_norm, seed, lr=0.01, eps=1e-5, measured_at=MEASURED_AT):
     """The job of our sweeps: train one network. Diverged means guessing, one in ten."""
     run = experiments.run(network(seed, scale, batch_norm, eps), (images, images), optimizer=optim.SGD(lr=lr), steps=200,
-                          batch_size=100, eval_steps=MEASURED_AT)
+                          batch_size=100, eval_steps=measured_at)
     return {"curve": run.accuracy, "accuracy": np.nan_to_num(run.accuracy[-1], nan=0.1),
             "diverged_at": np.nan if run.diverged_at is None else run.diverged_at}
 
@@ -178,7 +178,7 @@ lesson.show(fig, "sigmoids")
 SIGMOID_RATES = (0.1, 1.0, 4.0)
 
 
-def saturated(seed, lr, steps=300):
+def saturated(seed, lr, steps=200):
     """Share of saturated outputs in the layers 1 to 5, before and after training; its accuracy."""
     model = network(seed, 0.1, True, activation="sigmoid")
     share = []
@@ -268,8 +268,9 @@ lesson.show(fig, "large_edge")
 
 # %%
 small = SCALES[6::2]
-runs = experiments.sweep({"eps": [1e-3, 1e-12], "scale": small.tolist(), "batch_norm": [True], "seed": lesson.seeds(1)}, train)
-by_eps = {1e-5: accuracy[BN][6::2].mean(axis=1), **dict(zip((1e-3, 1e-12), runs.array("accuracy")[:, :, 0, 0]))}
+runs = experiments.sweep({"eps": [1e-3, 1e-12], "scale": small.tolist(), "batch_norm": [True], "seed": lesson.seeds(1),
+                          "measured_at": [[200]]}, train)
+by_eps = {1e-5: accuracy[BN][6::2].mean(axis=1), **dict(zip((1e-3, 1e-12), runs.array("accuracy")[:, :, 0, 0, 0]))}
 print("\ntraining accuracy after 200 steps at rate 0.01, with BatchNorm")
 row("scale of the initial weights", small, ".2g")
 for eps in EPSILONS:
@@ -286,12 +287,12 @@ for eps in EPSILONS:
 decades = SCALES[::2]
 PLAIN_RATES = [[1e-5, 1e-4, 1e-3], [0.01, 0.1, 1.0]] + 3 * [[0.1, 1.0, 10.0]]  # by scale
 seeds = lesson.seeds(2)
-at_rate_1 = experiments.sweep({"scale": decades.tolist(), "seed": seeds, "lr": [1.0], "batch_norm": [True]},
-                              train).array("accuracy")[:, :, 0, 0].T  # (seeds, scales)
+at_rate_1 = experiments.sweep({"scale": decades.tolist(), "seed": seeds, "lr": [1.0], "batch_norm": [True],
+                               "measured_at": [[200]]}, train).array("accuracy")[:, :, 0, 0, 0].T  # (seeds, scales)
 best_plain = []
 for scale, rates in zip(decades.tolist(), PLAIN_RATES):
-    tried = experiments.sweep({"lr": rates, "scale": [scale], "batch_norm": [False], "seed": seeds},
-                              train).array("accuracy")[:, 0, 0]  # (rates, seeds)
+    tried = experiments.sweep({"lr": rates, "scale": [scale], "batch_norm": [False], "seed": seeds,
+                               "measured_at": [[200]]}, train).array("accuracy")[:, 0, 0, :, 0]  # (rates, seeds)
     best_plain.append(tried[tried.mean(axis=1).argmax()])
 best_plain = np.array(best_plain).T
 by_rate = {"with BatchNorm, rate 1": at_rate_1, "without, best of three rates": best_plain,
