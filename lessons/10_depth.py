@@ -1,15 +1,17 @@
 # %% [markdown]
 # # 10. Depth: are vanishing and exploding gradients solved?
 #
-# Batch Normalization solves vanishing and exploding gradients, says text 003, and therefore allows deeper networks.
-# Text 001 says that it lowers the risk of both. These are two claims in one sentence. We test each by itself.
+# Batch Normalization solves vanishing and exploding gradients, says text 003, and
+# therefore allows deeper networks. Text 001 says that it lowers the risk of both. These
+# are two claims in one sentence. We test each by itself.
 #
 # You need: lessons 7 and 9. Running time: 10 to 20 seconds.
 
 # %%
 import os
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # set before NumPy loads: small products are fastest on one thread
+# set before NumPy loads: small products are fastest on one thread
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
@@ -25,12 +27,13 @@ data = lesson.load_data()
 # %% [markdown]
 # ## The networks
 #
-# 2, 8 or 32 hidden layers of 50 units, batches of 64. Sigmoid units get Xavier's (Glorot's) initial weights, ReLU
-# units get He's, which were invented to keep deep plain networks in shape.
+# 2, 8 or 32 hidden layers of 50 units, batches of 64. Sigmoid units get Xavier's
+# (Glorot's) initial weights, ReLU units get He's, which were invented to keep deep
+# plain networks in shape.
 #
-# Xavier's weights are made for an activation of slope 1, and a sigmoid's slope is at most $\frac{1}{4}$. So the
-# plain sigmoid network gets a second chance, with weights five times as large: this is the care that
-# lesson 7 asks for.
+# Xavier's weights are made for an activation of slope 1, and a sigmoid's slope is at
+# most $\frac{1}{4}$. So the plain sigmoid network gets a second chance, with weights
+# five times as large: this is the care that lesson 7 asks for.
 
 # %%
 DEPTHS = [2, 8, 32]
@@ -44,12 +47,14 @@ def five_times(shape, rng):
     return 5 * initializers.glorot_normal(shape, rng)
 
 
+# %%
 def hidden_layers(depth, units, activation, kind):
     layers = []
     for i in range(depth):
         weights = five_times if kind == LARGE else WEIGHTS[activation]
         layers.append(Dense(units, kernel_initializer=weights))
-        if kind == BN or kind == SECOND and i % 2 == 1 or kind == LAST and i == depth - 1:
+        everywhere, second, last = kind == BN, kind == SECOND, kind == LAST
+        if everywhere or second and i % 2 == 1 or last and i == depth - 1:
             layers.append(BatchNorm())
         layers.append(Activation(activation))
     return layers
@@ -61,16 +66,18 @@ def network(seed, depth, activation, kind):
 
 
 def gradients(log):
-    """The gradient norms of all kernels, from the first layer to the last: (steps, layers)."""
-    return log.array("grad_norm", [name for name in log.parameters if name.endswith("kernel")])
+    """The gradient norms of all kernels, first layer to last: (steps, layers)."""
+    return log.array("grad_norm", [name for name in log.parameters
+                                   if name.endswith("kernel")])
 
 
 # %% [markdown]
 # ## Predict
 #
-# Before the first step, we compare the gradient of the first kernel with that of the last. Backpropagation multiplies
-# by the slope of the activation once per layer. A sigmoid's slope is at most $\frac{1}{4}$. What do you expect of the ratio
-# first / last in a network of 32 layers of sigmoids? Of ReLUs? And what does BatchNorm make of each?
+# Before the first step, we compare the gradient of the first kernel with that of the
+# last. Backpropagation multiplies by the slope of the activation once per layer. A
+# sigmoid's slope is at most $\frac{1}{4}$. What do you expect of the ratio first / last
+# in a network of 32 layers of sigmoids? Of ReLUs? And what does BatchNorm make of each?
 #
 # ## Run
 
@@ -89,57 +96,68 @@ for activation in ("sigmoid", "relu"):
             at_start[activation, name, depth] = np.array(logs)  # (seeds, layers)
 
 ratio = {key: np.median(norms[:, 0] / norms[:, -1]) for key, norms in at_start.items()}
-print("gradient of the first kernel / gradient of the last, before training, median of 3 seeds")
+print("gradient of the first kernel / gradient of the last, before training, median of "
+      "3 seeds")
 print(" " * 27 + "".join(f"{depth:2} layers".rjust(12) for depth in DEPTHS))
 for activation in ("sigmoid", "relu"):
     for name in (BN, PLAIN):
-        print(f"{activation:8} {name:18}" + "".join(f"{ratio[activation, name, depth]:12.2g}" for depth in DEPTHS))
+        print(f"{activation:8} {name:18}"
+              + "".join(f"{ratio[activation, name, depth]:12.2g}" for depth in DEPTHS))
 
 # %%
-fig, axes = plotting.figure(1, 2, size=(13, 6), sharey=True, title="Gradient of the first layer / of the last, with BatchNorm: "
-                            f"{written(ratio['sigmoid', BN, 32])} (sigmoid), {written(ratio['relu', BN, 32], 2)} (ReLU)")
+fig, axes = plotting.figure(1, 2, size=(13, 6), sharey=True, title="Gradient of the "
+                            "first layer / of the last, with BatchNorm: "
+                            f"{written(ratio['sigmoid', BN, 32])} (sigmoid), "
+                            f"{written(ratio['relu', BN, 32], 2)} (ReLU)")
 for ax, activation in zip(axes, ("sigmoid", "relu")):
     for i, name in enumerate((BN, PLAIN)):
         plotting.band(np.arange(1, 34), at_start[activation, name, 32], name, i, ax)
-    ax.set(title=f"32 hidden layers, {activation}", xlabel="layer, from the input to the output", yscale="log",
+    ax.set(title=f"32 hidden layers, {activation}",
+           xlabel="layer, from the input to the output", yscale="log",
            ylabel="norm of the kernel's gradient" if activation == "sigmoid" else "")
 plotting.legend(axes[0])
 lesson.show(fig, "gradients")
 
 # %% [markdown]
-# Sigmoids first. Xavier's weights keep the norm of a signal, the slope takes a factor of 4 from layer to layer, forward
-# and backward: $4^{-32} \approx 5 \cdot 10^{-20}$. BatchNorm stretches the shrunken signal to standard deviation 1 again, and
-# its backward pass multiplies the gradient by the same number. The vanishing is cured.
+# Sigmoids first. Xavier's weights keep the norm of a signal, the slope takes a factor
+# of 4 from layer to layer, forward and backward: $4^{-32} \approx 5 \cdot 10^{-20}$.
+# BatchNorm stretches the shrunken signal to standard deviation 1 again, and its
+# backward pass multiplies the gradient by the same number. The vanishing is cured.
 #
-# Now look at ReLU. The plain network with He's weights needed no cure. With BatchNorm the gradient *explodes*: it grows
-# from layer to layer on its way back to the input.
+# Now look at ReLU. The plain network with He's weights needed no cure. With BatchNorm
+# the gradient *explodes*: it grows from layer to layer on its way back to the input.
 #
 # ## Explain: a growth that can be computed
 #
-# Going back through a ReLU, half of the gradient's entries become 0: its squared norm is multiplied by $\frac{1}{2}$. Going
-# forward, the ReLU leaves of the variance 1 only $\frac{\pi - 1}{2 \pi} \approx 0.34$ (lesson 9). The next BatchNorm
-# stretches this to 1 again, and going back it divides the gradient's squared norm by it. Together, per layer,
+# Going back through a ReLU, half of the gradient's entries become 0: its squared norm
+# is multiplied by $\frac{1}{2}$. Going forward, the ReLU leaves of the variance 1 only
+# $\frac{\pi - 1}{2 \pi} \approx 0.34$ (lesson 9). The next BatchNorm stretches this to
+# 1 again, and going back it divides the gradient's squared norm by it. Together, per
+# layer,
 #
 # $\frac{1}{2} \cdot \frac{2 \pi}{\pi - 1} = \frac{\pi}{\pi - 1} \approx 1.47, \quad
 # \sqrt{1.47} \approx 1.21 \text{ for the norm.}$
 #
-# That is for large batches. Yang et al. (2019) computed it for every batch size $B$, in wide networks with random
-# weights (their theorem 8). With linear layers in place of the ReLUs the factor of the squared norm is
-# $\frac{B-2}{B-3}$. A larger or smaller scale of the weights changes nothing: BatchNorm removes it.
+# That is for large batches. Yang et al. (2019) computed it for every batch size $B$, in
+# wide networks with random weights (their theorem 8). With linear layers in place of
+# the ReLUs the factor of the squared norm is $\frac{B-2}{B-3}$. A larger or smaller
+# scale of the weights changes nothing: BatchNorm removes it.
 #
-# We check it: 30 layers of 256 units, a random batch, a random gradient at the end. Predict: will the growth
-# be smaller or larger with a smaller batch?
+# We check it: 30 layers of 256 units, a random batch, a random gradient at the end.
+# Predict: will the growth be smaller or larger with a smaller batch?
 
 
 # %%
 def growth_by_layer(seed, batch_size, activation, kind=BN):
-    """The norm of the gradient at the output of each Dense layer, divided by that at the last."""
-    model = Sequential(hidden_layers(30, 256, activation, kind), seed=seed).build(256).train()
+    """The norm of the gradient at each Dense layer's output, relative to the last."""
+    model = Sequential(hidden_layers(30, 256, activation, kind), seed=seed)
+    model.build(256).train()
     rng = np.random.default_rng(seed)
     inputs, end = (rng.standard_normal((batch_size, 256), np.float32) for _ in range(2))
     with record(model) as log:
         (model(inputs) * end).sum().backward()
-    norms = log.array("grad_norm", [name for name in log.layers if name.startswith("dense")])[0]
+    norms = log.array("grad_norm", [name for name in log.layers
+                                    if name.startswith("dense")])[0]
     return norms / norms[-1]
 
 
@@ -153,62 +171,73 @@ def theory(batch_size, activation):
     return np.sqrt(((batch_size - 1 + j0) / (1 - j1) - 1) / (batch_size - 3))
 
 
+# %%
 LIMIT = np.sqrt(np.pi / (np.pi - 1))
 simulated, growth = {}, {}
 print("\ngrowth of the gradient's norm per layer (layers 5 to 25, median of 3 seeds)")
 for activation in ("relu", "linear"):
     for batch_size in (16, 64):
-        norms = np.array([growth_by_layer(seed, batch_size, activation) for seed in SEEDS])
+        norms = np.array([growth_by_layer(seed, batch_size, activation)
+                          for seed in SEEDS])
         simulated[activation, batch_size] = norms
-        growth[activation, batch_size] = np.median((norms[:, 4] / norms[:, 24]) ** (1 / 20))
+        per_layer = (norms[:, 4] / norms[:, 24]) ** (1 / 20)
+        growth[activation, batch_size] = np.median(per_layer)
         print(f"{activation:6} B = {batch_size}: {growth[activation, batch_size]:.4f}, "
               f"theory {theory(batch_size, activation):.4f}")
 print(f"theory for ReLU and large B: {LIMIT:.4f}")
 plain = np.array([growth_by_layer(seed, 64, "relu", PLAIN) for seed in SEEDS])
 
 # %%
-fig, ax = plotting.figure(size=(12, 6.5), title=f"ReLU and BatchNorm, B = 64: {growth['relu', 64]:.2f} times per layer, "
-                                                f"{written(np.median(simulated['relu', 64][:, 0]), 2)} times in all")
+fig, ax = plotting.figure(size=(12, 6.5), title="ReLU and BatchNorm, B = 64: "
+                          f"{growth['relu', 64]:.2f} times per layer, "
+                          f"{written(np.median(simulated['relu', 64][:, 0]), 2)} "
+                          "times in all")
 layers = np.arange(1, 31)
-for i, (norms, label) in enumerate([(simulated["relu", 64], "ReLU + BN, B = 64"), (plain, "ReLU, no BN"),
+for i, (norms, label) in enumerate([(simulated["relu", 64], "ReLU + BN, B = 64"),
+                                    (plain, "ReLU, no BN"),
                                     (simulated["relu", 16], "ReLU + BN, B = 16"),
                                     (simulated["linear", 16], "linear + BN, B = 16")]):
     plotting.band(layers, norms, label, i, ax)
 for activation, batch_size in (("relu", 64), ("relu", 16), ("linear", 16)):
-    ax.plot(layers, theory(batch_size, activation) ** (30 - layers), color="black", linewidth=1,
-            label="theory" if activation == "linear" else None)
-ax.set(xlabel="layer, from the input to the output", ylabel="norm of the gradient,\nrelative to the last layer", yscale="log")
+    ax.plot(layers, theory(batch_size, activation) ** (30 - layers), color="black",
+            linewidth=1, label="theory" if activation == "linear" else None)
+ax.set(xlabel="layer, from the input to the output",
+       ylabel="norm of the gradient,\nrelative to the last layer", yscale="log")
 plotting.legend(ax)
 lesson.show(fig, "growth")
 
 # %% [markdown]
 # ## Does it matter for learning?
 #
-# We train all networks for 100 steps. Each may choose the best of three or more learning rates, by its accuracy on a
-# tenth of the training images that is held out. They are a factor of 3 apart and suit its depth: where the
-# best one was the first or the last, we moved the grid until it was not. Predict: at which depth does
-# each of the five kinds fail?
+# We train all networks for 100 steps. Each may choose the best of three or more
+# learning rates, by its accuracy on a tenth of the training images that is held out.
+# They are a factor of 3 apart and suit its depth: where the best one was the first or
+# the last, we moved the grid until it was not. Predict: at which depth does each of the
+# five kinds fail?
 
 # %%
 STEPS = 100
-RATES = {("sigmoid", BN): {2: [0.1, 0.3, 1, 3, 10], 8: [0.03, 0.1, 0.3, 1], 32: [0.03, 0.1, 0.3]},
+RATES = {("sigmoid", BN): {2: [0.1, 0.3, 1, 3, 10], 8: [0.03, 0.1, 0.3, 1],
+                           32: [0.03, 0.1, 0.3]},
          ("sigmoid", PLAIN): {2: [0.3, 1, 3, 10], 8: [0.3, 1, 3], 32: [0.3, 1, 3]},
          ("sigmoid", LARGE): {2: [0.3, 1, 3, 10], 8: [0.3, 1, 3], 32: [0.3, 1, 3]},
          ("relu", BN): {2: [0.1, 0.3, 1, 3], 8: [0.1, 0.3, 1], 32: [0.1, 0.3, 1]},
-         ("relu", PLAIN): {2: [0.03, 0.1, 0.3, 1], 8: [0.03, 0.1, 0.3], 32: [0.01, 0.03, 0.1]}}
+         ("relu", PLAIN): {2: [0.03, 0.1, 0.3, 1], 8: [0.03, 0.1, 0.3],
+                           32: [0.01, 0.03, 0.1]}}
 part, held_out = split(*data[0], share=0.1, seed=lesson.seed)
 
 
 def train(activation, kind, depth, lr, seed):
-    """The accuracy on the images held out, and on the test images. Diverged: guessing, one in ten."""
+    """The accuracy on the images held out and on the test images."""
     model = network(seed, depth, activation, kind)
-    run = experiments.run(model, (part, held_out), optimizer=optim.SGD(lr=lr), steps=STEPS,
-                          batch_size=64, eval_steps=[STEPS])
+    run = experiments.run(model, (part, held_out), optimizer=optim.SGD(lr=lr),
+                          steps=STEPS, batch_size=64, eval_steps=[STEPS])
     if run.diverged_at is not None:
         return 0.1, 0.1
     return run.accuracy[-1], np.mean(model.predict(x_test).argmax(axis=1) == y_test)
 
 
+# %%
 def choose_and_train(activation, kind, depth):
     """The best learning rate, by one seed, and the test accuracies of two seeds."""
     rates = RATES[activation, kind][depth]
@@ -216,25 +245,29 @@ def choose_and_train(activation, kind, depth):
     scores = [score for score, _ in tried.values()]
     # where no rate taught it anything there is no best one
     lr = experiments.best(rates, scores) if max(scores) > 0.2 else rates[1]
-    return lr, np.array([tried[lr][1], train(activation, kind, depth, lr, lesson.seeds(2)[1])[1]])
+    return lr, np.array([tried[lr][1], train(activation, kind, depth, lr,
+                                             lesson.seeds(2)[1])[1]])
 
 
 accuracy, chosen = {}, {}
-print(f"\ntest accuracy after {STEPS} steps, mean of 2 seeds (and the learning rate chosen)")
+print(f"\ntest accuracy after {STEPS} steps, mean of 2 seeds (and the learning rate "
+      "chosen)")
 print(" " * 33 + "".join(f"{depth:2} layers".rjust(15) for depth in DEPTHS))
 for activation, kind in RATES:
     for depth in DEPTHS:
         key = activation, kind, depth
         chosen[key], accuracy[key] = choose_and_train(*key)
-    print(f"{activation:8} {kind:24}" + "".join(
-        f"{accuracy[activation, kind, d].mean():.3f} ({chosen[activation, kind, d]:g})".rjust(15)
-        for d in DEPTHS))
+    keys = [(activation, kind, depth) for depth in DEPTHS]
+    row = [f"{accuracy[key].mean():.3f} ({chosen[key]:g})" for key in keys]
+    print(f"{activation:8} {kind:24}" + "".join(text.rjust(15) for text in row))
 
 # %%
 deepest = {key: f"{accuracy[*key, 32].mean():.0%}" for key in RATES}
-fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6.2), title="32 layers, with and without BatchNorm: sigmoids "
-                            f"{deepest['sigmoid', BN]} and {deepest['sigmoid', LARGE]}, "
-                            f"ReLUs {deepest['relu', BN]} and {deepest['relu', PLAIN]}")
+fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6.2), title="32 layers, with "
+                            "and without BatchNorm: sigmoids "
+                            f"{deepest['sigmoid', BN]} and "
+                            f"{deepest['sigmoid', LARGE]}, ReLUs "
+                            f"{deepest['relu', BN]} and {deepest['relu', PLAIN]}")
 for activation, kind in RATES:
     ax = axes[int(activation == "relu")]
     values = np.array([accuracy[activation, kind, depth] for depth in DEPTHS]).T
@@ -247,31 +280,40 @@ plotting.legend(axes[0])
 lesson.show(fig, "accuracy")
 
 # %% [markdown]
-# Two layers of sigmoids need no BatchNorm, only a larger learning rate than one would expect. Eight layers do not
-# learn with Xavier's weights at any rate; with weights five times as large they begin to. With 32 layers of ReLUs
-# both networks learn badly. But 100 steps are one place on a curve. We look at these two cases for longer.
+# Two layers of sigmoids need no BatchNorm, only a larger learning rate than one would
+# expect. Eight layers do not learn with Xavier's weights at any rate; with weights five
+# times as large they begin to. With 32 layers of ReLUs both networks learn badly. But
+# 100 steps are one place on a curve. We look at these two cases for longer.
 #
-# Beside the eight layers stand two networks that test a sentence of text 003, to consider normalising "after each
-# transformation": BatchNorm in every second layer, and only in the last.
+# Beside the eight layers stand two networks that test a sentence of text 003, to
+# consider normalising "after each transformation": BatchNorm in every second layer, and
+# only in the last.
 
 # %%
 def follow(activation, depth, kind, lr, seed):
     """The test accuracy after every 50 of 400 steps."""
-    run = experiments.run(network(seed, depth, activation, kind), data, optimizer=optim.SGD(lr=lr),
-                          steps=400, batch_size=64, eval_steps=range(50, 401, 50))
+    run = experiments.run(network(seed, depth, activation, kind), data,
+                          optimizer=optim.SGD(lr=lr), steps=400, batch_size=64,
+                          eval_steps=range(50, 401, 50))
     return np.nan_to_num(run.accuracy, nan=0.1)  # diverged: guessing
 
 
 # Rates for 400 steps, the best of 0.03 to 3 (sigmoid) and of 0.003 to 1 (ReLU)
-LONGER = {("sigmoid", 8): {BN: 0.1, LARGE: 1, SECOND: 0.1, LAST: 0.1}, ("relu", 32): {BN: 0.1, PLAIN: 0.01}}
-longer = {(*key, kind): np.array([follow(*key[:1], key[1], kind, lr, seed) for seed in lesson.seeds(2)])
-          for key, kinds in LONGER.items() for kind, lr in kinds.items()}
+LONGER = {("sigmoid", 8): {BN: 0.1, LARGE: 1, SECOND: 0.1, LAST: 0.1},
+          ("relu", 32): {BN: 0.1, PLAIN: 0.01}}
+longer = {}
+for (activation, depth), kinds in LONGER.items():
+    for kind, lr in kinds.items():
+        longer[activation, depth, kind] = np.array(
+            [follow(activation, depth, kind, lr, seed) for seed in lesson.seeds(2)])
 final = {key: values[:, -1].mean() for key, values in longer.items()}
 
 # %%
-fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6.5), title=f"400 steps: 8 sigmoid layers {final['sigmoid', 8, BN]:.0%} "
-                            f"with BatchNorm, {final['sigmoid', 8, LARGE]:.0%} with larger weights;\n"
-                            f"32 ReLU layers {final['relu', 32, BN]:.0%} with, {final['relu', 32, PLAIN]:.0%} without")
+fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6.5), title="400 steps: 8 "
+                            f"sigmoid layers {final['sigmoid', 8, BN]:.0%} with "
+                            f"BatchNorm, {final['sigmoid', 8, LARGE]:.0%} with larger "
+                            f"weights;\n32 ReLU layers {final['relu', 32, BN]:.0%} "
+                            f"with, {final['relu', 32, PLAIN]:.0%} without")
 for (activation, depth, kind), values in longer.items():
     ax = axes[int(activation == "relu")]
     look = (BN, PLAIN, LARGE, SECOND, LAST).index(kind)
@@ -282,14 +324,17 @@ plotting.legend(axes[0])
 lesson.show(fig, "longer")
 
 # %% [markdown]
-# So the vanishing gradient at 8 layers has a cheaper cure than BatchNorm, which works more slowly and less reliably.
-# At 32 layers it has none that we have found: each factor of slope times weight must then be right to a few
-# per cent, and BatchNorm adjusts it in every step. Nor does BatchNorm have to stand after each transformation, as
-# the curve of every second layer shows; but in the last layer alone it does nothing for the seven before.
+# So the vanishing gradient at 8 layers has a cheaper cure than BatchNorm, which works
+# more slowly and less reliably. At 32 layers it has none that we have found: each
+# factor of slope times weight must then be right to a few per cent, and BatchNorm
+# adjusts it in every step. Nor does BatchNorm have to stand after each transformation,
+# as the curve of every second layer shows; but in the last layer alone it does nothing
+# for the seven before.
 #
-# With ReLUs BatchNorm helps at 8 layers. At 32 layers both networks learn badly, and which one is ahead
-# depends on the seed and on when we stop. Does the explosion last? Yang et al. report that networks with BatchNorm recover from it
-# after the first steps. We train the deep ReLU network at a smaller and a larger rate and look on.
+# With ReLUs BatchNorm helps at 8 layers. At 32 layers both networks learn badly, and
+# which one is ahead depends on the seed and on when we stop. Does the explosion last?
+# Yang et al. report that networks with BatchNorm recover from it after the first steps.
+# We train the deep ReLU network at a smaller and a larger rate and look on.
 
 # %%
 after = {}
@@ -299,90 +344,118 @@ for i, lr in enumerate((0.03, 0.3)):
     for seed in SEEDS:
         model = network(seed, 32, "relu", BN)
         with record(model, every=5) as log:
-            experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=61, batch_size=64)
+            experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=61,
+                            batch_size=64)
         logs.append(log)
     norms = np.array([gradients(log) for log in logs])
-    with np.errstate(divide="ignore", invalid="ignore"):  # units that all died have no gradient
+    # units that all died have no gradient
+    with np.errstate(divide="ignore", invalid="ignore"):
         ratios = norms[..., 0] / norms[..., -1]
     after[lr] = dict(zip(logs[0].steps, np.median(ratios, axis=0)))
     weights = np.median([log["dense.kernel", "norm"] for log in logs], axis=0)
-    print(f"rate {lr}, median of 3 seeds: gradient first / last {after[lr][0]:.0f}, after 5 steps "
-          f"{after[lr][5]:.2g}, after 20 {after[lr][20]:.2g}, after 60 {after[lr][60]:.2g}; norm of the "
-          f"first kernel {weights[0]:.3g}, after 5 steps {weights[1]:.3g}")
+    print(f"rate {lr}, median of 3 seeds: gradient first / last {after[lr][0]:.0f}, "
+          f"after 5 steps {after[lr][5]:.2g}, after 20 {after[lr][20]:.2g}, after 60 "
+          f"{after[lr][60]:.2g}; norm of the first kernel {weights[0]:.3g}, after 5 "
+          f"steps {weights[1]:.3g}")
     plotting.band(logs[0].steps, ratios, f"32 x (ReLU + BN), rate {lr}", (0, 2)[i], ax)
-fig.suptitle(f"At rate 0.03 the ratio falls from {written(after[0.03][0])} to {written(after[0.03][20])} in 20 steps: "
-             "less, not over", fontsize=18, fontweight="bold")
+
+# %%
+fig.suptitle(f"At rate 0.03 the ratio falls from {written(after[0.03][0])} to "
+             f"{written(after[0.03][20])} in 20 steps: less, not over", fontsize=18,
+             fontweight="bold")
 ax.axhline(1, color="0.4", linewidth=1.2, linestyle=":")
-ax.set(xlabel="training step", ylabel="gradient of the first kernel /\ngradient of the last", yscale="log")
+ax.set(xlabel="training step",
+       ylabel="gradient of the first kernel /\ngradient of the last", yscale="log")
 plotting.plain_ticks(ax.yaxis)
 plotting.legend(ax)
 lesson.show(fig, "recovery")
 
 # %% [markdown]
-# The explosion damps itself: large gradients make the weights of the first layers large, and in front of a BatchNorm
-# larger weights get smaller gradients (lesson 9). Yet the network learns slowly. We have measured an explosion and a
-# failure; that the one is the cause of the other we have not shown.
+# The explosion damps itself: large gradients make the weights of the first layers
+# large, and in front of a BatchNorm larger weights get smaller gradients (lesson 9).
+# Yet the network learns slowly. We have measured an explosion and a failure; that the
+# one is the cause of the other we have not shown.
 #
-# What we may say: BatchNorm cures vanishing gradients, and therefore deep networks of sigmoids learn; up to eight layers
-# well-chosen weights do much of that, too. It does not cure exploding gradients: in deep ReLU networks it creates them,
-# where the plain network with He's weights had none.
+# What we may say: BatchNorm cures vanishing gradients, and therefore deep networks of
+# sigmoids learn; up to eight layers well-chosen weights do much of that, too. It does
+# not cure exploding gradients: in deep ReLU networks it creates them, where the plain
+# network with He's weights had none.
 
 # %%
 print()
-lesson.check("vanishing: sigmoid, 8 layers, without BatchNorm, gradient first / last", ratio["sigmoid", PLAIN, 8], at_most=1e-3,
-             claim=False)
+lesson.check("vanishing: sigmoid, 8 layers, without BatchNorm, gradient first / last",
+             ratio["sigmoid", PLAIN, 8], at_most=1e-3, claim=False)
 for depth in (8, 32):
-    lesson.check(f"vanishing: sigmoid, {depth} layers, with BatchNorm, powers of ten between first and last",
-                 abs(np.log10(ratio["sigmoid", BN, depth])), at_most=1)
-lesson.check("vanishing: sigmoid, 2 layers, accuracy without BatchNorm", accuracy["sigmoid", PLAIN, 2].mean(),
-             at_least=0.7, on_default_data=True, claim=False)
-lesson.check("vanishing: sigmoid, 8 layers, accuracy without BatchNorm", accuracy["sigmoid", PLAIN, 8].mean(),
-             at_most=0.2, claim=False)
-lesson.check("the same with weights times 5, 400 steps", final["sigmoid", 8, LARGE], at_least=0.4, on_default_data=True, claim=False)
-lesson.check("vanishing: sigmoid, 8 layers, accuracy with BatchNorm", accuracy["sigmoid", BN, 8].mean(), at_least=0.7)
-lesson.check("vanishing: sigmoid, 32 layers, accuracy with BatchNorm", accuracy["sigmoid", BN, 32].mean(), at_least=0.5)
-lesson.check(f"exploding: ReLU, B = 64, growth per layer, distance from {LIMIT:.4f}", abs(growth["relu", 64] - LIMIT),
-             at_most=0.06)
-lesson.check("exploding: ReLU, B = 64, growth over 30 layers", np.median(simulated["relu", 64][:, 0]), at_least=50)
-lesson.check("exploding: ReLU, without BatchNorm, growth over 30 layers", np.median(plain[:, 0]), at_most=5, claim=False)
-lesson.check("exploding: ReLU, 32 layers on images, gradient first / last with BatchNorm, over that without",
+    lesson.check(f"vanishing: sigmoid, {depth} layers, with BatchNorm, powers of ten "
+                 "between first and last", abs(np.log10(ratio["sigmoid", BN, depth])),
+                 at_most=1)
+lesson.check("vanishing: sigmoid, 2 layers, accuracy without BatchNorm",
+             accuracy["sigmoid", PLAIN, 2].mean(), at_least=0.7, on_default_data=True,
+             claim=False)
+lesson.check("vanishing: sigmoid, 8 layers, accuracy without BatchNorm",
+             accuracy["sigmoid", PLAIN, 8].mean(), at_most=0.2, claim=False)
+lesson.check("the same with weights times 5, 400 steps", final["sigmoid", 8, LARGE],
+             at_least=0.4, on_default_data=True, claim=False)
+lesson.check("vanishing: sigmoid, 8 layers, accuracy with BatchNorm",
+             accuracy["sigmoid", BN, 8].mean(), at_least=0.7)
+lesson.check("vanishing: sigmoid, 32 layers, accuracy with BatchNorm",
+             accuracy["sigmoid", BN, 32].mean(), at_least=0.5)
+
+# %%
+lesson.check(f"exploding: ReLU, B = 64, growth per layer, distance from {LIMIT:.4f}",
+             abs(growth["relu", 64] - LIMIT), at_most=0.06)
+lesson.check("exploding: ReLU, B = 64, growth over 30 layers",
+             np.median(simulated["relu", 64][:, 0]), at_least=50)
+lesson.check("exploding: ReLU, without BatchNorm, growth over 30 layers",
+             np.median(plain[:, 0]), at_most=5, claim=False)
+lesson.check("exploding: ReLU, 32 layers on images, gradient first / last with "
+             "BatchNorm, over that without",
              ratio["relu", BN, 32] / ratio["relu", PLAIN, 32], at_least=20)
-lesson.check("recovery: the same network at rate 0.03, first / last after 20 steps, over that before",
-             after[0.03][20] / after[0.03][0], at_most=0.1, on_default_data=True, claim=False)
-lesson.check("8 sigmoid layers, 400 steps: accuracy with BatchNorm in every second layer", final["sigmoid", 8, SECOND],
-             at_least=0.7, on_default_data=True)
+lesson.check("recovery: the same network at rate 0.03, first / last after 20 steps, "
+             "over that before", after[0.03][20] / after[0.03][0], at_most=0.1,
+             on_default_data=True, claim=False)
+lesson.check("8 sigmoid layers, 400 steps: accuracy with BatchNorm in every second "
+             "layer", final["sigmoid", 8, SECOND], at_least=0.7, on_default_data=True)
 difference = longer["relu", 32, BN][:, -1] - longer["relu", 32, PLAIN][:, -1]
 print(f"reported, 32 ReLU layers, 400 steps: accuracy with - without BatchNorm "
       f"{experiments.paired_difference(difference, 0 * difference)}")
-lesson.check("depth: ReLU, 32 layers, 400 steps, accuracy with - without BatchNorm", difference.mean(), at_most=0.1,
-             on_default_data=True, claim=False)
+lesson.check("depth: ReLU, 32 layers, 400 steps, accuracy with - without BatchNorm",
+             difference.mean(), at_most=0.1, on_default_data=True, claim=False)
 lesson.finish()
 
 # %% [markdown]
 # ## Try
 #
-# 1. Easy: what does `theory(4, "relu")` give, squared? Why can a batch of 3 not work for linear layers?
-# 2. Easy: put tanh in place of ReLU in the simulation (with Xavier's weights). How large is the growth now?
-# 3. Medium: `five_times` multiplies by 5. Try 3, 4, 6 and 8 at 8 layers, and at 32. How exactly must the factor be met?
-# 4. Medium: write a Module with a shortcut, `forward(x) = x + block(x)`, and stack 16 of them. What is left of the growth?
-# 5. Research: why do 32 layers of ReLU and BatchNorm learn so slowly, if not for the gradient? Compare the last
-#    layer's outputs for two different images before training, at 2 and at 32 layers.
+# 1. Easy: what does `theory(4, "relu")` give, squared? Why can a batch of 3 not work
+#    for linear layers?
+# 2. Easy: put tanh in place of ReLU in the simulation (with Xavier's weights). How
+#    large is the growth now?
+# 3. Medium: `five_times` multiplies by 5. Try 3, 4, 6 and 8 at 8 layers, and at 32. How
+#    exactly must the factor be met?
+# 4. Medium: write a Module with a shortcut, `forward(x) = x + block(x)`, and stack 16
+#    of them. What is left of the growth?
+# 5. Research: why do 32 layers of ReLU and BatchNorm learn so slowly, if not for the
+#    gradient? Compare the last layer's outputs for two different images before
+#    training, at 2 and at 32 layers.
 #
 # ## Two questions
 #
-# 1. "BatchNorm solves vanishing and exploding gradients." What is true at the start of training?
+# 1. "BatchNorm solves vanishing and exploding gradients." What is true at the start of
+#    training?
 #    - a) Both are solved.
 #    - b) Vanishing is; in deep ReLU networks BatchNorm itself makes gradients explode.
 #    - c) Exploding is; vanishing gradients need another activation.
 #    - d) Neither: gradients do not depend on BatchNorm.
-# 2. Eight sigmoid layers without BatchNorm do not learn with Xavier's weights. What follows?
+# 2. Eight sigmoid layers without BatchNorm do not learn with Xavier's weights. What
+#    follows?
 #    - a) Only BatchNorm can train them.
 #    - b) The sigmoid cannot be trained at this depth.
 #    - c) The learning rate was too small.
-#    - d) Try weights that make up for the sigmoid's slope of at most 1/4 before you conclude anything.
+#    - d) Try weights that make up for the sigmoid's slope of at most 1/4 before you
+#      conclude anything.
 #
 # Answers: 1 b, 2 d
 #
-# Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean Field Theory of Batch Normalization,
-# 2019, theorem 8. Text 003 (vanishing, exploding, deeper networks, "after each transformation"), text 001
-# (lower risk of both).
+# Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean
+# Field Theory of Batch Normalization, 2019, theorem 8. Text 003 (vanishing, exploding,
+# deeper networks, "after each transformation"), text 001 (lower risk of both).
