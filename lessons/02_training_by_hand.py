@@ -132,8 +132,8 @@ model_by_fit = network().compile(optim.SGD(lr=RATE), loss="cross_entropy",
 history = model_by_fit.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0)
 by_fit = np.array(history.steps["loss"])
 difference = np.abs(by_hand - by_fit).max()
-weights_differ = max(np.abs(p.data - q.data).max() for p,
-                     q in zip(model.parameters(), model_by_fit.parameters()))
+weights_differ = max(np.abs(p.data - q.data).max()
+                     for p, q in zip(model.parameters(), model_by_fit.parameters()))
 
 # %%
 fig, ax = plotting.figure(size=(12, 6), title=f"{len(by_hand)} losses, by hand and by "
@@ -235,8 +235,8 @@ lesson.show(fig, "few_images")
 # this course, unless it says otherwise. More training images narrow the gap:
 
 # %%
-train_accuracy, accuracy = (np.mean(model.predict(a).argmax(axis=1) == b) for a,
-                            b in ((x, y), (x_test, y_test)))
+train_accuracy, accuracy = (np.mean(model.predict(a).argmax(axis=1) == b)
+                            for a, b in ((x, y), (x_test, y_test)))
 print(f"{len(x):,} images, {EPOCHS} epochs: training accuracy {train_accuracy:.3f}, "
       f"test accuracy {accuracy:.3f}")
 

@@ -232,24 +232,28 @@ lesson.show(fig, "surface")
 # its last frame.
 
 # %%
-fig, axes = plotting.figure(1, 2, size=(13, 7.2))
-lines = {}
-for ax, (name, title) in zip(axes, PANELS.items()):
-    x, grid = inputs[name], window(inputs[name], 200)
-    loss = excess(x, grid) / excess(x, np.zeros(2))
-    ax.contour(grid[..., 0], grid[..., 1], loss,
-               levels=[0.0005, 0.01, 0.1, 0.3, 0.6, 1, 1.5], colors="0.6",
-               linewidths=1.3)
-    ax.plot(*minimum(x), "*", color="black", markersize=18, linestyle="none",
-            label="minimum", zorder=3)
-    lines[name], = ax.plot([], [], "o-", color=color, markersize=6, linewidth=2,
-                           label="gradient descent from 0")
-    ax.set(xlabel="weight of A", ylabel="weight of B", aspect="equal")
-    ax.set_title(title, fontsize=16)
-    ax.grid(False)
-plotting.legend(axes[0])
+def seen_from_above():
+    """Two panels with contours and empty paths: the figure, and the lines to fill."""
+    fig, axes = plotting.figure(1, 2, size=(13, 7.2))
+    lines = {}
+    for ax, (name, title) in zip(axes, PANELS.items()):
+        x, grid = inputs[name], window(inputs[name], 200)
+        loss = excess(x, grid) / excess(x, np.zeros(2))
+        ax.contour(grid[..., 0], grid[..., 1], loss, colors="0.6", linewidths=1.3,
+                   levels=[0.0005, 0.01, 0.1, 0.3, 0.6, 1, 1.5])
+        ax.plot(*minimum(x), "*", color="black", markersize=18, linestyle="none",
+                label="minimum", zorder=3)
+        lines[name], = ax.plot([], [], "o-", color=color, markersize=6, linewidth=2,
+                               label="gradient descent from 0")
+        ax.set(xlabel="weight of A", ylabel="weight of B", aspect="equal")
+        ax.set_title(title, fontsize=16)
+        ax.grid(False)
+    plotting.legend(axes[0])
+    return fig, lines
+
 
 # %%
+fig, lines = seen_from_above()
 film, writer = plotting.folder() / f"{lesson.name}-descent.gif", PillowWriter(fps=10)
 message = fig.suptitle("gradient descent", fontsize=18, fontweight="bold")
 fig.canvas.draw()

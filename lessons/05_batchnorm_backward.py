@@ -47,9 +47,6 @@ WAYS = {"direct": [("x", r"$\hat x$")],
         "through the mean": [("x", r"$\mu$"), (r"$\mu$", r"$\hat x$")],
         "through the variance": [("x", "v"), ("v", "s"), ("s", r"$\hat x$")]}
 
-fig, ax = plotting.figure(size=(12, 5.5), title="Three ways lead from x to the output, "
-                          "so its gradient has three parts")
-
 # %%
 def arrow(start, end, **look):
     ax.annotate("", PLACES[end], PLACES[start], arrowprops={
@@ -57,6 +54,8 @@ def arrow(start, end, **look):
         **look})
 
 
+fig, ax = plotting.figure(size=(12, 5.5), title="Three ways lead from x to the output, "
+                          "so its gradient has three parts")
 for (way, arrows), (color, line) in zip(WAYS.items(), plotting.LOOKS):
     for start, end in arrows:
         arrow(start, end, color=color, linestyle=line, linewidth=4)
@@ -274,9 +273,10 @@ inputs = {"x": Tensor(x, requires_grad=True),
 composed, _, _ = F.batch_norm_composed(*inputs.values(), EPS)
 fused, _, _ = F.batch_norm(*inputs.values(), EPS)
 ours = [right, (dy * x_hat).sum(axis=0), dy.sum(axis=0)]
-differences = {name: max(np.abs(a - b).max() for a,
-                         b in zip(ours, grad(y, list(inputs.values()), gradient=dy)))
-               for name, y in (("composed", composed), ("fused", fused))}
+differences = {}
+for name, y in (("composed", composed), ("fused", fused)):
+    theirs = grad(y, list(inputs.values()), gradient=dy)
+    differences[name] = max(np.abs(a - b).max() for a, b in zip(ours, theirs))
 for name, difference in differences.items():
     print(f"{name}: largest difference of dx, dgamma, dbeta from ours {difference:.1e}")
 checked = gradcheck(lambda x, gamma, beta: F.batch_norm(x, gamma, beta, EPS)[0],

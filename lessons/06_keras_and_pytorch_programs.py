@@ -291,8 +291,8 @@ def runs(lr, batch_norm):
 # %%
 results = {lr: experiments.Comparison({BN: runs(lr, True), PLAIN: runs(lr, False)},
                                       lesson.seeds(3)) for lr in (0.001, 0.003)}
-gains = {lr: result.accuracy_at(BN, STEPS) - result.accuracy_at(PLAIN, STEPS) for lr,
-         result in results.items()}
+gains = {lr: result.accuracy_at(BN, STEPS) - result.accuracy_at(PLAIN, STEPS)
+         for lr, result in results.items()}
 printed, tripled = (written(100 * gain.mean(), 1, sign=True) for gain in gains.values())
 fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6), title="BatchNorm's gain: "
                             f"{printed} points at the printed rate, {tripled} at "

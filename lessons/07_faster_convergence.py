@@ -162,13 +162,15 @@ def search(name, sets, std):
 
 best_rate = {(care, name): search(name, *CARE[care]) for care in CARE
              for name in (BN, PLAIN)}
-found = {(care, name): [run(name, *CARE[care], lr, seed, 120 if name == BN
-                            and care != CAREFUL else 500) for seed in lesson.seeds(3)]
-         for (care, name), lr in best_rate.items()}
+found = {}
+for (care, name), lr in best_rate.items():
+    steps = 120 if name == BN and care != CAREFUL else 500
+    found[care, name] = [run(name, *CARE[care], lr, seed, steps)
+                         for seed in lesson.seeds(3)]
 
 # %%
-steps_to = {key: np.array([r.steps_to(TARGET) for r in runs]) for key,
-            runs in found.items()}
+steps_to = {key: np.array([r.steps_to(TARGET) for r in runs])
+            for key, runs in found.items()}
 
 
 def median_steps(care, name):
@@ -189,29 +191,27 @@ for care in CARE:
 
 # %%
 slowest = max(np.median(steps_to[care, BN]) for care in CARE)
-fig, ax = plotting.figure(size=(13, 6.8), title=f"All at their best: {TARGET:.0%} "
-                          f"right after {experiments.or_more(slowest, 120, '.0f')} "
-                          "steps with BatchNorm,\nwithout it after "
-                          f"{median_steps(CAREFUL, PLAIN)} with care and "
-                          f"{median_steps(CARELESS, PLAIN)} with less")
+message = (f"All at their best: {TARGET:.0%} right after "
+           f"{experiments.or_more(slowest, 120, '.0f')} steps with BatchNorm,\n"
+           f"without it after {median_steps(CAREFUL, PLAIN)} with care and "
+           f"{median_steps(CARELESS, PLAIN)} with less")
+LINES = dict(zip(CARE, ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (1, 1)))))
+
+# %%
+fig, ax = plotting.figure(size=(13, 6.8), title=message)
 for (care, name), runs in found.items():
     color = plotting.LOOKS[name == PLAIN][0]
-    line = ("-", (0, (5, 1.5)), (0, (4, 1, 1, 1)), (0, (1, 1)))[list(CARE).index(care)]
     steps, curves = runs[0].eval_steps, np.array([r.accuracy for r in runs])
     ax.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=color,
                     alpha=0.12)
-    ax.plot(steps, np.median(curves, axis=0), color=color, linestyle=line, linewidth=3,
-            label=f"{care}: {median_steps(care, PLAIN)} steps" if name == PLAIN
-            else None)
-
-# %%
+    ax.plot(steps, np.median(curves, axis=0), color=color, linestyle=LINES[care],
+            linewidth=3, label=None if name == BN
+            else f"{care}: {median_steps(care, PLAIN)} steps")
 ax.axhline(TARGET, color="0.4", linewidth=1.2, linestyle=":")
-ax.text(10.5, 0.92, "with BatchNorm", color=plotting.LOOKS[0][0], fontsize=17,
-        weight="bold")
-ax.text(210, 0.14, "without BatchNorm", color=plotting.LOOKS[1][0], fontsize=17,
-        weight="bold")
-ax.set(xscale="log", xlim=(10, 500), ylim=(0, 1), xlabel="training step (logarithmic)",
-       ylabel="test accuracy")
+for name, i, place in ((BN, 0, (10.5, 0.92)), (PLAIN, 1, (210, 0.14))):
+    ax.text(*place, name, color=plotting.LOOKS[i][0], fontsize=17, weight="bold")
+ax.set(xscale="log", xlim=(10, 500), ylim=(0, 1), ylabel="test accuracy",
+       xlabel="training step (logarithmic)")
 ax.set_xticks([10, 25, 50, 100, 200, 400], labels=[10, 25, 50, 100, 200, 400])
 ax.minorticks_off()
 plotting.legend(ax)

@@ -168,10 +168,11 @@ for depth, result in results.items():
     ways = {"without BatchNorm, its best rate": (PLAIN, own[depth][PLAIN]),
             "with BatchNorm, the same rate": (BN, own[depth][PLAIN]),
             "with BatchNorm, its own best rate": (BN, own[depth][BN])}
-    runs = {way: [experiments.run(pair(depth)[name](seed), data,
-                                  optimizer=optim.SGD(lr=lr), steps=SPLIT_STEPS,
-                                  batch_size=64) for seed in lesson.seeds(3)] for way,
-            (name, lr) in ways.items()}
+    runs = {}
+    for way, (name, lr) in ways.items():
+        runs[way] = [experiments.run(pair(depth)[name](seed), data,
+                                     optimizer=optim.SGD(lr=lr), steps=SPLIT_STEPS,
+                                     batch_size=64) for seed in lesson.seeds(3)]
     split[depth] = experiments.Comparison(runs, lesson.seeds(3))
 
 # %%

@@ -140,9 +140,9 @@ def follow(seed, momentum):
 
 # %%
 runs = {a: [follow(seed, a) for seed in lesson.seeds(5)] for a in MOMENTA}
-different = max(np.abs(p.data - q.data).max() for other in MOMENTA[1:] for run,
-                run2 in zip(runs[0.1], runs[other]) for p,
-                q in zip(run["model"].parameters(), run2["model"].parameters()))
+different = max(np.abs(p.data - q.data).max() for other in MOMENTA[1:]
+                for run, run2 in zip(runs[0.1], runs[other])
+                for p, q in zip(run["model"].parameters(), run2["model"].parameters()))
 print("largest difference between the weights trained with the three momenta: "
       f"{different}")
 
@@ -277,8 +277,8 @@ for mode in ("evaluation", "training"):
 def in_training_mode(model, order, size):
     """The accuracy when the test images come in batches of a size, in training mode."""
     twin = copy.deepcopy(model).train()
-    right = [twin(xb).numpy().argmax(axis=1) == yb for xb,
-             yb in data.batches(x_test[order], y_test[order], size)]
+    right = [twin(xb).numpy().argmax(axis=1) == yb
+             for xb, yb in data.batches(x_test[order], y_test[order], size)]
     return np.concatenate(right).mean()
 
 
@@ -287,8 +287,8 @@ ways = {"evaluation mode": lambda model: test_accuracy(model),
         "training mode, shuffled": lambda model: in_training_mode(model, mixed, 64),
         "training mode, sorted": lambda model: in_training_mode(model, by_class, 64),
         "training mode, pairs": lambda model: in_training_mode(model, mixed, 2)}
-found = {name: np.array([way(run["model"]) for run in runs[0.1]]) for name,
-         way in ways.items()}
+found = {name: np.array([way(run["model"]) for run in runs[0.1]])
+         for name, way in ways.items()}
 evaluation, shuffled, in_order, pairs = found.values()
 
 # %%
