@@ -121,8 +121,10 @@ images = x_train[rng.choice(len(x_train), 65, replace=False)]
 rows = Dense(100, rng=rng)(images).numpy().astype(np.float64)
 # the 65th row moves into the place of the 64th
 table, replaced = rows[:64], np.delete(rows, 63, axis=0)
-neighbours = {name: np.abs(normalise(replaced) - normalise(table))[:63].max()
-              for name, normalise in (("BatchNorm", batch_norm), ("LayerNorm", layer_norm))}
+neighbours = {}
+for name, normalise in (("BatchNorm", batch_norm), ("LayerNorm", layer_norm)):
+    difference = normalise(replaced) - normalise(table)
+    neighbours[name] = np.abs(difference)[:63].max()
 for name, change in neighbours.items():
     print(f"{name}: largest change in the rows of the 63 other images {change:.3g}")
 

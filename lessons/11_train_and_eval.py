@@ -169,11 +169,10 @@ for i, (name, values) in enumerate(curves.items()):
     print(f"{name:24}" + "".join(f"{np.median(values[:, at[step]]):7.3f}"
                                  for step in (20, 50, 100, 300)))
     plotting.band(often, values, name, i, ax)
-labels = {"population statistics": (30, 0.95), "momentum 0.1": (24, 0.68),
-          "momentum 0.01": (62, 0.72), "momentum 0.001": (110, 0.58)}
-for i, (name, place) in enumerate(labels.items()):
-    ax.text(*place, name, color=plotting.LOOKS[i][0], fontsize=16, weight="bold")
-ax.set(xlabel="training step", ylabel="test accuracy, evaluation mode", ylim=(0, 1))
+ax.set(xlabel="training step (logarithmic)", ylabel="test accuracy, evaluation mode",
+       xscale="log", ylim=(0.3, 1))
+plotting.plain_ticks(ax.xaxis)
+plotting.legend(ax)
 lesson.show(fig, "momentum")
 
 # %% [markdown]

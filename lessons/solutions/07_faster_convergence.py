@@ -1,0 +1,91 @@
+# %% [markdown]
+# # Solutions to lesson 7: faster convergence
+#
+# For teachers. Each cell answers one item of "Try"; the sentence before it says what it
+# prints on the digits with seed 0.
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from minidl import Activation, BatchNorm, Dense, Sequential
+from minidl import data, experiments, initializers, optim
+
+train, test = data.load("digits")
+scale = data.standardization(train[0])
+scaled = (scale(train[0]), train[1]), (scale(test[0]), test[1])
+OFTEN = [*range(10, 121, 10), *range(150, 501, 25)]
+
+
+def network(seed, std, batch_norm, activation="sigmoid"):
+    weights = "he_normal" if std is None else initializers.normal(std)
+    layers = []
+    for _ in range(3):
+        layers.append(Dense(100, kernel_initializer=weights))
+        layers += [BatchNorm()] if batch_norm else []
+        layers.append(Activation(activation))
+    return Sequential([*layers, Dense(10, kernel_initializer=weights)], seed=seed)
+
+
+# %%
+def runs(sets, std, batch_norm, lr, activation="sigmoid", steps=300, often=OFTEN):
+    """Three seeds of one network."""
+    return [experiments.run(network(seed, std, batch_norm, activation), sets,
+                            optimizer=optim.SGD(lr=lr), steps=steps, batch_size=60,
+                            eval_steps=[step for step in often if step <= steps])
+            for seed in range(3)]
+
+
+def steps_to(runs, target):
+    return np.median([run.steps_to(target) for run in runs])
+
+
+# %% [markdown]
+# 1. @1
+
+# %%
+fair = {"with": runs(scaled, 0.3, True, 4.0), "without": runs(scaled, 0.3, False, 2.0)}
+for target in (0.5, 0.85, 0.9):
+    slow, fast = (steps_to(fair[name], target) for name in ("without", "with"))
+    print(f"1. target {target}: {fast:.0f} steps with BatchNorm, {slow:.0f} without, "
+          f"ratio {slow / fast:.1f}")
+
+# %% [markdown]
+# 2. @2
+
+# %%
+binary = tuple(((x > 0.5).astype(np.float32), y) for x, y in (train, test))
+for name, sets in (("grey", (train, test)), ("binary", binary)):
+    slow, fast = (steps_to(runs(sets, 0.1, batch_norm, 2.0, steps=500), 0.85)
+                  for batch_norm in (False, True))
+    print(f"2. {name} pixels, rate 2: {fast:.0f} steps with, {slow:.0f} without")
+
+# %% [markdown]
+# 3. @3
+
+# %%
+slow = steps_to(runs((train, test), 0.4, False, 1.0), 0.85)
+print(f"3. plain, raw pixels, N(0, 0.4^2), rate 1: {slow:.0f} steps")
+
+# %% [markdown]
+# 4. @4
+
+# %%
+for lr in (0.03, 0.1, 0.3):
+    slow, fast = (steps_to(runs((train, test), None, batch_norm, lr, "relu"), 0.85)
+                  for batch_norm in (False, True))
+    print(f"4. ReLU, He's weights, rate {lr}: {fast:.0f} steps with, {slow:.0f} without")
+
+# %% [markdown]
+# 5. @5
+
+# %%
+late = {batch_norm: runs(scaled, 0.3, batch_norm, lr, steps=3000, often=[1000, 3000])
+        for batch_norm, lr in ((True, 4.0), (False, 2.0))}
+for place, step in enumerate((1000, 3000)):
+    with_bn, without = ([run.accuracy[place] for run in late[b]] for b in (True, False))
+    print(f"5. after {step} steps {np.mean(with_bn):.3f} with, {np.mean(without):.3f} "
+          f"without: {experiments.paired_difference(with_bn, without)}")

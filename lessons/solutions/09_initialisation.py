@@ -1,0 +1,85 @@
+# %% [markdown]
+# # Solutions to lesson 9: initialisation
+#
+# For teachers. Each cell answers one item of "Try"; the sentence before it says what it
+# prints on the digits with seed 0.
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from minidl import Activation, BatchNorm, Dense, Sequential
+from minidl import data, experiments, initializers, optim, record
+
+(x, y), _ = data.load("digits")
+images = x[:1000], y[:1000]
+
+
+def network(weights, batch_norm, last=None):
+    layers = []
+    for _ in range(5):
+        layers.append(Dense(100, kernel_initializer=weights))
+        layers += [BatchNorm()] if batch_norm else []
+        layers.append(Activation("relu"))
+    return Sequential([*layers, Dense(10, kernel_initializer=last or weights)], seed=0)
+
+
+def accuracy(model, optimizer, steps=200):
+    """On the 1,000 training images; a network that diverged is left guessing."""
+    run = experiments.run(model, (images, images), optimizer=optimizer, steps=steps,
+                          batch_size=100, eval_steps=[steps])
+    return np.nan_to_num(run.accuracy[-1], nan=0.1)
+
+
+# %% [markdown]
+# 1. @1
+
+# %%
+print(f"1. He's scales: {np.sqrt(2 / 784):.2f} in the first layer, then "
+      f"{np.sqrt(2 / 100):.2f}")
+for batch_norm in (True, False):
+    print(f"1. BatchNorm {batch_norm}: "
+          f"{accuracy(network('he_normal', batch_norm), optim.SGD(lr=0.01)):.3f}")
+
+# %% [markdown]
+# 2. @2
+
+# %%
+for value in (0.0, 0.01):
+    for batch_norm in (True, False):
+        model = network(initializers.constant(value), batch_norm)
+        print(f"2. all weights {value}, BatchNorm {batch_norm}: "
+              f"{accuracy(model, optim.SGD(lr=0.1)):.3f}")
+
+# %% [markdown]
+# 3. @3
+
+# %%
+for scale in (1.0, 0.1, 0.01):
+    model = network(initializers.normal(scale), True, initializers.normal(0.1))
+    with record(model) as log:
+        accuracy(model, optim.SGD(lr=0.01), steps=1)
+    print(f"3. scale {scale}, last layer 0.1: first step / weights "
+          f"{log['dense_2.kernel', 'update_ratio'][0]:.2g}")
+
+# %% [markdown]
+# 4. @4
+
+# %%
+for lr in (1.0, 3.0, 10.0, 30.0, 100.0):
+    model = network(initializers.normal(0.01), False)
+    print(f"4. without BatchNorm, scale 0.01, rate {lr:g}: "
+          f"{accuracy(model, optim.SGD(lr=lr)):.3f}")
+
+# %% [markdown]
+# 5. @5
+
+# %%
+for batch_norm in (True, False):
+    found = [accuracy(network(initializers.normal(scale), batch_norm),
+                      optim.Adam(lr=0.003)) for scale in (1.0, 0.1, 0.01, 0.001, 1e-4)]
+    print(f"5. Adam, BatchNorm {batch_norm}, scales 1 to 0.0001: "
+          + ", ".join(f"{value:.2f}" for value in found))
