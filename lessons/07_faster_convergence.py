@@ -282,6 +282,38 @@ print("reported, the fair pair after 500 steps: accuracy with - without BatchNor
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. A blog says: "With BatchNorm our network needed ten times fewer steps." What do
+# you ask first?**
+#
+# - A: Whether the batches were large enough for the law of large numbers.
+# - B: How carefully the inputs, the initial weights and the rate of the other network
+#   were chosen.
+# - C: Whether internal covariate shift was measured.
+# - D: Whether $\gamma$ started at 1.
+#
+# **2. Why may the learning rate not be chosen by the accuracy on the test images?**
+#
+# - A: Because the test images are harder than the training images.
+# - B: Because BatchNorm would then use the test images' statistics.
+# - C: Because the best of several results on the same images is partly luck on these
+#   images.
+# - D: It may, if both networks do it.
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. The ratio is a fact about both networks: against a plain network with raw pixels
+# and small weights BatchNorm is ten times as fast, against a careful one twice (this
+# lesson). A and D change little, and C is text 000's explanation, which a count of
+# steps does not test.
+#
+# 2 C. Of several results on the same images the best is partly luck on these images, so
+# it is too good. A has nothing to do with choosing. B mixes up statistics and rates;
+# BatchNorm's statistics come from the training set. D makes the luck equal, not absent.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: move the target to 0.5 and to 0.9. How does the ratio of the fair pair
@@ -294,24 +326,6 @@ lesson.finish()
 #    the effect is left?
 # 5. Research: run 50,000 steps overnight, as the paper did. Who is ahead at the end,
 #    and by more than the band?
-#
-# ## Two questions
-#
-# 1. A blog says: "With BatchNorm our network needed ten times fewer steps." What do you
-#    ask first?
-#    - a) Whether the batches were large enough for the law of large numbers.
-#    - b) How carefully the inputs, the initial weights and the rate of the other
-#      network were chosen.
-#    - c) Whether internal covariate shift was measured.
-#    - d) Whether $\gamma$ started at 1.
-# 2. Why may the learning rate not be chosen by the accuracy on the test images?
-#    - a) Because the test images are harder than the training images.
-#    - b) Because BatchNorm would then use the test images' statistics.
-#    - c) Because the best of several results on the same images is partly luck on these
-#      images.
-#    - d) It may, if both networks do it.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy, Batch Normalization: Accelerating Deep Network
 # Training by Reducing Internal Covariate Shift, 2015, section 4.1 and figure 1a.

@@ -236,6 +236,38 @@ lesson.check("share of BatchNorm's gain that is there at this rate", same / free
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. A network works up to rate 0.5 without BatchNorm and up to 5 with it. What
+# follows?**
+#
+# - A: BatchNorm's gain comes from the larger rate.
+# - B: The network with BatchNorm learns ten times as fast.
+# - C: BatchNorm tolerates larger rates; where its gain comes from needs another
+#   experiment.
+# - D: Without BatchNorm the gradients vanish.
+#
+# **2. Why does a step that is too large do more harm in a deep plain network than in a
+# shallow one?**
+#
+# - A: The layers' scales multiply, so each layer makes the next gradient larger.
+# - B: Deep networks have more biases.
+# - C: The learning rate is divided by the number of layers.
+# - D: The batch statistics are noisier.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. What a network tolerates and what it gains are two measurements. A is what texts
+# 000 and 003 conclude; in this lesson most of the gain is there at the same rate. B
+# would follow only if the larger rate were used and brought the same progress per unit
+# of rate. D is another claim (lesson 10).
+#
+# 2 A. The scales of the layers multiply, therefore each layer makes the next gradient
+# larger. B, C and D are true of no network in this lesson: there are few biases, the
+# rate is not divided, and the plain network has no batch statistics.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: put a BatchNorm on the logits as well. Does the right end of the curve move?
@@ -245,23 +277,6 @@ lesson.finish()
 # 4. Medium: replace SGD by Adam. What is left of the difference?
 # 5. Research: above the largest rate the network with BatchNorm fails too. Which layer
 #    fails first?
-#
-# ## Two questions
-#
-# 1. A network works up to rate 0.5 without BatchNorm and up to 5 with it. What follows?
-#    - a) BatchNorm's gain comes from the larger rate.
-#    - b) The network with BatchNorm learns ten times as fast.
-#    - c) BatchNorm tolerates larger rates; where its gain comes from needs another
-#      experiment.
-#    - d) Without BatchNorm the gradients vanish.
-# 2. Why does a step that is too large do more harm in a deep plain network than in a
-#    shallow one?
-#    - a) The layers' scales multiply, so each layer makes the next gradient larger.
-#    - b) Deep networks have more biases.
-#    - c) The learning rate is divided by the number of layers.
-#    - d) The batch statistics are noisier.
-#
-# Answers: 1 c, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.3 and 4.2.2. N. Bjorck, C. Gomes, B.
 # Selman and K. Weinberger, Understanding Batch Normalization, 2018.

@@ -410,6 +410,36 @@ lesson.check("fair: accuracy without BatchNorm at scale 0.01, best of three rate
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. All kernels in front of a BatchNorm are multiplied by 10. What changes?**
+#
+# - A: The layer's output becomes 10 times as large.
+# - B: Nothing at all, not even in training.
+# - C: The output stays (except for $\epsilon$), and a step changes the weights less,
+#   relative to their size.
+# - D: The units saturate.
+#
+# **2. Why does BatchNorm fail at very small initial weights?**
+#
+# - A: The variance of a unit's input is far below $\epsilon$, so dividing by
+#   $\sqrt{\sigma_B^2 + \epsilon}$ normalises nothing.
+# - B: float32 cannot represent such small numbers.
+# - C: The learning rate becomes too large.
+# - D: The batch is too small to estimate a mean.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. BatchNorm divides the factor of 10 out of the output, but the gradient becomes 10
+# times smaller and the weights are 10 times larger. A forgets the normalisation, B the
+# training. D is what would happen without BatchNorm, the case that text 003 describes.
+#
+# 2 A. Below epsilon the division is by a constant. B is wrong: float32 goes down to
+# 1e-38. C is wrong: the steps of the others would have to be tiny, not large. D
+# concerns noise, which does not depend on the scale of the weights.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: He's weights (`"he_normal"`) have a scale for each layer. Which network
@@ -422,23 +452,6 @@ lesson.finish()
 #    that works?
 # 5. Research: replace SGD by Adam, whose step does not depend on the size of the
 #    gradient. Which edge is left?
-#
-# ## Two questions
-#
-# 1. All kernels in front of a BatchNorm are multiplied by 10. What changes?
-#    - a) The layer's output becomes 10 times as large.
-#    - b) Nothing at all, not even in training.
-#    - c) The output stays (except for $\epsilon$), and a step changes the weights less,
-#      relative to their size.
-#    - d) The units saturate.
-# 2. Why does BatchNorm fail at very small initial weights?
-#    - a) The variance of a unit's input is far below $\epsilon$, so dividing by
-#      $\sqrt{\sigma_B^2 + \epsilon}$ normalises nothing.
-#    - b) float32 cannot represent such small numbers.
-#    - c) The learning rate becomes too large.
-#    - d) The batch is too small to estimate a mean.
-#
-# Answers: 1 c, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3 (the scale of a layer's weights).
 # K. Saitoh, Deep Learning from Scratch, program ch06/batch_norm_test.py. Texts 000 and

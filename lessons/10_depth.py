@@ -327,11 +327,12 @@ plotting.legend(axes[0])
 lesson.show(fig, "longer")
 
 # %% [markdown]
-# So the vanishing gradient at 8 layers has a cheaper cure than BatchNorm, which works
-# more slowly and less reliably. At 32 layers it has none that we have found: each
-# factor of slope times weight must then be right to a few per cent, and BatchNorm
-# adjusts it in every step. Nor does BatchNorm have to stand after each transformation,
-# as the curve of every second layer shows.
+# So the vanishing gradient at 8 layers has a cheaper cure than BatchNorm, but one that
+# works more slowly and less reliably. At 32 layers a factor of 5 no longer suffices:
+# whatever a layer loses is lost 32 times over, therefore the factor would have to be met
+# far more exactly (exercise 3), while BatchNorm adjusts it in every step. Nor does
+# BatchNorm have to stand after each transformation, as the curve of every second layer
+# shows.
 #
 # With ReLUs BatchNorm helps at 8 layers. At 32 layers both networks learn badly, and
 # which one is ahead depends on the seed and on when we stop. Does the explosion last?
@@ -427,6 +428,37 @@ lesson.check("depth: ReLU, 32 layers, 400 steps, accuracy with - without BatchNo
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. "BatchNorm solves vanishing and exploding gradients." What is true at the start
+# of training?**
+#
+# - A: Both are solved.
+# - B: Vanishing is; in deep ReLU networks BatchNorm itself makes gradients explode.
+# - C: Exploding is; vanishing gradients need another activation.
+# - D: Neither: gradients do not depend on BatchNorm.
+#
+# **2. Eight sigmoid layers without BatchNorm do not learn with Xavier's weights. What
+# follows?**
+#
+# - A: Only BatchNorm can train them.
+# - B: The sigmoid cannot be trained at this depth.
+# - C: The learning rate was too small.
+# - D: Try weights that make up for the sigmoid's slope of at most 1/4 before you
+#   conclude anything.
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. At 32 sigmoid layers BatchNorm brings the ratio of first to last gradient near 1;
+# at 32 ReLU layers it raises it above 1,000. A is text 003's sentence. C has the two
+# exchanged. D contradicts the first figure.
+#
+# 2 D. With weights five times as large, eight layers learn. A would be text 003's
+# conclusion, and B the conclusion from one setting. C was tried: no rate of the grid
+# helps with Xavier's weights.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: what does `theory(4, "relu")` give, squared? Why can a batch of 3 not work
@@ -440,24 +472,6 @@ lesson.finish()
 # 5. Research: why do 32 layers of ReLU and BatchNorm learn so slowly, if not for the
 #    gradient? Compare the last layer's outputs for two different images before
 #    training, at 2 and at 32 layers.
-#
-# ## Two questions
-#
-# 1. "BatchNorm solves vanishing and exploding gradients." What is true at the start of
-#    training?
-#    - a) Both are solved.
-#    - b) Vanishing is; in deep ReLU networks BatchNorm itself makes gradients explode.
-#    - c) Exploding is; vanishing gradients need another activation.
-#    - d) Neither: gradients do not depend on BatchNorm.
-# 2. Eight sigmoid layers without BatchNorm do not learn with Xavier's weights. What
-#    follows?
-#    - a) Only BatchNorm can train them.
-#    - b) The sigmoid cannot be trained at this depth.
-#    - c) The learning rate was too small.
-#    - d) Try weights that make up for the sigmoid's slope of at most 1/4 before you
-#      conclude anything.
-#
-# Answers: 1 b, 2 d
 #
 # Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean
 # Field Theory of Batch Normalization, 2019, theorem 8. Text 003 (vanishing, exploding,

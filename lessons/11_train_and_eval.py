@@ -364,6 +364,39 @@ lesson.check("accuracy in evaluation mode - in training mode on pairs",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. After a short training the training accuracy is 0.9 and `evaluate` returns 0.3.
+# What do you check first?**
+#
+# - A: Whether the learning rate was too large.
+# - B: Whether the moving averages have arrived, given the momentum and the number of
+#   steps.
+# - C: Whether $\gamma$ and $\beta$ were recorded in the forward pass.
+# - D: Whether the test images were normalised with their own mean.
+#
+# **2. Text 003 takes the statistics for prediction from moving averages on one slide
+# and from the whole training set on another. When do the two agree?**
+#
+# - A: Always: they are two names for one thing.
+# - B: Never, because the moving averages are biased.
+# - C: When the momentum is large enough for the number of steps, and the weights hardly
+#   change any more.
+# - D: When the batch is the whole training set.
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. The averages start at 0 and 1, and after k steps these still have the weight (1 -
+# a)^k. A would show in the training accuracy as well. C repeats text 003's words; gamma
+# and beta act in every forward pass. D would not explain a sudden gap, and evaluate
+# does not do it.
+#
+# 2 C. The moving averages must have forgotten their start, and the weights must have
+# settled. A is how text 003 uses them. B: after enough steps there is no bias left. D
+# would make the batch statistics exact, but the averages would still be late.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: momentum 1 keeps the statistics of the last batch alone. Add 1.0 to
@@ -379,25 +412,6 @@ lesson.finish()
 # 5. Research: Wu and Johnson compare the two kinds of statistics for a large network
 #    and batches of 8,192. Repeat the first figure with batches of 512 and the same
 #    number of images. Which momentum suits someone who trains for one epoch?
-#
-# ## Two questions
-#
-# 1. After a short training the training accuracy is 0.9 and `evaluate` returns 0.3.
-#    What do you check first?
-#    - a) Whether the learning rate was too large.
-#    - b) Whether the moving averages have arrived, given the momentum and the number of
-#      steps.
-#    - c) Whether $\gamma$ and $\beta$ were recorded in the forward pass.
-#    - d) Whether the test images were normalised with their own mean.
-# 2. Text 003 takes the statistics for prediction from moving averages on one slide and
-#    from the whole training set on another. When do the two agree?
-#    - a) Always: they are two names for one thing.
-#    - b) Never, because the moving averages are biased.
-#    - c) When the momentum is large enough for the number of steps, and the weights
-#      hardly change any more.
-#    - d) When the batch is the whole training set.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.1 and algorithm 2. Y. Wu and J.
 # Johnson, Rethinking "Batch" in BatchNorm,

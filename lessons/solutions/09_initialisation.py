@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 9: initialisation
 #
-# For teachers. Each cell answers one item of "Try"; the sentence before it says what it
-# prints on the digits with seed 0.
+# For teachers. The numbers are those of the digits, seed 0.
 
 # %%
 import os
@@ -35,7 +34,11 @@ def accuracy(model, optimizer, steps=200):
 
 
 # %% [markdown]
-# 1. @1
+# ## 1. He's weights
+#
+# Both learn: 0.971 with BatchNorm, 0.866 without. He's scales are 0.05 in the first layer
+# and 0.14 in the others. For BatchNorm that is the middle of its range; the plain network
+# lies within a factor of three of both edges.
 
 # %%
 print(f"1. He's scales: {np.sqrt(2 / 784):.2f} in the first layer, then "
@@ -45,7 +48,11 @@ for batch_norm in (True, False):
           f"{accuracy(network('he_normal', batch_norm), optim.SGD(lr=0.01)):.3f}")
 
 # %% [markdown]
-# 2. @2
+# ## 2. Equal weights
+#
+# With zeros neither learns (0.10). With all weights 0.01 BatchNorm reaches 0.15 and the
+# plain network 0.22: all units of a layer are equal and get equal gradients, so a layer
+# stays one unit. BatchNorm cannot tell them apart, either.
 
 # %%
 for value in (0.0, 0.01):
@@ -55,7 +62,11 @@ for value in (0.0, 0.01):
               f"{accuracy(model, optim.SGD(lr=0.1)):.3f}")
 
 # %% [markdown]
-# 3. @3
+# ## 3. The last layer at 0.1
+#
+# The first step relative to the weights is 1.2e-5, 0.0012 and 0.12 at the scales 1, 0.1 and
+# 0.01: now a factor of 100 for each 10, the full $a^2$. The missing factor of $a$ came from
+# the last layer.
 
 # %%
 for scale in (1.0, 0.1, 0.01):

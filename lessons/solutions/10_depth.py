@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 10: depth
 #
-# For teachers. Each cell answers one item of "Try"; the sentence before it says what it
-# prints on the digits with seed 0.
+# For teachers. The numbers are those of the digits, seed 0.
 
 # %%
 import os
@@ -19,7 +18,11 @@ digits = data.load("digits")
 
 
 # %% [markdown]
-# 1. @1
+# ## 1. A batch of 4
+#
+# With a batch of 4 `theory` returns 1.756, so the squared norm grows by 3.08 per layer,
+# twice as fast as with large batches. A batch of 3 cannot work for linear layers: the
+# factor $\frac{B-2}{B-3}$ divides by zero, because the mean of the squared gradient is infinite.
 
 # %%
 def theory(batch_size):
@@ -34,7 +37,10 @@ print(f"1. B = 4: {theory(4):.3f} times the squared norm per layer")
 
 
 # %% [markdown]
-# 2. @2
+# ## 2. tanh
+#
+# 1.10 times per layer at B = 64, against 1.22 for ReLU. tanh loses less of the variance on
+# the way forward, therefore BatchNorm has less to make up for, and the gradient grows less.
 
 # %%
 def growth(layers, batch_size=64):
@@ -83,7 +89,11 @@ for factor in (3, 4, 5, 6, 8):
 
 
 # %% [markdown]
-# 4. @4
+# ## 4. Shortcuts
+#
+# The gradient in front of 16 blocks is 7 times as large as behind them, against 340 times
+# for the same blocks without shortcuts: along the shortcut it comes back unchanged. This is
+# why very deep networks with BatchNorm are residual networks.
 
 # %%
 class Shortcut(Module):
@@ -116,7 +126,12 @@ print(f"4. 16 blocks with a shortcut: gradient first / last "
       f"{first_over_last([shortcut.block for shortcut in with_shortcut]):.2g}")
 
 # %% [markdown]
-# 5. @5
+# ## 5. Two images at depth 32
+#
+# At 2 layers images of one class have more similar outputs than others (cosine 0.42
+# against 0.31). At 32 layers the difference is gone (0.345 and 0.350): the last layer has
+# lost the class before it can learn anything. Without BatchNorm all images become alike
+# (0.97). So the slow learning need not come from the gradient.
 
 # %%
 for batch_norm in (True, False):

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 11: train and eval
 #
-# For teachers. Each cell answers one item of "Try"; the sentence before it says what it
-# prints on the digits with seed 0.
+# For teachers. The numbers are those of the digits, seed 0.
 
 # %%
 import os
@@ -42,7 +41,11 @@ def precise(model, images=x_train[:2048]):
 
 
 # %% [markdown]
-# 1. @1
+# ## 1. Momentum 1
+#
+# The statistics of one batch cost about half a point: 0.867, 0.932 and 0.948 after 20, 100
+# and 300 steps, against 0.875, 0.928 and 0.954 with population statistics. There is no
+# delay, only noise.
 
 # %%
 for steps in (20, 100, 300):
@@ -51,7 +54,12 @@ for steps in (20, 100, 300):
           f"{accuracy(precise(model)):.3f}")
 
 # %% [markdown]
-# 2. @2
+# ## 2. Shifted test images
+#
+# Adding 0.3 takes the accuracy from 0.954 to 0.625. With statistics estimated from the
+# shifted test images themselves it is 0.955 again, because a shift of all images is just
+# what a mean removes. This is allowed where the test images are many, come from one source,
+# and may be used together before the first prediction is due.
 
 # %%
 model = trained(0.1, 300)
@@ -61,7 +69,11 @@ print(f"2. test images + 0.3: {accuracy(model, shifted):.3f} with training stati
       f"{accuracy(model):.3f}")
 
 # %% [markdown]
-# 3. @3
+# ## 3. Bias correction
+#
+# Dividing by $1 - (1 - a)^k$ takes momentum 0.001 from 0.765 to 0.899 after 50 steps
+# (population statistics: 0.911). What is left is not bias: the average still contains
+# means of weights that have changed since.
 
 # %%
 a = 0.001
@@ -77,7 +89,11 @@ for steps in (50, 300):
           f"population statistics {accuracy(precise(model)):.3f}")
 
 # %% [markdown]
-# 4. @4
+# ## 4. Folding
+#
+# The logits differ by 6e-6 of 15, which is rounding in float32. It works only for fixed
+# statistics: in training mode mean and variance depend on the batch, so no fixed kernel
+# can replace them.
 
 # %%
 model = trained(0.1, 300)
@@ -88,7 +104,11 @@ difference = np.abs(folded.predict(x_test) - outputs).max()
 print(f"4. largest difference of the logits {difference:.1e}, of {np.abs(outputs).max():.0f}")
 
 # %% [markdown]
-# 5. @5
+# ## 5. One epoch of large batches
+#
+# One epoch is only 19 steps. Momentum 0.3 to 0.9 is as good as population statistics
+# (0.90); with 0.1 it is nearly there; with 0.01, Keras' 0.99, it is 0.79, because 83 % of
+# the starting values are left.
 
 # %%
 epoch = len(x_train) // 512
