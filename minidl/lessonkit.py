@@ -171,6 +171,26 @@ def ratio(slow, fast, limit):
     return slow / fast, experiments.or_more(slow / fast, limit, ".3g")
 
 
+def written(number, digits=2, sign=False):
+    """A number as people write it in a sentence: 1,650, −0.013, 4 × 10¹⁹.
+
+    digits: how many of them count. sign: a plus, too. Numbers below 0.001 and from a million on get
+    a power of ten; what rounds to 0 is 0 and never −0.
+    """
+    if not math.isfinite(number):
+        return str(number)
+    mantissa, exponent = f"{number:.{digits - 1}e}".split("e")
+    power, value = int(exponent), float(f"{mantissa}e{exponent}")
+    if value and not -3 <= power < 6:
+        text = f"{abs(float(mantissa)):.{digits - 1}f} × 10" + str(power).translate(SUPERSCRIPTS)
+    else:
+        text = f"{abs(value):,.{max(0, digits - 1 - power)}f}"
+    return ("−" if value < 0 else "+" if sign else "") + text
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def _plain(bound):
     """A bound as JSON knows it: not as NumPy's float32."""
     return bound.item() if isinstance(bound, np.generic) else bound

@@ -579,3 +579,59 @@ def test_a_run_takes_any_module():
     result = experiments.run(Plain(), ((x[:200], y[:200]), test_data), optimizer=experiments.SGD(lr=0.5),
                              steps=30, batch_size=20, eval_steps=[0, 30])
     assert result.losses[-1] < result.losses[0] and result.accuracy[1] > result.accuracy[0] + 0.2
+
+
+# --- Choosing settings, and differences -----------------------------------------------------------------
+
+def test_settings_are_chosen_on_held_out_images_and_the_test_set_stays_unseen():
+    """data.split returns what a comparison takes, and not one of its images is in the test set."""
+    train, test = toy_data()
+    held_out = data.split(*train)
+    seen = {tuple(row) for x, _ in held_out for row in x.tolist()}
+    assert seen == set(map(tuple, train[0].tolist())) and not seen & set(map(tuple, test[0].tolist()))
+    result = experiments.compare(BUILDERS, held_out, lr=0.1, steps=3, eval_steps=[3], seeds=(0, 1))
+    right = result.array("BN", "accuracy") * len(held_out[1][1])  # a whole number of its images
+    assert right.shape == (2, 1) and np.allclose(right, right.round())
+
+
+@pytest.mark.parametrize("scores, expected, said", [
+    ([0.1, 0.9, 0.3], 0.1, ""),
+    ([[0.1, 0.9, 0.2], [0.3, 0.3, 0.6]], 0.1, ""),  # the mean of both seeds
+    ([np.nan, 0.1, np.nan], 0.1, ""),
+    ([-np.inf, -50, -60], 0.1, ""),
+    ([0.5, 0.9, 0.9], 1.0, "the best, 1, lies at the edge of its grid, 0.01 to 1: try larger ones too"),
+    ([0.9, 0.5, 0.4], 0.01, "try smaller ones too"),
+    ([0.1, 0.1, 0.1], 0.1, "")])
+def test_the_best_rate_is_chosen_and_its_edge_is_said(scores, expected, said, capsys):
+    assert experiments.best([0.01, 0.1, 1.0], scores) == expected
+    printed = capsys.readouterr().err
+    assert said in printed and bool(said) == bool(printed)
+
+
+def test_of_equal_rates_the_middle_one_is_chosen(capsys):
+    assert experiments.best([1, 2, 3, 4, 5], [0, 7, 7, 7, 0], name="scale") == 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("grid, scores, message", [
+    ([0.1, 1], [1, 2], "at least three"), ([1, 0.1, 2], [1, 2, 3], "rising order"), ([1, 1, 2], [1, 2, 3], "rising order"),
+    ([1, 2, 3], [1, 2], "one column for each of the 3"), ([1, 2, 3], [[[1, 2, 3]]], "got shape")])
+def test_a_grid_in_which_nothing_can_be_chosen_is_refused(grid, scores, message):
+    with pytest.raises(ValueError, match=message):
+        experiments.best(grid, scores)
+
+
+def test_a_paired_difference_has_the_error_of_the_differences_and_not_of_the_means():
+    """Known from a table: differences 1, 2, 3 have mean 2 and standard deviation 1."""
+    difference = experiments.paired_difference([101, 202, 303], [100, 200, 300])
+    assert (difference.mean, difference.n) == (2.0, 3) and math.isclose(difference.error, 1 / math.sqrt(3))
+    assert str(difference) == "+2 (standard error 0.58, 3 pairs)"
+    assert experiments.paired_difference([1, 2], [1, 2]).error == 0
+
+
+@pytest.mark.parametrize("one, two, message", [
+    ([1], [2], "at least two"), ([1, 2], [1, 2, 3], "equally many"), (1, 2, "at least two"),
+    ([1, np.nan], [1, 2], "say what it counts as"), ([[1, 2]], [[1, 2]], "equally many")])
+def test_differences_that_cannot_be_paired_are_refused(one, two, message):
+    with pytest.raises(ValueError, match=message):
+        experiments.paired_difference(one, two)

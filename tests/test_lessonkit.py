@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minidl import BatchNorm, Tensor, data, plotting
-from minidl.lessonkit import Lesson, ratio
+from minidl.lessonkit import Lesson, ratio, written
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +152,15 @@ def test_the_numbers_behind_a_figure_are_those_drawn(folder):
     assert {"kind": "bar", "x_y_width_height": [-0.25, 0, 0.5, 7]} in series
     assert {"kind": "image", "values": [[1, 2]]} in series
     assert [2, 5] in next(s["xy"] for s in series if s["kind"] == "area")
+
+
+@pytest.mark.parametrize("number, digits, expected", [
+    (4.1e19, 1, "4 × 10¹⁹"), (5.4e-20, 2, "5.4 × 10⁻²⁰"), (1653.2, 3, "1,650"), (-0.0132, 2, "−0.013"),
+    (0.0, 2, "0.0"), (-0.0, 2, "0.0"), (9.96, 2, "10"), (999_999, 2, "1.0 × 10⁶"), (22.4, 2, "22"),
+    (np.float32(0.5), 1, "0.5"), (np.inf, 2, "inf")])
+def test_numbers_in_titles_are_written_as_people_write_them(number, digits, expected):
+    assert written(number, digits) == expected
+
+
+def test_a_gain_has_its_sign():
+    assert [written(x, 2, sign=True) for x in (0.0132, -0.0132)] == ["+0.013", "−0.013"]

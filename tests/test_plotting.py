@@ -1,5 +1,7 @@
 """Figures: saved where there is no window, shown where there is one, and true to the data."""
 
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
@@ -88,6 +90,21 @@ def test_divergence_is_drawn_as_divergence():
     crosses = [line for line in ax.get_lines() if line.get_marker() == "x"]
     assert len(crosses) == 1 and crosses[0].get_xdata().tolist() == [1.0, 10.0]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    drawn = [y for line in ax.lines if line not in crosses for y in np.ma.filled(line.get_ydata(), 0)]
+    assert max(drawn) <= max(x[np.isfinite(x)].max(initial=0) for x in losses.values())  # a cross is no value
+    ax.figure.canvas.draw()
+    assert crosses[0].get_window_extent().y0 > ax.transData.transform((1, max(drawn)))[1]
+    assert {"0.1", "1", "10"} <= {label.get_text() for label in ax.get_xticklabels()}
+
+
+def test_a_legend_wider_than_the_figure_takes_two_rows():
+    fig, ax = plotting.figure(size=(8, 5))
+    for i in range(4):
+        ax.plot([0, 1], [0, i], label=f"one of several long labels {i}")
+    plotting.legend(ax)
+    fig.canvas.draw()
+    box = fig.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.x1
 
 
 # --- The graph ----------------------------------------------------------------------------------------
@@ -214,3 +231,33 @@ def test_a_figure_replaces_the_old_file_whole_keeps_its_mode_and_is_a_png(tmp_pa
     )
     assert (tmp_path / "real.png").stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "real.png"]
+
+
+# --- Seen by others -----------------------------------------------------------------------------------
+
+def seen(rgb):
+    """tests/tools/grey.py's filter for deuteranopia."""
+    from importlib.util import module_from_spec, spec_from_file_location
+    path = Path(__file__).parent / "tools" / "grey.py"
+    spec = spec_from_file_location("grey", path)
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.grey(rgb), tool.deuteranopia(rgb)
+
+
+def test_the_filters_leave_greys_alone_and_make_red_and_green_alike():
+    """Known of deuteranopia: the eye keeps greys and blues; red and green of one lightness become one colour."""
+    greys = np.linspace(0, 1, 5)[:, None] * np.ones(3)
+    for filtered in seen(greys):
+        assert np.allclose(filtered, greys, atol=0.01)
+    pink, green = np.array([[0xCC, 0x79, 0xA7], [0x00, 0x9E, 0x73]]) / 255
+    alike, apart = (np.linalg.norm(a - b) for a, b in (seen(np.array([pink, green]))[1], (pink, green)))
+    assert alike < 0.22 and apart > 0.8
+
+
+def test_no_two_lines_look_alike_without_green_sensitive_cones():
+    from matplotlib.colors import to_rgb
+    colours = seen(np.array([to_rgb(color) for color, _ in plotting.LOOKS]))[1]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(distances) > 0.22  # pink and green have less
+    assert len({str(line) for _, line in plotting.LOOKS}) == len(plotting.LOOKS)

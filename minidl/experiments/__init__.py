@@ -6,6 +6,10 @@ one table.
 
 A builder is a function of a seed that returns a Sequential; networks that differ in BatchNorm only
 then have the same Dense weights and see the same batches in the same order.
+
+To choose a learning rate, or anything else, put `data.split(x_train, y_train)` in place of the data:
+then the accuracies are those of images held out of the training set, and the test set stays unseen.
+`best` takes the rate from the scores, `paired_difference` tells a gain from chance.
 """
 
 import inspect
@@ -29,10 +33,12 @@ from ..module import Module
 from ..optim import SGD, Optimizer
 from ..settings import check_whole, is_number, is_whole
 from . import identity
+from .choosing import PairedDifference, best, paired_difference
 from .sweeps import processes, sweep
 
-__all__ = ["Comparison", "DataByName", "LearningRateRange", "Run", "compare", "lr_range",
-           "or_more", "processes", "run", "sweep", "train_one"]
+__all__ = ["Comparison", "DataByName", "LearningRateRange", "PairedDifference", "Run", "best",
+           "compare", "lr_range", "or_more", "paired_difference", "processes", "run", "sweep",
+           "train_one"]
 
 
 @dataclass

@@ -8,10 +8,10 @@ beamer and a black-and-white printer. matplotlib is imported when the first figu
 import numpy as np
 
 from .graphs import graph
-from .style import LOOKS, STYLE, figure, folder, legend, show
+from .style import LOOKS, STYLE, figure, folder, legend, plain_ticks, show
 
 __all__ = ["LOOKS", "STYLE", "band", "compare", "figure", "folder", "graph", "legend", "lr_range",
-           "numbers", "show", "sweep"]
+           "numbers", "plain_ticks", "show", "sweep"]
 
 
 def _axes(ax):
@@ -65,6 +65,7 @@ def compare(result, what="accuracy", against="steps", target=None, ax=None):
                 )
     if what == "losses":
         ax.set(xlabel="training step", ylabel="training loss", yscale="log")
+        plain_ticks(ax.yaxis)
     else:
         ax.set(
             xlabel="seconds of training" if against == "seconds" else "training step",
@@ -80,22 +81,22 @@ def lr_range(result, below=None, ax=None):
     """Final loss against learning rate of an `experiments.LearningRateRange`, both axes
     logarithmic.
 
-    below: the bound under which a rate counts as working. A cross at the top marks a rate where a
-    run diverged.
+    below: the bound under which a rate counts as working. The bands are of the runs that did not
+    diverge; a cross at the upper edge, above all losses, marks a rate where a run did.
     """
     ax = _axes(ax)
-    top = 2 * max(
-        np.max(losses[np.isfinite(losses)], initial=1) for losses in result.losses.values()
-    )
     for i, (name, losses) in enumerate(result.losses.items()):
         color, _ = LOOKS[i % len(LOOKS)]
-        band(result.rates, np.where(np.isfinite(losses), losses, top), name, i, ax)
-        died = ~np.isfinite(losses).all(axis=0)
-        if died.any():
-            ax.plot(result.rates[died], np.full(died.sum(), top), "x", color=color, markersize=11,
-                    markeredgewidth=3,
-                    clip_on=False, label=f"{name}: diverged", zorder=5)
+        band(result.rates, losses, name, i, ax)
+        died = result.rates[~np.isfinite(losses).all(axis=0)]
+        if len(died):
+            ax.plot(died, np.full(len(died), 0.97 - 0.05 * i), "x", color=color, markersize=11,
+                    markeredgewidth=3, label=f"{name}: diverged", zorder=5,
+                    transform=ax.get_xaxis_transform())
     ax.set(xlabel="learning rate", ylabel="final training loss", xscale="log", yscale="log")
+    ax.margins(y=0.15)  # room for the crosses
+    for axis in (ax.xaxis, ax.yaxis):
+        plain_ticks(axis)
     if below is not None:
         ax.axhline(below, color="0.4", linewidth=1.5, linestyle=":")
         ax.annotate(

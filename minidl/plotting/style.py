@@ -5,12 +5,12 @@ import os
 from ..files import expanded, replacing
 
 # The first of a comparison, BatchNorm in the lessons, is solid; the second, the plain network,
-# dashed.
+# dashed. Okabe and Ito's pink is left out: without green-sensitive cones it is their green.
 LOOKS = [
     ("#0072B2", "-"),
     ("#D55E00", "--"),
     ("#009E73", "-."),
-    ("#CC79A7", ":"),
+    ("#56B4E9", ":"),
     ("#E69F00", (0, (5, 1, 1, 1))),
 ]
 STYLE = {"font.size": 15, "axes.titlesize": 16, "axes.labelsize": 15, "legend.fontsize": 14,
@@ -34,7 +34,9 @@ def figure(rows=1, columns=1, title=None, size=None, **options):
 
 
 def legend(ax):
-    """One legend for the whole figure, below it, where it hides no curve."""
+    """One legend for the whole figure, below it, where it hides no curve; in two rows if one would
+    be wider than the figure.
+    """
     fig = ax.figure
     entries = {
         label: handle
@@ -43,9 +45,26 @@ def legend(ax):
     }
     for old in list(fig.legends):
         old.remove()
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=len(entries),
+    wide = sum(len(label) + 7 for label in entries) * 0.11 > fig.get_figwidth()  # inches
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center",
+               ncols=-(-len(entries) // 2) if wide else len(entries),
                frameon=False, fontsize=STYLE["legend.fontsize"])
     return ax
+
+
+def plain_ticks(axis):
+    """On a logarithmic axis 0.3, 1 and 300 in place of 3 × 10⁻¹, 10⁰ and 3 × 10²; beyond 0.001 and
+    10,000 powers of ten stay. axis: ax.xaxis or ax.yaxis.
+    """
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Plain(LogFormatterSciNotation):
+        def __call__(self, x, pos=None):
+            text = super().__call__(x, pos)  # empty where there is no room for a number
+            return f"{x:g}" if text and 1e-3 <= x <= 1e4 else text
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(labelOnlyBase=False))
 
 
 def folder():
