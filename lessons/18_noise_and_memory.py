@@ -233,8 +233,8 @@ for column, step in enumerate((200, 600)):
 
 # %%
 apart = 100 * max(abs(difference.mean) for difference in gain.values())
-fig, ax = plotting.figure(size=(11.5, 6), title="500 images, each network at its best "
-                                                f"rate: at most {apart:.1f} points apart")
+fig, ax = plotting.figure(size=(11.5, 6), title="500 images, each network at its "
+                          f"best rate: at most {apart:.1f} points apart")
 for column, step in enumerate((200, 600)):
     differences = 100 * (final[BN][:, column] - final[PLAIN][:, column])
     ax.plot(differences, np.full(10, column), "o", color="#0072B2", markersize=13,
@@ -286,24 +286,6 @@ for step, difference in gain.items():
 lesson.finish()
 
 # %% [markdown]
-# ## Two questions
-#
-# 1. A network with groups of 4 has memorised 10 % of the wrong labels after 60 steps,
-#    one with whole batches 60 %. What follows?
-#    a) Small groups prevent overfitting.
-#    b) Small groups learn more slowly; compare again at equal fit before you conclude.
-#    c) BatchNorm regularises, whatever the batch size.
-#    d) The network with whole batches has the larger learning rate.
-# 2. Where does the noise of BatchNorm come from?
-#    a) A small random number is added to each input in training.
-#    b) $\gamma$ and $\beta$ are drawn at random for each batch.
-#    c) The running averages lag behind the weights.
-#    d) Mean and variance are those of the batch, and its other images are drawn at
-#       random.
-#
-# Answers: 1 b, 2 d
-
-# %% [markdown]
 # ## Try
 #
 # 1. Easy: at which group size is half of the wrong labels memorised after 240 steps?
@@ -319,6 +301,24 @@ lesson.finish()
 #    statistics plus a decay of $\gamma$. After 40 steps set `frozen_statistics`, and
 #    shrink $\gamma$ a little at each further step. Do you find the effect of groups
 #    of 16?
+#
+# ## Two questions
+#
+# 1. A network with groups of 4 has memorised 10 % of the wrong labels after 60 steps,
+#    one with whole batches 60 %. What follows?
+#    - a) Small groups prevent overfitting.
+#    - b) Small groups learn more slowly; compare again at equal fit before you
+#         conclude.
+#    - c) BatchNorm regularises, whatever the batch size.
+#    - d) The network with whole batches has the larger learning rate.
+# 2. Where does the noise of BatchNorm come from?
+#    - a) A small random number is added to each input in training.
+#    - b) $\gamma$ and $\beta$ are drawn at random for each batch.
+#    - c) The running averages lag behind the weights.
+#    - d) Mean and variance are those of the batch, and its other images are drawn at
+#       random.
+#
+# Answers: 1 b, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.4 and 4.2.1. E. Hoffer, I. Hubara
 # and D. Soudry, Train longer, generalize better, 2017 (ghost batches). P. Luo, X.
