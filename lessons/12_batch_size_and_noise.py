@@ -209,8 +209,8 @@ print(f"batches of 2, one seed: {by_size[BN][0, 0]:.3f} with running averages, "
 
 # %%
 points = {size: written(100 * gap[size].mean, sign=True) for size in (2, 256)}
-fig, ax = plotting.figure(size=(11.5, 6), title="Each network at its best rate: BatchNorm "
-                          f"gains {points[256]} points in\nbatches of 256 and "
+fig, ax = plotting.figure(size=(11, 6), title="Each network at its best rate: "
+                          f"BatchNorm gains {points[256]} points\nin batches of 256, "
                           f"{points[2]} in batches of 2")
 for i, (name, accuracy) in enumerate(by_size.items()):
     plotting.band(SIZES, accuracy.T, name, i, ax)
