@@ -228,8 +228,8 @@ for ax, what in zip(axes, (DRIFT, RELATIVE, JUMP)):
                 label=name, linestyle="none")
     ax.set(xlabel=what, ylim=(0, 1), xlim=(0, 3.2 if what == DRIFT else 0.8))
     if (outside := measure[PLAIN_NOISY][what]) > ax.get_xlim()[1]:
-        ax.text(0.98, at200[PLAIN_NOISY], f"{PLAIN_NOISY}: {outside:.0f} →", ha="right",
-                transform=ax.get_yaxis_transform(), fontsize=13)
+        ax.text(0.98, at200[PLAIN_NOISY], f"{PLAIN_NOISY}: {outside:.0f} →",
+                ha="right", transform=ax.get_yaxis_transform(), fontsize=13)
 axes[0].set_ylabel("test accuracy at step 200")
 plotting.legend(axes[0])
 lesson.show(fig, "dose")
