@@ -162,8 +162,8 @@ lesson.show(fig, "range")
 cosine = {name: np.median(walks[0.1, name][1], axis=1) for name in (BN, PLAIN)}
 at_rate = {name: np.median(at[:, SIZES.index(0.1)]) for name, at in cosine.items()}
 fig, ax = plotting.figure(size=(11, 6), title="After one step of 0.1 the cosine of old "
-                          f"and new gradient\nis {written(at_rate[BN], sign=True)} with "
-                          f"BatchNorm, {written(at_rate[PLAIN], sign=True)} without")
+                          f"and new gradient is\n{written(at_rate[BN], 1, True)} with "
+                          f"BatchNorm, {written(at_rate[PLAIN], 1, True)} without")
 for number, name in enumerate((BN, PLAIN)):
     plotting.band(SIZES, cosine[name], name, number, ax)
 ax.axhline(0, color="0.4", linewidth=1.5)
@@ -178,8 +178,8 @@ lesson.show(fig, "cosine")
 # %% [markdown]
 # The cosine says more about training, because it does not depend on the length of the
 # gradients. At the rate 0.1 the gradient still points forward at the end of a step
-# with BatchNorm, and backward without. That explains lesson 8: a large step is safe
-# only where the gradient is still right at its end.
+# with BatchNorm, and without it the old gradient says nothing any more. That explains
+# lesson 8: a large step is safe only where the gradient is still right at its end.
 #
 # ## Curvature, exactly
 #
@@ -272,9 +272,9 @@ far = SIZES.index(0.4)
 plateau = {name: np.median(result[0][..., far]) for name, result in sigmoid.items()}
 reached = {name: np.median(result[2]) for name, result in sigmoid.items()}
 fig, ax = plotting.figure(size=(11, 6.5), title="The flatter surface is that of the "
-                          f"network that learns less:\nrange {plateau[PLAIN]:.2f}, accuracy "
-                          f"{reached[PLAIN]:.2f}; with BatchNorm {plateau[BN]:.2f} and "
-                          f"{reached[BN]:.2f}")
+                          f"network that learns less:\nrange {plateau[PLAIN]:.2f}, "
+                          f"{reached[PLAIN]:.0%} right; with BatchNorm {plateau[BN]:.2f}, "
+                          f"{reached[BN]:.0%}")
 for number, (name, result) in enumerate(sigmoid.items()):
     plotting.band(range(0, 100, 10), result[0][..., far], name, number, ax)
 ax.set(xlabel="training step", ylabel="range of the loss\nup to a step of 0.4",
