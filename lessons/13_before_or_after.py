@@ -129,9 +129,10 @@ for activation, initializer in CARE.items():
     careful[activation] = experiments.compare(
         {NONE: build}, data, lr=lr, steps=400, batch_size=64, seeds=lesson.seeds(4),
         eval_steps=[50, 100, 400])
-    means = [careful[activation].accuracy_at(NONE, step).mean() for step in (50, 100, 400)]
-    print(f"{activation}, plain with care (rate {lr:g}): mean accuracy at step 50, 100, "
-          "400: " + ", ".join(f"{value:.3f}" for value in means))
+    means = [careful[activation].accuracy_at(NONE, step).mean()
+             for step in (50, 100, 400)]
+    print(f"{activation}, plain with care (rate {lr:g}): mean accuracy at step 50, "
+          "100, 400: " + ", ".join(f"{value:.3f}" for value in means))
 
 # %% [markdown]
 # For the sigmoid care recovers most of the distance. For ReLU the rate was the plain
@@ -212,8 +213,9 @@ def listed(rows):
                      for row in rows)
 
 
-fig, axes = plotting.figure(1, 2, size=(13, 6), sharey=True, title="After minus before, in "
-                            f"points: {listed(ahead['relu'])} (ReLU);\n"
+fig, axes = plotting.figure(1, 2, size=(13, 6), sharey=True,
+                            title="After minus before, in points: "
+                            f"{listed(ahead['relu'])} (ReLU);\n"
                             f"{listed(ahead['sigmoid'])} (sigmoid)")
 for ax, (activation, rows) in zip(axes, ahead.items()):
     for column in rows.T:
@@ -225,7 +227,8 @@ for ax, (activation, rows) in zip(axes, ahead.items()):
     ax.axhline(0, color="0.3", linewidth=1.5)
     ax.set(xlabel="learning rate", xticks=range(3), xlim=(-0.5, 2.5), title=activation,
            xticklabels=RATES)
-axes[0].set_ylabel("test accuracy at step 200, after\nminus before, in points (three seeds)")
+axes[0].set_ylabel("test accuracy at step 200, after\n"
+                   "minus before, in points (three seeds)")
 lesson.show(fig, "by_rate")
 
 # %% [markdown]

@@ -273,8 +273,8 @@ plateau = {name: np.median(result[0][..., far]) for name, result in sigmoid.item
 reached = {name: np.median(result[2]) for name, result in sigmoid.items()}
 fig, ax = plotting.figure(size=(11, 6.5), title="The flatter surface is that of the "
                           f"network that learns less:\nrange {plateau[PLAIN]:.2f}, "
-                          f"{reached[PLAIN]:.0%} right; with BatchNorm {plateau[BN]:.2f}, "
-                          f"{reached[BN]:.0%}")
+                          f"{reached[PLAIN]:.0%} right; with BatchNorm "
+                          f"{plateau[BN]:.2f}, {reached[BN]:.0%}")
 for number, (name, result) in enumerate(sigmoid.items()):
     plotting.band(range(0, 100, 10), result[0][..., far], name, number, ax)
 ax.set(xlabel="training step", ylabel="range of the loss\nup to a step of 0.4",
