@@ -204,17 +204,17 @@ before, after = (np.ptp(np.log([values[step] for values in middle.values()]))
 before, after = np.exp(before), np.exp(after)
 for rate, values in middle.items():
     last = effective[rate][-1]
-    print(f"rate {rate:2g}: median effective rate {values[0]:.2f}, {values[1]:.3f} after "
-          f"one step, {values[-1]:.3f} at the end; largest / smallest of 64 units "
+    print(f"rate {rate:2g}: median effective rate {values[0]:.2f}, {values[1]:.3f} "
+          f"after one step, {values[-1]:.3f} at the end; largest / smallest of 64: "
           f"{last.max() / last.min():.0f}")
 
 # %%
 fig, ax = plotting.figure(size=(11.5, 6.5), title="The medians of four runs' effective "
-                          f"rates: {before:.0f} times apart\nat first, {after:.1f} times "
-                          "after 200 steps (band: 64 units)")
+                          f"rates: {before:.0f} times apart\nat first, {after:.1f} "
+                          "times after 200 steps (band: 64 units)")
 for i, (rate, values) in enumerate(effective.items()):
     plotting.band(np.arange(1, 201), values.T, f"rate {rate:g}", i, ax)
-ax.set(xlabel="training step", ylabel="effective learning rate of a unit,\nrate / |w|²",
+ax.set(xlabel="training step", ylabel="effective rate of a unit\n(learning rate / |w|²)",
        xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"))
 plotting.legend(ax)
 lesson.show(fig, "self_correction")
