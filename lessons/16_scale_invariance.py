@@ -214,7 +214,7 @@ fig, ax = plotting.figure(size=(11.5, 6.5), title="The medians of four runs' eff
                           "times after 200 steps (band: 64 units)")
 for i, (rate, values) in enumerate(effective.items()):
     plotting.band(np.arange(1, 201), values.T, f"rate {rate:g}", i, ax)
-ax.set(xlabel="training step", ylabel="effective rate of a unit\n(learning rate / |w|²)",
+ax.set(xlabel="training step", ylabel="effective rate of a unit,\nrate / |w|²",
        xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"))
 plotting.legend(ax)
 lesson.show(fig, "self_correction")
