@@ -312,18 +312,17 @@ lesson.check("rates 0.1 to 1: largest change of accuracy without gamma and beta"
 CLAIMS = {
     "03_valley_and_bowl": "unscaled features make a valley of the loss",
     "04_what_batchnorm_computes": "values get mean 0 and variance 1",
-    "05_batchnorm_backward": "the gradient passes through the statistics",
     "06_keras_and_pytorch_programs": "the texts' own programs show the gain",
     "07_faster_convergence": "training is faster",
     "08_learning_rate_tolerance": "larger learning rates work",
     "09_initialisation": "initial weights matter less",
     "10_depth": "gradients neither vanish nor explode",
     "11_train_and_eval": "averages serve at inference",
-    "12_batch_size_and_noise": "it works on every mini-batch",
+    "12_batch_size_and_noise": "a mini-batch of any size will do",
     "13_before_or_after": "after the activation may be better",
     "14_covariate_shift_on_trial": "it works by reducing covariate shift",
     "15_loss_landscape": "the surface of the loss is smoother",
-    "16_scale_invariance": "the scale of inputs and weights cancels",
+    "16_scale_invariance": "scale after every layer, not only the inputs",
     "18_noise_and_memory": "it regularises",
 }
 

@@ -80,7 +80,7 @@ print("2: steps 300 to 400, range up to 0.4: with {:.2f}, without {:.2f}".format
 # %% [markdown]
 # ANSWER2
 #
-# ## 3 and 4. Curvature in evaluation, and of scaled weights
+# ## 3. Population statistics
 
 
 # %%
@@ -116,6 +116,13 @@ trained = tanh(True)
 print(f"3: largest eigenvalue after 50 steps: {largest_eigenvalue(trained):.1f} in "
       f"training mode, {largest_eigenvalue(trained, False):.1f} in evaluation, "
       f"{largest_eigenvalue(tanh(False)):.1f} without BatchNorm")
+
+# %% [markdown]
+# ANSWER3
+#
+# ## 4. Scaled kernels
+
+# %%
 for layer in trained.layers[:-1]:
     if isinstance(layer, Dense):
         layer.kernel.data = layer.kernel.data * np.float32(0.1)
@@ -126,7 +133,7 @@ for layer in trained.layers[:-1]:
 print(f"4: hidden kernels times 10: {largest_eigenvalue(trained):.1f}")
 
 # %% [markdown]
-# ANSWER3
+# ANSWER4
 #
 # ## 5. Full-batch gradient descent
 #
