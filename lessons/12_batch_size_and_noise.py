@@ -163,7 +163,7 @@ print("in evaluation mode a single image is fine: its class is "
 # %% [markdown]
 # ## How small may a batch be?
 #
-# We train for one epoch, at most 800 steps, with batches of 2, 4, 16, 64 and 256. Small
+# We train for one epoch, at most 400 steps, with batches of 2, 4, 16, 64 and 256. Small
 # batches need small learning rates, and a network with BatchNorm may need another one
 # than a network without. So for each size each network chooses its rate, on images that
 # are held out of the training set.
@@ -175,7 +175,7 @@ print("in evaluation mode a single image is fine: its class is "
 def one_epoch(batch_norm, size, lr, seed, data, exact=False):
     """Accuracy after an epoch on the second pair of data; exact: precise statistics."""
     (x, y), (x_other, y_other) = data
-    model, steps = network(seed, batch_norm), min(800, len(x) // size)
+    model, steps = network(seed, batch_norm), min(400, len(x) // size)
     result = experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=steps,
                              batch_size=size, eval_steps=[steps])
     if not exact:
@@ -214,7 +214,7 @@ fig, ax = plotting.figure(size=(11, 6), title="Each network at its best rate: "
                           f"{points[2]} in batches of 2")
 for i, (name, accuracy) in enumerate(by_size.items()):
     plotting.band(SIZES, accuracy.T, name, i, ax)
-ax.set(xlabel="batch size", ylabel="test accuracy after one epoch\n(at most 800 steps)",
+ax.set(xlabel="batch size", ylabel="test accuracy after one epoch\n(at most 400 steps)",
        ylim=(0, 1), xscale="log", xticks=SIZES, xticklabels=SIZES)
 ax.minorticks_off()
 plotting.legend(ax)

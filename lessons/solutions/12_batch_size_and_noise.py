@@ -101,5 +101,5 @@ print(f"4: batches of 64, rate 0.1: {ghost:.3f} in ghost batches of 2, "
 
 # %%
 for size, lr in ((2, 0.01), (4, 0.03), (16, 0.1), (64, 0.3), (256, 0.3)):
-    value = accuracy(LayerNorm, size, lr, min(800, len(x_train) // size))
+    value = accuracy(LayerNorm, size, lr, min(400, len(x_train) // size))
     print(f"5: batches of {size:3}: LayerNorm {value:.3f}")
