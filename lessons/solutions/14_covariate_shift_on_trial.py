@@ -77,7 +77,12 @@ def trial(lr=0.5, steps=200, layer=2, seeds=(0, 1), **settings):
 ALL = (0, 1, 2)
 
 # %% [markdown]
-# ## 1. Learning rate 2
+# ## 1. Easy: learning rate 2
+#
+# At step 100 all of it survives. Plain is at 0.183, BatchNorm at 0.882, and with
+# noise still at 0.812, although its drift is 1.2. Over the spread the plain network
+# drifts by 8.65, the noisy one by 0.42. BatchNorm behind the last layer only has
+# 0.853.
 
 # %%
 for name, settings in {"BatchNorm": dict(norm_at=ALL), "plain": {},
@@ -86,17 +91,22 @@ for name, settings in {"BatchNorm": dict(norm_at=ALL), "plain": {},
     print(f"1: rate 2, step 100, {name}: {trial(2.0, 100, **settings)}")
 
 # %% [markdown]
-# ANSWER1
+# ## 2. Easy: behind the second layer only
 #
-# ## 2. Behind the second layer only
+# 0.798 at step 100, between 0.18 for "first only" and 0.88 for "last only", nearer to
+# the latter. The further back it stands, the fewer plain layers can shrink the
+# differences between images again.
 
 # %%
 print("2: step 100, second only:", trial(steps=100, norm_at=(1,)))
 
 # %% [markdown]
-# ANSWER2
+# ## 3. Medium: the layer in the middle
 #
-# ## 3. The layer in the middle
+# No. The inputs of the second sigmoid drift by 0.17 of their spread with BatchNorm
+# behind the last layer only, and by 0.18 with none. Yet the accuracy is 0.915 and
+# 0.327. With BatchNorm everywhere the drift is 0.02 and the accuracy no better,
+# 0.909.
 
 # %%
 for name, at in (("none", ()), ("last only", (2,)), ("all", ALL)):
@@ -104,9 +114,11 @@ for name, at in (("none", ()), ("last only", (2,)), ("all", ALL)):
           f"{trial(layer=1, norm_at=at)}")
 
 # %% [markdown]
-# ANSWER3
+# ## 4. Medium: noise for each image
 #
-# ## 4. Noise for each image
+# Much the same: 0.892 at $s = 0.5$ and 0.772 at $s = 1$ (one draw for each unit and
+# step: 0.902 and 0.860), at about the same drift. Noise for each image destroys more
+# of the signal, so at equal drift it costs more.
 
 # %%
 for strength in (0.5, 1.0):
@@ -114,13 +126,14 @@ for strength in (0.5, 1.0):
           f"{trial(norm_at=ALL, noise=strength, each=True)}")
 
 # %% [markdown]
-# ANSWER4
+# ## 5. Research: one without the other
 #
-# ## 5. One without the other
+# Steadier and hardly better is easy to find: with good weights at rate 1 BatchNorm
+# takes the relative drift from 0.46 to 0.03, and the accuracy from 0.879 to 0.904.
+# Helping without steadying is found too: item 3, for the second layer. A network in
+# which *nothing* becomes steadier and BatchNorm still helps is harder to find,
+# because BatchNorm steadies by its definition what comes right behind it.
 
 # %%
 print("5: good weights, rate 1, plain:    ", trial(1.0, std=0.4))
 print("5: good weights, rate 1, BatchNorm:", trial(1.0, std=0.4, norm_at=ALL))
-
-# %% [markdown]
-# ANSWER5

@@ -18,7 +18,7 @@ from minidl import initializers, optim
 
 digits = data.load("digits")
 x_train, y_train = digits[0]
-SIZES = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
+SIZES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 # %%
 def network(batch_norm, depth=5, units=64, activation="relu",
