@@ -42,12 +42,12 @@ data = lesson.load_data()
 # - *LayerNorm*: the same formula, over the units of one image instead of the images of
 #   one unit.
 #
-# Each is trained for 120 steps at six learning rates from 0.03 to 10. A rate *works*
+# Each is trained for 100 steps at five learning rates from 0.1 to 10. A rate *works*
 # if at least 80 % of the test images are right in the end. Write down the largest
 # rate that works, in place of each None.
 
 # %%
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
 PREDICTION = {
     "BatchNorm": None,
     "no normalisation": None,
@@ -156,7 +156,7 @@ def network(variant, seed, use_bias=True):
 # three seeds. A run that diverges leaves a network that guesses, one in ten.
 
 # %%
-STEPS, WORKS = 120, 0.8
+STEPS, WORKS = 100, 0.8
 builders = {name: partial(network, name) for name in VARIANTS}
 results = {lr: experiments.compare(builders, data, lr=lr, steps=STEPS, batch_size=64,
                                    seeds=lesson.seeds(3), eval_steps=[STEPS])
@@ -285,7 +285,7 @@ lesson.check("rate 3: accuracy of BatchNorm - mean only",
 lesson.check("rate 1: accuracy of BatchNorm - variance only",
              mean["BatchNorm"][1.0] - mean["variance only"][1.0], at_least=0.1)
 lesson.check("rates 0.1 to 1: largest accuracy of BatchNorm - mean only",
-             max(mean["BatchNorm"][lr] - mean["mean only"][lr] for lr in RATES[1:4]),
+             max(mean["BatchNorm"][lr] - mean["mean only"][lr] for lr in RATES[:3]),
              at_most=0.06, claim=False)
 lesson.check("rate 0.1: loss with both cut / with BatchNorm",
              cut["both cut"] / cut["BatchNorm"], at_least=1.5, claim=False)
@@ -295,7 +295,7 @@ change = abs(average["without biases", "both cut"] / cut["both cut"] - 1)
 lesson.check("rate 0.1, both cut: loss without biases / with biases - 1, size", change,
              at_most=0.05, claim=False)
 difference = max(abs(mean["BatchNorm"][lr] - mean["no gamma, beta"][lr])
-                 for lr in RATES[1:4])
+                 for lr in RATES[:3])
 lesson.check("rates 0.1 to 1: largest change of accuracy without gamma and beta",
              difference, at_most=0.02, claim=False)
 
@@ -351,8 +351,8 @@ lesson.finish()
 #
 # 1. Easy: add a variant without $\epsilon$ (`BatchNorm(eps=0.0)`). Does it matter,
 #    and at which rate?
-# 2. Easy: train for 480 steps instead of 120 at the rates 0.03 and 0.1. What is left of
-#    the differences between the variants?
+# 2. Easy: train for 480 steps instead of 100, at the rates 0.03 and 0.1. What is left
+#    of the differences between the variants?
 # 3. Medium: is the mean enough if the gradient through it is cut? Write the variant and
 #    predict it first.
 # 4. Medium: normalise half the way: divide by `(var + 1e-5) ** 0.25`. Which property of
