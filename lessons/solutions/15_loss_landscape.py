@@ -1,0 +1,153 @@
+# %% [markdown]
+# # Solutions to lesson 15: the loss landscape
+#
+# For teachers. Numbers: digits, seed 0.
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import copy
+
+import numpy as np
+
+from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, grad
+from minidl import functional as F
+from minidl import initializers, optim
+
+digits = data.load("digits")
+x_train, y_train = digits[0]
+SIZES = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+# %%
+def network(batch_norm, depth=5, units=64, activation="relu",
+            initializer="he_normal", fused=True, seed=0):
+    layers = []
+    for _ in range(depth):
+        layers.append(Dense(units, kernel_initializer=initializer))
+        layers += [BatchNorm(fused=fused)] if batch_norm else []
+        layers.append(Activation(activation))
+    return Sequential([*layers, Dense(10, kernel_initializer=initializer)], seed=seed)
+
+
+def ranges(model, rng):
+    """The range of the loss up to each of SIZES along the gradient."""
+    model = copy.deepcopy(model).train()
+    rows = rng.choice(len(x_train), 64, replace=False)
+    parameters, losses = model.parameters(), []
+    start = [p.data for p in parameters]
+    loss = F.cross_entropy(model(x_train[rows]), y_train[rows])
+    direction = grad(loss, parameters)
+    for size in (0, *SIZES):
+        for p, origin, d in zip(parameters, start, direction):
+            p.data = origin - size * d
+        losses.append(F.cross_entropy(model(x_train[rows]), y_train[rows]).item())
+    return (np.maximum.accumulate(losses) - np.minimum.accumulate(losses))[1:]
+
+# %%
+def walks(model, lr, steps=100, skip=0):
+    rng, seen = np.random.default_rng(0), []
+    if skip:
+        experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=skip,
+                        batch_size=64)
+    for _ in range(0, steps, 10):
+        seen.append(ranges(model.build(784), rng))
+        experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=10,
+                        batch_size=64)
+    return np.median(seen, axis=0)
+
+
+# %% [markdown]
+# ## 1. Trained at 0.3
+
+# %%
+ratio = walks(network(True), 0.3) / walks(network(False), 0.3)
+print("1: range with / without by step size:", dict(zip(SIZES, ratio.round(2))))
+
+# %% [markdown]
+# ANSWER1
+#
+# ## 2. The sigmoid network off its plateau
+
+# %%
+small = initializers.normal(0.1)
+both = [walks(network(bn, 3, 100, "sigmoid", small), 0.5, skip=300)
+        for bn in (True, False)]
+print("2: steps 300 to 400, range up to 0.4: with {:.2f}, without {:.2f}".format(
+    *(values[3] for values in both)))
+
+# %% [markdown]
+# ANSWER2
+#
+# ## 3. Population statistics
+
+
+# %%
+def largest_eigenvalue(model, training=True, directions=20, n=256):
+    model = copy.deepcopy(model).train() if training else copy.deepcopy(model).eval()
+    parameters = model.parameters()
+    loss = F.cross_entropy_composed(model(x_train[:n]), y_train[:n])
+    g = grad(loss, parameters, create_graph=True)
+    ends = np.cumsum([p.size for p in parameters])
+    v = np.random.default_rng(0).normal(size=ends[-1])
+    basis, products = np.zeros((0, len(v)), np.float32), []
+    for _ in range(directions):
+        v = v - basis.T @ (basis @ v)
+        v = (v / np.linalg.norm(v)).astype(np.float32)
+        basis = np.vstack([basis, v])
+        pieces = [piece.reshape(p.shape)
+                  for piece, p in zip(np.split(v, ends[:-1]), parameters)]
+        along = sum((a * piece).sum() for a, piece in zip(g, pieces))
+        v = np.concatenate([a.ravel() for a in grad(along, parameters)])
+        products.append(v)
+    small = basis @ np.array(products).T
+    return np.linalg.eigvalsh((small + small.T) / 2)[-1]
+
+# %%
+def tanh(batch_norm, steps=50, batch_size=64, lr=0.1, model=None):
+    model = model or network(batch_norm, 4, 64, "tanh", "glorot_uniform", fused=False)
+    experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=steps,
+                    batch_size=batch_size)
+    return model
+
+
+trained = tanh(True)
+print(f"3: largest eigenvalue after 50 steps: {largest_eigenvalue(trained):.1f} in "
+      f"training mode, {largest_eigenvalue(trained, False):.1f} in evaluation, "
+      f"{largest_eigenvalue(tanh(False)):.1f} without BatchNorm")
+
+# %% [markdown]
+# ANSWER3
+#
+# ## 4. Scaled kernels
+
+# %%
+for layer in trained.layers[:-1]:
+    if isinstance(layer, Dense):
+        layer.kernel.data = layer.kernel.data * np.float32(0.1)
+print(f"4: hidden kernels times 0.1: {largest_eigenvalue(trained):.1f}")
+for layer in trained.layers[:-1]:
+    if isinstance(layer, Dense):
+        layer.kernel.data = layer.kernel.data * np.float32(100)
+print(f"4: hidden kernels times 10: {largest_eigenvalue(trained):.1f}")
+
+# %% [markdown]
+# ANSWER4
+#
+# ## 5. Full-batch gradient descent
+#
+# A shorter version: 1,000 images, all of them in each step, rate 0.1.
+
+# %%
+few = [part[:1000] for part in digits[0]], digits[1]
+for bn in (True, False):
+    model, row = network(bn, 4, 64, "tanh", "glorot_uniform", fused=False), []
+    for _ in range(5):
+        experiments.run(model, few, optimizer=optim.SGD(lr=0.1), steps=80,
+                        batch_size=1000)
+        row.append(f"{largest_eigenvalue(model):.1f}")
+    print(f"5: {'with' if bn else 'without'}, steps 80 to 400: {', '.join(row)}")
+
+# %% [markdown]
+# ANSWER5

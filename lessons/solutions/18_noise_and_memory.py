@@ -1,0 +1,140 @@
+# %% [markdown]
+# # Solutions to lesson 18: noise and memory
+#
+# For teachers. Numbers: digits, seeds 0 and 1.
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from minidl import Activation, BatchNorm, Dense, Dropout, Sequential, data
+from minidl import estimate_population_statistics, experiments, optim
+
+(x_train, y_train), (x_test, y_test) = data.load("digits")
+
+
+def network(seed, group, dropout=0.0):
+    layers = []
+    for _ in range(2):
+        layers.append(Dense(64, kernel_initializer="he_normal"))
+        layers += [BatchNorm(ghost_batch_size=group)] if group else []
+        layers.append(Activation("relu"))
+        layers += [Dropout(dropout)] if dropout else []
+    return Sequential([*layers, Dense(10, kernel_initializer="he_normal")], seed=seed)
+
+# %%
+def look(model, x, y, wrong, group):
+    norms = [layer for layer in model.layers if isinstance(layer, BatchNorm)]
+    for layer in norms:
+        layer.ghost_batch_size = None
+    estimate_population_statistics(model, x)
+    for layer in norms:
+        layer.ghost_batch_size = group or None
+    agrees = model.predict(x).argmax(axis=1) == y
+    test = np.mean(model.predict(x_test).argmax(axis=1) == y_test)
+    return agrees[~wrong].mean(), agrees[wrong].mean(), test
+
+# %%
+def path(group, looks, seed=0, dropout=0.0, shuffle=True, lr=None, after=None):
+    """Right labels, wrong labels, test accuracy at each of looks: (looks, 3)."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(x_train))[:512]
+    x, y, wrong = x_train[chosen], y_train[chosen], np.arange(512) < 102
+    y[wrong] = (y[wrong] + rng.integers(1, 10, 102)) % 10
+    if not shuffle:
+        order = rng.permutation(512)  # so that the wrong ones are not side by side
+        x, y, wrong = x[order], y[order], wrong[order]
+    model, done, rows = network(seed, group, dropout), 0, []
+    if not shuffle:
+        model.shuffle_rng = None
+    optimizer = optim.SGD(lr=lr or (0.3 if group else 0.1))
+    for step in looks:
+        experiments.run(model, ((x, y), (x_test, y_test)), optimizer=optimizer,
+                        steps=step - done, batch_size=64)
+        done = step
+        rows.append(look(model, x, y, wrong, group))
+        if after:
+            after(model, step)
+    return np.array(rows)
+
+# %%
+def mean_path(*arguments, **settings):
+    return np.mean([path(*arguments, seed=seed, **settings) for seed in (0, 1)], axis=0)
+
+
+# %% [markdown]
+# ## 1. Half of the wrong labels after 240 steps
+
+# %%
+for group in (4, 6, 8, 12):
+    wrong = mean_path(group, (240,))[0, 1]
+    print(f"1: groups of {group}: {wrong:.2f} of the wrong labels")
+
+# %% [markdown]
+# ANSWER1
+#
+# ## 2. Where to stop
+
+# %%
+LOOKS = (10, 20, 30, 40, 60, 80, 120, 180, 240)
+for group in (4, 16, 64, 0):
+    test = mean_path(group, LOOKS)[:, 2]
+    print(f"2: groups of {group} (0: plain): best test accuracy {test.max():.3f} at "
+          f"step {LOOKS[test.argmax()]}, {test[-1]:.3f} at step 240")
+
+# %% [markdown]
+# ANSWER2
+#
+# ## 3. Never shuffled
+
+# %%
+for shuffle in (True, False):
+    right, wrong, test = mean_path(4, (120,), shuffle=shuffle)[0]
+    print(f"3: groups of 4, {'shuffled' if shuffle else 'always the same batches'}: "
+          f"{wrong:.2f} of the wrong labels, {right:.2f} of the right ones, "
+          f"test {test:.3f}")
+
+# %% [markdown]
+# ANSWER3
+#
+# ## 4. Dropout
+
+# %%
+for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
+                       "plain, rate 0.03": dict(group=0, lr=0.03),
+                       "Dropout": dict(group=0, dropout=0.5)}.items():
+    rows = mean_path(looks=(60, 120, 240, 480, 720), **settings)
+    best = np.maximum.accumulate(rows[:, 0])
+    fit = [np.interp(0.95, best, rows[:, column]) for column in (1, 2)]
+    print(f"4: {name}: at step 240 {rows[2, 1]:.2f} of the wrong labels, test "
+          f"{rows[2, 2]:.3f}; at 95 % of the right labels {fit[0]:.2f}, {fit[1]:.3f} "
+          f"(highest share of right labels {best[-1]:.2f})")
+
+# %% [markdown]
+# ANSWER4
+#
+# ## 5. Population statistics and a decay of gamma
+
+# %%
+def decay(rate):
+    def after(model, step):
+        for layer in model.layers:
+            if isinstance(layer, BatchNorm):
+                layer.frozen_statistics = True
+                layer.gamma.data = layer.gamma.data * np.float32(1 - rate)
+    return after
+
+
+looks = (40, *range(45, 121, 5))
+for rate in (0.0, 0.02, 0.05):
+    right, wrong, test = mean_path(64, looks, after=decay(rate), lr=0.1)[-1]
+    print(f"5: frozen after 40 steps, gamma {rate:.0%} smaller each time: {wrong:.2f} "
+          f"of the wrong labels, {right:.2f} of the right ones, test {test:.3f}")
+print("5: groups of 16 at the same rate: {1:.2f}, {0:.2f}, test {2:.3f}".format(
+    *mean_path(16, (120,), lr=0.1)[0]))
+
+# %% [markdown]
+# ANSWER5
