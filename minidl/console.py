@@ -133,6 +133,20 @@ def table(rows, left=1):
                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
 
 
+def drop_typed():
+    """Forget what was typed on a terminal before it was asked for."""
+    if not sys.stdin.isatty():
+        return
+    try:
+        import termios
+    except ImportError:  # Windows
+        import msvcrt
+        while msvcrt.kbhit():
+            msvcrt.getwch()
+    else:
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+
+
 # --- Streams that fail ----------------------------------------------------------------------------
 
 def repair():
