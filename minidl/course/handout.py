@@ -32,7 +32,7 @@ summary { cursor: pointer; color: #0072b2; font-weight: 600; padding: .4rem 0 }
 details.figure > summary { list-style: none; cursor: zoom-in; padding: 0 } details.figure > summary::-webkit-details-marker { display: none }
 details.figure[open] { width: 100vw; margin-left: calc(50% - 50vw); overflow-x: auto } details.figure[open] > summary { cursor: zoom-out }
 details.figure[open] img { max-width: none; width: max(100%, 68rem) }
-.formula { overflow: auto hidden; padding: .3rem 0; text-align: center; max-width: none }
+.formula { overflow: auto hidden; padding: .3rem 0; text-align: center; max-width: none; line-height: 2.2 }
 .keyword { color: #00518a; font-weight: 600 } .string { color: #006b4f } .number { color: #a4480a } .comment { color: #666 }
 .FAIL { color: #b33c00; font-weight: 600 }
 @media (max-width: 44rem) {
@@ -46,7 +46,7 @@ details.figure[open] img { max-width: none; width: max(100%, 68rem) }
   p, li { max-width: none; orphans: 3; widows: 3 } h1, h2, h3, summary { break-after: avoid }
   table { display: table; width: 100%; font-size: 9pt } tr, details.figure, .formula { break-inside: avoid }
   details.figure[open] { width: auto; margin: 0 } details.figure img, details.figure[open] img { width: auto; max-width: 100%; max-height: 11cm }
-  details::details-content { content-visibility: visible; block-size: auto; display: block }
+  details.result::details-content, details.solution::details-content { content-visibility: visible; block-size: auto; display: block }
 }
 """
 EXPLANATION = "What to make of it: open this when the cell above has run"
