@@ -129,7 +129,7 @@ def pages(paths, outcomes, solutions=()):
             number, title, question, time = about(path)
             outcome = next(runs)
             outcomes.append(outcome)
-            body = _folded(cells(path), outcome.outputs, figures[path])
+            body = folded(cells(path), outcome.outputs, figures[path])
             if outcome.code:
                 body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
             verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
@@ -159,12 +159,12 @@ def _nav(paths, path):
     return f"<nav>{' '.join(links)}</nav>"
 
 
-def _folded(stops, outputs, figures):
+def folded(stops, outputs, figures):
     """The cells of a lesson. From the first output after "Predict" to the next heading, what is
     shown is folded: no answer stands below its question.
     """
     made, asked, opened = [], False, False
-    for cell, output in zip_longest(stops, outputs, fillvalue=""):
+    for cell, printed in zip_longest(stops, outputs, fillvalue=""):
         before, after = _at_heading(cell.prose) if opened else ("", cell.prose)
         if predicts(before):
             before, after = "", cell.prose
@@ -174,10 +174,10 @@ def _folded(stops, outputs, figures):
             opened = False
         asked = asked or predicts(after)
         made += [html(after), _code(cell.code)]
-        if output.strip() and asked and not opened:
+        if printed.strip() and asked and not opened:
             made.append(f'<details class="result"><summary>{RESULT}</summary>')
             asked, opened = False, True
-        made += _output(output, figures)
+        made += output(printed, figures)
     return [*filter(None, made), *["</details>"] * opened]
 
 
@@ -190,8 +190,8 @@ def _at_heading(prose):
 def _solutions(path, outcome, figures):
     """The solutions of a lesson, each folded under its heading."""
     made = ["<h2>Solutions</h2>"]
-    for cell, output in zip_longest(cells(path), outcome.outputs, fillvalue=""):
-        parts = [*filter(None, [_code(cell.code), *_output(output, figures)])]
+    for cell, printed in zip_longest(cells(path), outcome.outputs, fillvalue=""):
+        parts = [*filter(None, [_code(cell.code), *output(printed, figures)])]
         title, prose = heading(cell.prose), re.sub(r"^#+ .+", "", cell.prose, count=1,
                                                    flags=re.MULTILINE)
         inner = "\n".join([html(prose), *parts])
@@ -271,11 +271,11 @@ def _code(text):
     return f'<pre class="code"><code>{code}</code></pre>' if text else ""
 
 
-def _output(output, figures):
+def output(printed, figures):
     """What a cell printed; a line `figure: PATH` in the folder of figures becomes the figure."""
     parts = []
     for i, text in enumerate(
-        re.split(rf"^figure: ({re.escape(figures)}.+)\n", output, flags=re.MULTILINE)
+        re.split(rf"^figure: ({re.escape(figures)}.+)\n", printed, flags=re.MULTILINE)
     ):
         if i % 2:
             image = base64.b64encode(Path(text).read_bytes()).decode()

@@ -45,7 +45,8 @@ class Session:
 
     def __init__(self, path):
         self.path, self.stops, self.namespace = Path(path), cells(path), new_main(path)
-        self.at, self.last, self.ran = 0, None, set()
+        self.at, self.last = 0, None
+        self.ran, self.tried = set(), set()  # tried: also those that were stopped or raised
         note = _notes().get(str(self.path), {})
         self.place = note.get("cell", 0)
         self.predictions = {int(at): text for at, text in note.get("predictions", {}).items()}
@@ -124,9 +125,9 @@ class Session:
             self.run(again)
 
     def go_to(self, at):
-        """Go to a cell. Those before it that have not run are run, so that their names are there."""
+        """Go to a cell. Those before it that nobody tried are run, so that their names are there."""
         for before in range(at):
-            if before not in self.ran:
+            if before not in self.tried:
                 print(f"cell {before + 1}")
                 if not self.run(before):
                     self.at = before
@@ -181,14 +182,15 @@ class Session:
     def _done(self, at, error):
         """Note what came of running a cell; returns whether it has come to its end."""
         _say_end(error)
+        self.tried.add(at)
         if error is None or isinstance(error, SystemExit):
             self.ran.add(at)
             self.last = at
             return True
         what = "stopped" if isinstance(error, KeyboardInterrupt) else type(error).__name__
         print()
-        _say(f"{what}: still at cell {at + 1}; Enter runs it again, x a block of your own, g goes "
-             "elsewhere")
+        _say(f"{what}: still at cell {at + 1}; Enter runs it again, x a block of your own, "
+             f"g {at + 2} goes on without it")
         return False
 
     def _prompt(self):

@@ -110,8 +110,14 @@ def _formula(text):
 
 
 def _formulas(text):
-    """The text with its formulas in Unicode."""
-    return INLINE.sub(lambda match: _plain(match["math"]) if match["math"] else match[0], text)
+    """The text with its formulas in Unicode, also those in bold words or in a link."""
+    def replaced(match):
+        inner = match["bold"] or match["italic"] or match["link"]
+        if inner:
+            return match[0].replace(inner, _formulas(inner), 1)
+        return _plain(match["math"]) if match["math"] else match[0]
+
+    return INLINE.sub(replaced, text)
 
 
 def _plain(tex):
