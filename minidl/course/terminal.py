@@ -19,7 +19,7 @@ def width():
 
 def prose(markdown, unfolded=False):
     """Markdown for this terminal; formulas in Unicode. unfolded: what is folded, and only this."""
-    shown, folded = [], False
+    shown, folded, before = [], False, ""
     for kind, text in blocks(markdown):
         if kind == "details":
             folded = True
@@ -28,7 +28,11 @@ def prose(markdown, unfolded=False):
         elif kind == "end":
             folded = False
         elif folded == unfolded:
-            shown.append(_block(kind, text))
+            if kind == before == "item":
+                shown[-1] += "\n" + _block(kind, text)  # a list stays together
+            else:
+                shown.append(_block(kind, text))
+        before = kind
     return "\n\n".join(shown)
 
 
