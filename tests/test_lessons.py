@@ -26,6 +26,9 @@ def mostly_thorough(names):
     return [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.thorough) for name in names]
 
 
+SOLUTIONS = sorted(f"solutions/{path.stem}" for path in (LESSONS / "solutions").glob("*.py"))
+
+
 def run(lesson, folder, **environment):
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MINIDL_")}
     environment = {**inherited, "MPLBACKEND": "agg", "MINIDL_OFFLINE": "1", **environment}
@@ -114,6 +117,36 @@ VARIANTS = {"test_a_lesson_passes_its_checks_and_saves_its_figures": "plain",
             "test_a_lesson_fails_when_batch_norm_is_the_identity": "identity",
             "test_a_lesson_fails_when_the_labels_are_permuted": "permuted",
             "test_a_lesson_runs_on_a_folder_of_idx_files": "mnist"}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("solutions", SOLUTIONS)
+def test_solutions_run_and_their_checks_pass(solutions, tmp_path):
+    result = run(solutions, tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stdout + result.stderr
+    assert checks(result) and all(verdict == "PASS" for _, _, verdict in checks(result))
+
+
+@pytest.mark.parametrize("solutions", SOLUTIONS)
+def test_each_exercise_has_one_solution(solutions):
+    """In the lesson's order; each says something and runs something."""
+    lesson, = LESSONS.glob(f"{Path(solutions).name}.py")
+    tasks = re.findall(r"^# (\d+)\. (?:Easy|Medium|Research): ", lesson.read_text(encoding="utf-8"), re.MULTILINE)
+    cells = re.split(r"^# %% \[markdown\]\n", (LESSONS / f"{solutions}.py").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    solved = [re.match(r"# ## (\d+)\. (?:Easy|Medium|Research): .+\n#\n# \S", cell) for cell in cells[2:]]
+    assert [match and match[1] for match in solved] == tasks and all("\n# %%\n" in cell for cell in cells[2:])
+
+
+QUESTIONS = [name for name in NAMES if "## Two questions" in (LESSONS / f"{name}.py").read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("lesson", QUESTIONS)
+def test_a_lesson_ends_with_two_questions_of_four_answers(lesson):
+    """The right answers and what is wrong with the others are folded."""
+    text = (LESSONS / f"{lesson}.py").read_text(encoding="utf-8")
+    form = (r"# ## Two questions\n#\n" + 2 * r"# \*\*\d\. (?:.+\n)+#\n# - A: (?:.+\n)+?# - B: (?:.+\n)+?# - C: (?:.+\n)+?# - D: (?:.+\n)+?#\n"
+            + r"# <details><summary>Answers</summary>\n#\n# 1 [A-D]\. (?:.+\n)+?#\n# 2 [A-D]\. (?:.+\n)+?#\n# </details>\n#\n# ## Try\n")
+    assert re.search(form, text)
 
 
 def test_missing_data_end_a_lesson_with_the_reason_and_no_traceback(tmp_path):

@@ -60,10 +60,17 @@ for size in (8, 64, 1000):
     model, began = network(), perf_counter()
     steps = len(train(model, size))
     reached[size] = accuracy(model)
-    print(f"batches of {size:4}: {steps:5,} steps, {perf_counter() - began:4.1f} s, "
-          f"test accuracy {reached[size]:.3f}")
-lesson.check("accuracy with batches of 8 - of 1000", reached[8] - reached[1000], at_least=0.05,
-             claim=False, on_default_data=True)
+    print(
+        f"batches of {size:4}: {steps:5,} steps, {perf_counter() - began:4.1f} s, "
+        f"test accuracy {reached[size]:.3f}"
+    )
+lesson.check(
+    "accuracy with batches of 8 - of 1000",
+    reached[8] - reached[1000],
+    at_least=0.05,
+    claim=False,
+    on_default_data=True,
+)
 
 # %% [markdown]
 # ## 2. Easy: no hidden layer
@@ -75,9 +82,16 @@ lesson.check("accuracy with batches of 8 - of 1000", reached[8] - reached[1000],
 # %%
 linear = Sequential([Dense(10)], seed=lesson.seed)
 train(linear)
-print(f"no hidden layer: test accuracy {accuracy(linear):.3f}; with one {reached[64]:.3f}")
-lesson.check("accuracy with a hidden layer - without", reached[64] - accuracy(linear),
-             at_least=0.01, claim=False, on_default_data=True)
+print(
+    f"no hidden layer: test accuracy {accuracy(linear):.3f}; with one {reached[64]:.3f}"
+)
+lesson.check(
+    "accuracy with a hidden layer - without",
+    reached[64] - accuracy(linear),
+    at_least=0.01,
+    claim=False,
+    on_default_data=True,
+)
 
 # %% [markdown]
 # ## 3. Medium: without `p.grad = None`
@@ -90,11 +104,17 @@ lesson.check("accuracy with a hidden layer - without", reached[64] - accuracy(li
 right, never_cleared = network(), network()
 a, b = train(right), train(never_cleared, keep_gradients=True)
 for start in (0, 157, 314, 628):
-    print(f"steps {start:3} to {start + 156}: mean loss {a[start:start + 157].mean():.3f}, "
-          f"gradients never cleared {b[start:start + 157].mean():.3f}")
+    print(
+        f"steps {start:3} to {start + 156}: mean loss {a[start : start + 157].mean():.3f}, "
+        f"gradients never cleared {b[start : start + 157].mean():.3f}"
+    )
 print(f"test accuracy {accuracy(right):.3f} and {accuracy(never_cleared):.3f}")
-lesson.check("last epoch: loss with gradients never cleared / cleared",
-             b[-157:].mean() / a[-157:].mean(), at_least=2, claim=False)
+lesson.check(
+    "last epoch: loss with gradients never cleared / cleared",
+    b[-157:].mean() / a[-157:].mean(),
+    at_least=2,
+    claim=False,
+)
 
 # %% [markdown]
 # ## 4. Medium: momentum by hand
@@ -116,18 +136,24 @@ def momentum_step(model):
 by_hand = train(network(), step=momentum_step)
 by_fit = network().compile(optim.SGD(lr=RATE, momentum=0.9), loss="cross_entropy")
 by_fit = np.array(by_fit.fit(x, y, batch_size=64, epochs=5, verbose=0).steps["loss"])
-print(f"{len(by_hand)} losses, largest difference {np.abs(by_hand - by_fit).max():g}; "
-      f"last epoch {by_hand[-157:].mean():.3f}, without momentum {a[-157:].mean():.3f}")
-lesson.check("losses with momentum, by hand - by fit", np.abs(by_hand - by_fit).max(),
-             at_most=0, claim=False)
+print(
+    f"{len(by_hand)} losses, largest difference {np.abs(by_hand - by_fit).max():g}; "
+    f"last epoch {by_hand[-157:].mean():.3f}, without momentum {a[-157:].mean():.3f}"
+)
+lesson.check(
+    "losses with momentum, by hand - by fit",
+    np.abs(by_hand - by_fit).max(),
+    at_most=0,
+    claim=False,
+)
 
 # %% [markdown]
 # ## 5. Research: five networks vote
 #
-# Five networks of other seeds make about as many mistakes each, 5.7 to 7.1 %. Their mean
-# probabilities make 5.9 %: 94 % of the mistakes stay, because the networks err on the same
-# images, which are hard to read. What a vote removes is the part of the mistakes that
-# depends on the initial weights.
+# Five networks of other seeds make about as many mistakes each, 5.7 to 7.1 %. Their
+# mean probabilities make 5.9 %: 94 % of the mistakes stay, because the networks err on
+# the same images, which are hard to read. What a vote removes is the part of the
+# mistakes that depends on the initial weights.
 
 # %%
 models = [network(seed) for seed in lesson.seeds(5)]
@@ -136,8 +162,16 @@ for model in models:
 single = [1 - accuracy(model) for model in models]
 voted = np.mean([F.softmax(model.predict(x_test)) for model in models], axis=0)
 together = np.mean(voted.argmax(axis=1) != y_test)
-print("wrong alone: " + ", ".join(f"{s:.3f}" for s in single) + f"; voting {together:.3f}, "
-      f"{together / np.mean(single):.0%} of the mean")
-lesson.check("mistakes of the vote / of one network", together / np.mean(single), at_most=1.0,
-             claim=False)
+print(
+    "wrong alone: "
+    + ", ".join(f"{s:.3f}" for s in single)
+    + f"; voting {together:.3f}, "
+    f"{together / np.mean(single):.0%} of the mean"
+)
+lesson.check(
+    "mistakes of the vote / of one network",
+    together / np.mean(single),
+    at_most=1.0,
+    claim=False,
+)
 lesson.finish()
