@@ -817,7 +817,7 @@ def test_a_figure_says_its_title_and_what_it_shows(tmp_path):
     shown = handout.output(f"figure: {tmp_path}/07_x-a.png\nfigure: {tmp_path}/07_x-b.png\n", str(tmp_path))
     images = [ET.fromstring(part).find("summary/img") for part in shown]
     assert [image.get("alt") for image in images] == [
-        "Two curves. It shows accuracy against training step for with, without.", "07_x-b"]
+        "Two curves. It shows accuracy against training step (with, without).", "07_x-b"]
 
 
 def test_solutions_are_run_and_folded_only_where_they_are_asked_for(small, capfd):

@@ -17,6 +17,7 @@ from . import running
 from .cells import PACKAGE, about, cells, heading, predicts
 from .markdown import INLINE, blocks, highlight
 from .mathml import mathml
+from .plain import plain
 
 STYLE = """
 body { max-width: 64rem; margin: 0 auto; padding: 1rem; font: 1.1rem/1.55 system-ui, sans-serif; color: #222; background: #fff; overflow-x: clip }
@@ -300,19 +301,23 @@ def _described(image):
     panels = [panel for panel in figure["panels"] if panel["x"] or panel["y"]] or figure["panels"]
     said = []
     for panel in panels:
-        x, y = (" ".join(panel[axis].split()) for axis in "xy")
         labels = [series["label"] for series in panel["series"]
                   if not series.get("label", "_").startswith("_")]
-        said.append(" ".join(filter(None, [
-            (y or "values") + (f" against {x}" if x else ""),
-            f"for {', '.join(dict.fromkeys(labels))}" if labels else "",
-            f"({' '.join(panel['title'].split())})" if panel["title"] and len(panels) > 1 else "",
-        ])))
-    said = list(dict.fromkeys(said))
-    shows = f"It shows {'; '.join(said)}." if any(panel["x"] or panel["y"] for panel in panels) \
-        else "It shows pictures without axes." if len(panels) > 1 else "It is a drawing without axes."
+        words = " against ".join(filter(None, (panel["y"] or "values", panel["x"])))
+        title = f"{panel['title']}, " if panel["title"] and len(panels) > 1 else ""
+        said.append(title + words + (f" ({', '.join(dict.fromkeys(labels))})" if labels else ""))
+    drawn = any(panel["x"] or panel["y"] for panel in panels)
+    shows = f"It shows {'; '.join(dict.fromkeys(said))}." if drawn else "A drawing without axes."
     title = figure["title"] or panels[0]["title"] or image.stem
-    return f"{' '.join(title.split()).rstrip('.')}. {shows}"
+    return " ".join(f"{_without_tex(title).rstrip('.')}. {_without_tex(shows)}".split())
+
+
+def _without_tex(text):
+    """The text with the formulas between dollars in Unicode."""
+    try:
+        return re.sub(r"\$([^$]+)\$", lambda match: plain(match[1]), text)
+    except ValueError:
+        return text
 
 
 def html(markdown):

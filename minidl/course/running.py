@@ -63,7 +63,7 @@ def check_all(paths, variables=lambda path: {}):
     try:
         runs = [pool.submit(check, path, **variables(path)) for path in paths]
         for path, run in zip(paths, runs):
-            print(f"{_named(path):32}", end="", flush=True)
+            print(f"{_named(path):31} ", end="", flush=True)
             outcome = run.result()
             print("\n    ".join([outcome.verdict, *outcome.failed]))
             yield outcome
