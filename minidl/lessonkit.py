@@ -92,7 +92,7 @@ class Lesson:
         """
         if not isinstance(text, str):
             raise TypeError(f"a prediction is a text in quotes, got {text!r}")
-        if text.strip():
+        if text.strip() and text.strip() not in self.predictions:  # a cell may be run again
             self.predictions.append(text.strip())
 
     def check(self, name, measured, *, at_least=None, at_most=None, text=None,

@@ -336,7 +336,7 @@ def test_stepping_on_a_terminal(small):
     assert re.search(r"\bx +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
     assert not re.search(r"^(np|broken|__name__) ", plain, re.MULTILINE)
     assert "The end: × and σ²." in plain and "x_i < 3" in plain and stepping.HELP.strip() in plain
-    assert max(map(len, stepping.HELP.splitlines())) < 96
+    assert max(map(len, stepping.HELP.splitlines())) <= 80
 
 
 SLOW = """# %% [markdown]

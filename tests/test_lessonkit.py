@@ -152,3 +152,16 @@ def test_the_numbers_behind_a_figure_are_those_drawn(folder):
     assert {"kind": "bar", "x_y_width_height": [-0.25, 0, 0.5, 7]} in series
     assert {"kind": "image", "values": [[1, 2]]} in series
     assert [2, 5] in next(s["xy"] for s in series if s["kind"] == "area")
+
+
+def test_predictions_stand_below_the_checks_and_in_the_json(capsys, folder):
+    """An empty one is none; a cell that is run again says nothing twice; nobody is asked, so no keyboard is needed."""
+    lesson = Lesson("01_x")
+    for text in ("", "  ", "50 and 500 ", "50 and 500", "later"):
+        lesson.predict(text)
+    with pytest.raises(TypeError, match="a prediction is a text in quotes, got 50"):
+        lesson.predict(50)
+    lesson.check("measured", 2.0, at_least=2)
+    lesson.finish()
+    assert capsys.readouterr().out.endswith("PASS\nyou predicted: 50 and 500\nyou predicted: later\n1 checks passed, 0 failed\n")
+    assert json.loads((folder / "01_x.json").read_text())["predictions"] == ["50 and 500", "later"]

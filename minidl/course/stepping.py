@@ -24,13 +24,15 @@ from .cells import cells, heading, predicts
 from .running import execute, new_main
 
 HELP = """
-Enter   runs the cell; if it has run, goes on     b         goes back one cell
-r       runs the cell again, or the one before    g 7       goes to cell 7; runs those before
-v       lists variables and their values          l         lists the cells
-e 6*7   evaluates an expression or a statement    a         shows the folded answers
-x       runs a block of your own in its place     q         quits; the place is remembered
-Ctrl-C  stops a running cell, and you stay        h         shows this help
-What else you type at a cell that asks you to predict is kept, and shown beside the result."""
+Enter   runs the cell; if it has run, goes on
+b       goes back one cell; what it did stays done
+r       runs the cell again, or, if it has not run, the last that has
+g 7     goes to cell 7, and runs those before it that have not run
+l       lists the cells                 v       lists variables and their values
+e 6*7   evaluates an expression         x       runs a block of yours in its place
+a       shows folded answers            h       shows this help
+Ctrl-C  stops a running cell            q       quits; the place is remembered
+A prediction is simply typed; it is kept, and shown beside the result."""
 
 
 def step(path):
