@@ -372,6 +372,7 @@ def test_a_prediction_is_kept_and_stands_beside_the_result(small):
     shown = terminal(own, "", "about 40, I think", "", "q")
     assert "kept; when the cell has run" in shown and "measured 41\nyou predicted: about 40, I think" in unpainted(shown)
     assert "type your prediction" in shown
+    terminal(own, "q")  # at once: the place stays the one before
     again = unpainted(terminal(own, "g 3", "", "q"))
     assert "Last time you were at cell 3. g 3 runs the cells before it" in again
     assert again.count("you predicted: about 40, I think\n") == 2 and "0 checks passed" in again
@@ -386,7 +387,7 @@ def test_cells_are_listed_gone_to_and_replaced(small):
     shown = unpainted(terminal(small.parent / "slow.py", "l", "g 4", "l", "x", (b"dot runs", b"a = [\n\n  1 / 0]\n.\n"), "x",
                                (b"dot runs", b"print('my own')\n.\n"), "", "g", "g 9", "q"))
     assert ">   1  fast = 1\n    2  Predict\n    3  print" in shown
-    assert "cell 2\ndone\ncell 3\nsecond cell ran\n" in shown and "+   3  print" in shown and ">   4  print" in shown
+    assert "cell 2\nstarted\ndone\ncell 3\nsecond cell ran\n" in shown and "+   3  print" in shown and ">   4  print" in shown
     assert 'File "<x>", line 3' in shown and "    1 / 0]" in shown and "my own\nyour block has run in the place" in shown
     assert "the end (Enter leaves" in shown and shown.count("g needs the number of a cell, 1 to 5") == 2
     assert not re.search("^third cell ran", shown, re.MULTILINE)  # the block took its place
@@ -445,7 +446,7 @@ def test_stepping_through_a_pipe_has_no_colours_and_no_terminal_needs_unicode(sm
 def test_a_terminal_without_a_home_or_with_broken_notes_steps_all_the_same(small):
     notes = small.parent / "cache" / "minidl" / "lessons.json"
     notes.parent.mkdir(parents=True)
-    for content in ("{", "[]", '{"%s": {"cell": 99}}' % small):
+    for content in ("{", "[]", '{"%s": {"cell": 99}}' % small, '{"%s": {"cell": "x", "predictions": []}}' % small):
         notes.write_text(content)
         assert "sum 6" in minidl("lesson", "./03_small.py", input="\nq\n").stdout
     (small.parent / "file").touch()

@@ -28,8 +28,8 @@ Enter   runs the cell; if it has run, goes on
 b       goes back one cell; what it did stays done
 r       runs the cell again, or, if it has not run, the last that has
 g 7     goes to cell 7, and runs those before it that have not run
-l       lists the cells                 v       lists variables and their values
-e 6*7   evaluates an expression         x       runs a block of yours in its place
+l       lists the cells                 v       lists variables, with values
+e 6*7   evaluates an expression         x       runs your own block instead
 a       shows folded answers            h       shows this help
 Ctrl-C  stops a running cell            q       quits; the place is remembered
 A prediction is simply typed; it is kept, and shown beside the result."""
@@ -49,9 +49,12 @@ class Session:
         self.path, self.stops, self.namespace = Path(path), cells(path), new_main(path)
         self.at, self.last = 0, None
         self.ran, self.tried = set(), set()  # tried: also those that were stopped or raised
-        note = _notes().get(str(self.path), {})
-        self.place = note.get("cell", 0)
-        self.predictions = {int(at): text for at, text in note.get("predictions", {}).items()}
+        note = _notes().get(str(self.path))
+        try:
+            self.place = int(note["cell"])
+            self.predictions = {int(at): str(text) for at, text in note["predictions"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError):  # none, or not ours
+            self.place, self.predictions = 0, {}
 
     def talk(self):
         """Ask and obey until the lesson is over."""
@@ -183,9 +186,9 @@ class Session:
 
     def _done(self, at, error):
         """Note what came of running a cell; returns whether it has come to its end."""
-        _say_end(error)
         self.tried.add(at)
         if error is None or isinstance(error, SystemExit):
+            _say_end(error)
             self.ran.add(at)
             self.last = at
             return True
@@ -222,7 +225,8 @@ class Session:
         """Write down the place and the predictions; where nothing can be written, forget them."""
         notes = _notes()
         over = self.at >= len(self.stops) - 1
-        notes[str(self.path)] = {"cell": 0 if over else self.at, "predictions": self.predictions}
+        place = 0 if over else self.at if self.tried else self.place
+        notes[str(self.path)] = {"cell": place, "predictions": self.predictions}
         try:
             _notebook().parent.mkdir(parents=True, exist_ok=True)
             with replacing(_notebook()) as file:
@@ -249,7 +253,9 @@ def _say(text):
 
 
 def _say_end(error):
-    if isinstance(error, SystemExit):
+    if isinstance(error, KeyboardInterrupt):
+        print("\nstopped")
+    elif isinstance(error, SystemExit):
         print(f"here the lesson ends: {'exit code 0' if error.code is None else error.code}")
 
 
