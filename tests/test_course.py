@@ -49,6 +49,7 @@ broken()
 # %%
 import numpy as np
 array = np.zeros((2, 3), np.float32)
+share = np.float32(0.3)
 print("CHECK shape: measured 2, required >= 1, PASS")
 
 # %% [markdown]
@@ -332,7 +333,7 @@ def test_stepping_on_a_terminal(small):
     assert "'zzz' is no command here; h helps" in plain
     assert plain.count("CHECK shape") == 2 + 2  # the cell is shown at g 3 and after b, and was run by Enter and by r
     assert re.search(r"^array +ndarray +float32 \(2, 3\)$", plain, re.MULTILINE)
-    assert re.search(r"^count +int +1$", plain, re.MULTILINE)
+    assert re.search(r"^count +int +1$", plain, re.MULTILINE) and re.search(r"^share +float32 +0.3$", plain, re.MULTILINE)
     assert re.search(r"\bx +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
     assert not re.search(r"^(np|broken|__name__) ", plain, re.MULTILINE)
     assert "The end: × and σ²." in plain and "x_i < 3" in plain and stepping.HELP.strip() in plain

@@ -285,7 +285,7 @@ def _summary(value):
     """A number as it is, an array by its type and shape, the rest cut short."""
     array = value.data if isinstance(value, Tensor) else value
     if isinstance(array, (np.ndarray, np.generic)):
-        return f"{array.item()}" if array.ndim == 0 else f"{array.dtype} {array.shape}"
+        return str(array) if array.ndim == 0 else f"{array.dtype} {array.shape}"
     if hasattr(array, "shape") and hasattr(array, "dtype"):
         return f"{array.dtype} {array.shape}"
     return textwrap.shorten(reprlib.repr(array), 60)
