@@ -25,6 +25,10 @@ ACTIVATIONS = {
     "tanh": F.tanh,
     "softplus": F.softplus,
     "gelu": F.gelu,
+    "gelu_exact": F.gelu_exact,
+    "elu": F.elu,
+    "silu": F.silu,
+    "swish": F.silu,
     "softmax": F.softmax,
     "log_softmax": F.log_softmax,
     "linear": F.linear_activation,
@@ -56,14 +60,6 @@ def _initializer(value):
     return lookup(value, INITIALIZERS, "initializer")
 
 
-def _flat(shape):
-    shape = as_shape(shape)
-    if shape is not None and len(shape) > 1:
-        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; "
-                         f"put Flatten(input_shape={shape}) before it")
-    return shape
-
-
 _rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
                   "{!r}", lambda x: 0 <= x < 1)
 
@@ -77,15 +73,17 @@ class Dense(Module):
     kernel_initializer: a name or a function of (shape, rng); the bias starts at 0. input_shape: the
     shape of one input, if it shall be known at once. rng: where the initial weights are drawn from,
     a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
-    Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
+    Input (n, inputs), output (n, units); of (n, ..., inputs) each row along the last axis is
+    multiplied by itself. Raises ValueError for another number of inputs.
     """
 
     built = False
+    stream = "weights_rng"
     inputs = kernel = bias = None
     parameter_names = keep_shape = "kernel", "bias"
     setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
                       "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
-                      "input_shape": _flat}
+                      "input_shape": as_shape}
     fixed_settings = "units", "use_bias", "kernel_initializer"
     habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
 
@@ -110,12 +108,14 @@ class Dense(Module):
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
         self._need_shape()
-        shape = (self.input_shape[-1], self.units)
+        shape = self.kernel_shape()
         kernel = self._initial(shape, np.random.default_rng() if self.rng is None else self.rng)
         train = self.trainable
-        self.inputs, self.kernel = shape[0], Parameter(kernel, train)
+        self.inputs, self.kernel = shape[-2], Parameter(kernel, train)
         self.bias = Parameter(zeros(self.units), train) if self.use_bias else None
         self.built = True
+
+    def kernel_shape(self): return self.input_shape[-1], self.units
 
     def _initial(self, shape, rng):
         """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""
@@ -124,7 +124,7 @@ class Dense(Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that "
                              "returns an array, such as initializers.normal(0.05), but "
-                             f"{_name(self.kernel_initializer)} fails: {error}") from error
+                             f"{function_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel "
                              f"needs {shape}")
@@ -133,12 +133,12 @@ class Dense(Module):
         return kernel
 
     def forward(self, x):
-        """x: (n, inputs) to (n, units)."""
-        if not self.built and x.ndim == 2:
+        """x: (n, ..., inputs) to (n, ..., units)."""
+        if not self.built and x.ndim > 1:
             self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
         shape = x.shape
-        if not self.built or len(shape) != 2 or shape[1] != self.inputs:
+        if len(shape) < 2 or shape[-1] != self.inputs:
             raise ValueError(f"{self.label} expects inputs of shape (n, "
                              f"{self.inputs or 'inputs'}), got {shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
@@ -149,7 +149,7 @@ class Dense(Module):
 
     def __repr__(self):
         inputs = f"{self.input_shape[-1]} -> " if self.input_shape else ""
-        activation = f", {_name(self.activation)}" if self.activation else ""
+        activation = f", {function_name(self.activation)}" if self.activation else ""
         return f"Dense({inputs}{self.units}{activation})"
 
 
@@ -167,7 +167,7 @@ class Activation(Module):
         return self.function(x)
 
     def __repr__(self):
-        return f"Activation({_name(self.function)})"
+        return f"Activation({function_name(self.function)})"
 
 
 class Dropout(Module):
@@ -177,6 +177,7 @@ class Dropout(Module):
     Srivastava et al. 2014.
     """
 
+    stream = "dropout_rng"
     setting_checks = {"rate": _rate, "rng": as_rng}
     habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
 
@@ -216,7 +217,8 @@ class Flatten(Module):
         return "Flatten()"
 
 
-def _name(function):
+def function_name(function):
+    """What to call an activation or an initializer in a text."""
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
 
 
