@@ -315,6 +315,35 @@ lesson.check("500 images: training accuracy - test accuracy", seen - unseen,
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. The network of this lesson starts with a loss of about 2.3. Why?**
+#
+# - A: ten digits, and an untrained network that prefers none of them: ln 10 is 2.3
+# - B: the learning rate is too small
+# - C: the pixels are not normalised
+# - D: a batch of 64 is too small for a better one
+#
+# **2. One run with BatchNorm has a lower loss than one run without. What follows?**
+#
+# - A: BatchNorm makes training faster
+# - B: BatchNorm prevents overfitting
+# - C: nothing yet: one rate, one seed, no second try
+# - D: the gradients have become steadier
+#
+# <details><summary>Answers</summary>
+#
+# 1 A. Before the first step no learning rate has been used (B), and a larger batch has
+# the same mean loss, only less noise (D). C blames the data, as texts 003 and 004 do
+# for slow training; here a softmax of nearly equal logits explains the number.
+#
+# 2 C. A is what all five texts say, B what texts 000, 001, 002 and 003 say, D what text
+# 000 says. Each may be true, but one pair of runs shows none of them: another rate may
+# suit the plain network better, the training loss says nothing of new images, and
+# nobody has looked at a gradient.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: set `BATCH` to 8 and to 1000, with the same number of epochs. Which is

@@ -397,6 +397,35 @@ lesson.check("one outlier: condition number min-max / z-score",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. What limits the learning rate of gradient descent on a bowl?**
+#
+# - A: the largest eigenvalue of the Hessian
+# - B: the smallest eigenvalue
+# - C: the number of data
+# - D: the loss at the start
+#
+# **2. A feature has mean 0, standard deviation 1, and one value of 4. What has been
+# done to it?**
+#
+# - A: min-max scaling, because standardisation maps to a given range
+# - B: a z-score, which has no fixed range
+# - C: either, they are two names of one thing
+# - D: it was made normally distributed
+#
+# <details><summary>Answers</summary>
+#
+# 1 A. Above $2 / \lambda_{\max}$ the steepest direction overshoots, and the loss grows.
+# The smallest eigenvalue (B) says how long the rest of the way takes at that rate. C
+# and D change neither limit.
+#
+# 2 B. A and C follow text 003, which calls standardisation "also normalisation" and a
+# mapping to a given range, and a page later describes the z-score. D is text 001's
+# "standard normal distribution": shifting and scaling leave the shape as it was.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: centring alone hardly helps. Which sentence of "Explain" says why? And why

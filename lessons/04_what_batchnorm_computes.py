@@ -352,6 +352,35 @@ lesson.check("frozen kernels: accuracy gained by training gamma and beta, mean",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. Over which numbers does BatchNorm take a mean?**
+#
+# - A: all features of one sample
+# - B: one feature of all samples in the batch
+# - C: the whole batch, samples and features
+# - D: one feature of all batches so far
+#
+# **2. Exponentially distributed values go through a new BatchNorm in training mode.
+# What comes out?**
+#
+# - A: standard normal values
+# - B: values between 0 and 1
+# - C: the same shape, with mean 0 and variance almost 1
+# - D: the values that went in: only $\gamma$ and $\beta$ are recorded
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. A is text 001's step 1 ("of each sample"); it describes LayerNorm. C would be one
+# mean for the whole layer. D is what the running averages approach; they serve in
+# evaluation, not in training.
+#
+# 2 C. A is text 001's phrase; but BatchNorm shifts and scales, it cannot bend. B is
+# text 003's "given range", D its step 5: the output changes at once, and only one
+# special $\gamma$ and $\beta$ would undo that.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: compute LayerNorm of `table` with `batch_norm` alone, by transposing twice.

@@ -301,6 +301,34 @@ for name, difference in differences.items():
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. On which ways does one $x_i$ act on the loss, in training mode?**
+#
+# - A: through its own $\hat x_i$ only
+# - B: through its own $\hat x_i$, the mean and the variance of the batch
+# - C: through $\gamma$ and $\beta$
+# - D: through the mean only
+#
+# **2. What does the backward pass of BatchNorm yield?**
+#
+# - A: the learning rate
+# - B: the $\gamma$ and $\beta$ that undo the normalisation
+# - C: the gradients with respect to $x$, $\gamma$ and $\beta$
+# - D: the running mean and variance
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. A is what you get if the statistics are taken for constants; none of the five
+# texts says that the gradient goes through them. C: $\gamma$ and $\beta$ do not depend
+# on $x$. D forgets the variance, one of the four wrong versions above.
+#
+# 2 C. A is text 003 ("by the chain rule find the learning rate"). B is what texts 001,
+# 003 and 004 say $\gamma$ and $\beta$ are for: they may get there, but only by many
+# steps, and nothing pulls them there. D belongs to the forward pass.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: set `M = 1` and look at the table of errors. Which versions pass now, even

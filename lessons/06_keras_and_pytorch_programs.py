@@ -355,6 +355,35 @@ for lr, gain in gains.items():
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. A model ends in a softmax and is trained with a loss that takes logits. The loss
+# settles at 1.5, and 96 % of the images are right. Why?**
+#
+# - A: the learning rate is too small
+# - B: softmax is applied twice, and the loss cannot fall below 1.46
+# - C: BatchNorm stands in the wrong place
+# - D: with ten classes no loss is lower
+#
+# **2. A Keras layer has `momentum=0.99`. What does minidl, or PyTorch, call this?**
+#
+# - A: 0.99: it is the same word
+# - B: 0.01: the weight of the new batch instead of the old average
+# - C: 0.1, because that is the default
+# - D: the momentum of the optimizer
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. This is the PyTorch program of text 002. A small rate (A) would show in the
+# accuracy. C: the place of BatchNorm sets no floor. D: the corrected program, with the
+# same ten classes, gets below 0.5.
+#
+# 2 B. A copies the number and keeps 1 % of each old average, so that the running
+# statistics are those of the last batch. C is another setting: ten times faster. D is a
+# third thing with this name. None of the texts mentions that the two libraries differ.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: train the program of text 000 on 32 random mixtures of the pixels. Its loss

@@ -6,8 +6,10 @@ is one sentence, no traceback.
 """
 
 import atexit
+import importlib
 import math
 import os
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -15,13 +17,43 @@ from time import perf_counter
 
 
 def in_notebook():
-    """Whether this is a notebook, where output is shown by a browser, and bars as widgets."""
+    """Whether this is a notebook, where output is shown by a browser."""
     return "ipykernel" in sys.modules
 
 
 def in_browser():
     """Whether Python itself runs in a browser, where there are no processes."""
     return sys.platform in ("emscripten", "wasi")
+
+
+class NotebookOutput:
+    """One output of a notebook, written to as to a terminal: \\r begins its last line anew.
+
+    It needs no widgets, and what is written to it is not red, as what goes to stderr is.
+    """
+
+    def __init__(self):
+        self.lines, self.handle = [""], None
+
+    def write(self, text):
+        """Show the lines as they are after this text."""
+        for part in re.split(r"(?<=[\r\n])", text):
+            if part.strip() and self.lines[-1].endswith("\r"):
+                self.lines[-1] = ""
+            if part.endswith("\n"):
+                self.lines[-1] += part[:-1]
+                self.lines.append("")
+            elif part:
+                self.lines[-1] += part
+        shown = {"text/plain": "\n".join(self.lines).rstrip()}
+        if self.handle:
+            self.handle.update(shown, raw=True)
+        else:
+            display = importlib.import_module("IPython.display").display
+            self.handle = display(shown, raw=True, display_id=True)
+
+    def flush(self):
+        """Nothing is kept back."""
 
 
 class Progress:
@@ -34,6 +66,7 @@ class Progress:
 
     def __init__(self, epochs, samples, batch_size, verbose):
         self.epochs, self.verbose, self.bar = epochs, verbose, None
+        self.output = NotebookOutput() if in_notebook() else None  # one for all epochs
         self.steps = max(
             1, math.ceil(samples / batch_size) - (batch_size > 1 and samples % batch_size == 1)
         )
@@ -42,9 +75,8 @@ class Progress:
         """A new epoch begins."""
         self.title, self.began = f"Epoch {epoch + 1}/{self.epochs}", perf_counter()
         if self.verbose == 1 and shows_bars():
-            own = {} if in_notebook() else {"bar_format": "{desc} [{elapsed}<{remaining}, "
-                                                          "{rate_fmt}] |{bar}|"}
-            self.bar = bar(total=self.steps, desc=self.title, **own)
+            self.bar = bar(total=self.steps, desc=self.title, output=self.output,
+                           bar_format="{desc} [{elapsed}<{remaining}, {rate_fmt}] |{bar}|")
 
     def advance(self, logs):
         """One step is done."""
@@ -54,9 +86,7 @@ class Progress:
 
     def _show(self, logs):
         numbers, place = format_logs(logs), f"{self.title} {self.bar.n}/{self.steps}"
-        if in_notebook():
-            self.bar.set_postfix_str(numbers)
-        elif len(place) + len(numbers) + 3 < self.bar.ncols:
+        if len(place) + len(numbers) + 3 < self.bar.ncols:
             self.bar.set_description_str(f"{place} - {numbers}")
         else:  # what does not fit is cut off at the end
             self.bar.set_description_str(f"{numbers} - {place}")
@@ -68,13 +98,11 @@ class Progress:
         steps = ""
         if self.bar is not None:
             self._show(logs)
-            if in_notebook():
-                return self.close()
             steps, self.bar.leave = f"{self.bar.n}/{self.steps} - ", False
             self.close()
         if self.verbose:
             print(f"{self.title} - {steps}{perf_counter() - self.began:.1f}s - "
-                  f"{format_logs(logs)}", file=sys.stderr, flush=True)
+                  f"{format_logs(logs)}", file=self.output or sys.stderr, flush=True)
 
     def pause(self):
         """Clear the line of an open bar, for something else to be printed; the next step draws it
@@ -96,18 +124,20 @@ def shows_bars():
     return in_notebook() or sys.stderr is not None and sys.stderr.isatty()
 
 
-def bar(**options):
+def bar(output=None, **options):
     """A tqdm bar that is ASCII where the terminal cannot show block characters, and absent where
-    there is no terminal.
+    there is no terminal. output: in a notebook, the NotebookOutput to draw it in.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     encoding = getattr(sys.stderr, "encoding", None) or "ascii"
     try:
         "█▏".encode(encoding)
         ascii_only = False
     except (UnicodeEncodeError, LookupError):
         ascii_only = True
-    if not in_notebook():  # there it would be a width in pixels
+    if in_notebook():
+        options.update(file=output or NotebookOutput(), ncols=79, position=0)
+    else:
         columns, lines = shutil.get_terminal_size()
         # tqdm draws nothing on a terminal that says it is 0 wide
         options.update(ncols=(columns or 80) - 1, nrows=lines or 24)
@@ -131,6 +161,20 @@ def table(rows, left=1):
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) if i < left else cell.rjust(width)
                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+
+
+def drop_typed():
+    """Forget what was typed on a terminal before it was asked for."""
+    if not sys.stdin.isatty():
+        return
+    try:
+        import termios
+    except ImportError:  # Windows
+        import msvcrt
+        while msvcrt.kbhit():
+            msvcrt.getwch()
+    else:
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 # --- Streams that fail ----------------------------------------------------------------------------

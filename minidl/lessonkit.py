@@ -38,7 +38,7 @@ class Lesson:
         self.name = name
         self.seed = _whole_number("MINIDL_SEED", 0)
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"
-        self.figures, self.checks = {}, []
+        self.figures, self.checks, self.predictions = {}, [], []
         self.permuted = _switch("MINIDL_LABELS", "permuted")
         if _switch("MINIDL_BN", "identity"):
             print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed "
@@ -84,6 +84,17 @@ class Lesson:
             raise ValueError(f"seeds takes a whole number from 1 to 1000, got {n!r}")
         return [1000 * self.seed + i for i in range(n)]
 
+    def predict(self, text):
+        """Keep a prediction, in words, for `finish` to print below what was measured.
+
+        It asks nothing, so a run without a keyboard goes on; an empty text is no prediction. In a
+        terminal, stepping keeps what is typed; a notebook has a cell with this line to fill in.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a prediction is a text in quotes, got {text!r}")
+        if text.strip() and text.strip() not in self.predictions:  # a cell may be run again
+            self.predictions.append(text.strip())
+
     def check(self, name, measured, *, at_least=None, at_most=None, text=None,
               on_default_data=False, claim=True):
         """Print a CHECK line and remember whether it passed.
@@ -128,18 +139,21 @@ class Lesson:
         print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 
     def finish(self):
-        """Sum up; write checks and the numbers behind the figures to figures/<lesson>.json; exit
-        code 1 if a check failed.
+        """Sum up; write checks, predictions and the numbers behind the figures to
+        figures/<lesson>.json; exit code 1 if a check failed.
         """
         record = {
             "lesson": self.name,
             "seed": self.seed,
             "dataset": self.dataset,
             "checks": self.checks,
+            "predictions": self.predictions,
             "figures": self.figures,
         }
         with replacing(plotting.folder() / f"{self.name}.json") as file:
             file.write(json.dumps(record, allow_nan=False).encode())
+        for text in self.predictions:
+            print(f"you predicted: {text}")
         passed, failed = (
             sum(check["passed"] is verdict for check in self.checks) for verdict in (True, False)
         )

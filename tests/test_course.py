@@ -2,6 +2,7 @@
 
 import base64
 import configparser
+import io
 import json
 import os
 import re
@@ -9,14 +10,16 @@ import select
 import signal
 import subprocess
 import sys
+import types
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from minidl import __all__ as words_of_minidl
-from minidl import course, plotting
-from minidl.course import cli, handout, markdown, running
+from minidl import console, course, plotting
+from minidl.course import cli, handout, markdown, plain, stepping
+from minidl.course import terminal as terminal_view
 
 PROJECT = Path(__file__).parent.parent
 LESSONS = course.lessons()
@@ -46,6 +49,7 @@ broken()
 # %%
 import numpy as np
 array = np.zeros((2, 3), np.float32)
+share = np.float32(0.3)
 print("CHECK shape: measured 2, required >= 1, PASS")
 
 # %% [markdown]
@@ -77,8 +81,11 @@ def small(tmp_path, monkeypatch):
     (tmp_path / "04_figure.py").write_text(FIGURE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    for name in ("NO_COLOR", "MINIDL_FIGURES", "OPENBLAS_NUM_THREADS", "PYTHONUTF8", "PYTHONIOENCODING"):
+    for name in ("NO_COLOR", "MINIDL_FIGURES", "OPENBLAS_NUM_THREADS", "PYTHONUTF8", "PYTHONIOENCODING",
+                 "VISUAL", "EDITOR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
     return tmp_path / "03_small.py"
 
 
@@ -94,19 +101,26 @@ def read(session, shown):
     return os.read(session.stdout.fileno(), 10_000)
 
 
-def terminal(lesson, typed, wait_for=()):
-    """What a lesson shows on a pseudo-terminal. wait_for: a text on the screen, and what is then typed before the rest."""
+def terminal(lesson, *typed):
+    """What a lesson shows on a pseudo-terminal. typed: lines for its prompts, one at each; a pair (text, keys) waits for that
+    text instead. At the end it gets the end of input."""
     pytest.importorskip("pty", reason="no pseudo-terminals here")
     # A job in the background ignores Ctrl-C, and so would its children.
     spawn = "import pty, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
     command = [sys.executable, "-c", spawn, sys.executable, "-m", "minidl", "lesson", str(lesson)]
+    steps = [(b") > ", f"{line}\n".encode()) if isinstance(line, str) else line for line in typed]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as session:
         shown = b""
-        for text, keys in [*wait_for, (b" > ", typed + b"\x04")]:
+        for text, keys in [*steps, (b") > ", b"\x04")]:
             already = len(shown)
             while text not in shown[already:]:
-                shown += read(session, shown)
-            session.stdin.write(keys)
+                if not (piece := read(session, shown)):
+                    break  # it has ended
+                shown += piece
+            try:
+                session.stdin.write(keys)
+            except BrokenPipeError:
+                break
         while piece := read(session, shown):
             shown += piece
     assert session.returncode == 0, shown
@@ -294,7 +308,10 @@ def test_a_lesson_is_found_by_number_part_of_its_name_and_path(small):
 
 def test_the_list_of_lessons(capsys):
     assert cli.main(["lessons"]) == 0
-    assert " 7  Faster convergence           10 to 20 seconds   How many fewer steps" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r" 7  Faster convergence +10-20 seconds +How many fewer steps", lines[7])
+    questions = {line.index(course.about(path)[2]) for line, path in zip(lines[1:], LESSONS)}
+    assert len(questions) == 1, "the column of questions"
     assert cli.main(["lesson"]) == 1 and "name a lesson" in capsys.readouterr().err
 
 
@@ -302,43 +319,169 @@ def test_the_list_of_lessons(capsys):
 
 
 def test_stepping_on_a_terminal(small):
-    """Enter, an error, r, e with a value and with a statement, b, an unknown word, v, the end."""
-    shown = terminal(small, b"\n\nr\ne count * 100\ne x.append(9); print(len(x))\ne nope\nb\n\nx\n\nv\n\n")
+    """A cell that raises is not left; e takes values and statements; b and r, then Enter goes on and runs nothing twice."""
+    shown = terminal(small, "", "", "r", "e count * 100", "e x.append(9); print(len(x))", "e nope", "e", "zzz", "g 3", "", "b",
+                     "r", "", "v", "h")
     plain = unpainted(shown)
     assert "\033[1;34mdef\033[0m" in shown and "\033[1mbold\033[0m" in shown and "does it \033" not in shown
     assert "sum 6 <b>& 1" in plain
-    assert plain.count('03_small.py", line 22, in <module>\n') == 3  # Enter, r, Enter after b
-    assert plain.count("line 19, in broken") == 3
-    assert "return x[count + 2]" in plain and "course.py" not in plain
-    assert "> 200\n" in plain and "> 4\n" in plain and "NameError: name 'nope' is not defined" in plain
-    assert plain.count("Here is a mistake.") == 2  # shown again after b
-    assert plain.count(running.HELP.strip()[:40]) == 2  # at the start and after x
+    assert plain.count('03_small.py", line 22, in <module>\n') == 1
+    assert plain.count("line 19, in broken") == 1 and "IndexError: still at cell 2" in plain
+    assert "return x[count + 2]" in plain and "course.py" not in plain and "stepping.py" not in plain
+    assert "count * 100\n100\n" in plain and "print(len(x))\n4\n" in plain and "NameError: name 'nope' is not defined" in plain
+    assert "e needs something to evaluate" in plain and "SyntaxError" not in plain
+    assert "'zzz' is no command here; h helps" in plain
+    assert plain.count("CHECK shape") == 2 + 2  # the cell is shown at g 3 and after b, and was run by Enter and by r
     assert re.search(r"^array +ndarray +float32 \(2, 3\)$", plain, re.MULTILINE)
+    assert re.search(r"^count +int +1$", plain, re.MULTILINE) and re.search(r"^share +float32 +0.3$", plain, re.MULTILINE)
     assert re.search(r"\bx +list +\[1, 2, 3, 9\]$", plain, re.MULTILINE)
     assert not re.search(r"^(np|broken|__name__) ", plain, re.MULTILINE)
-    assert "The end: × and σ²." in plain
+    assert "The end: × and σ²." in plain and "x_i < 3" in plain and stepping.HELP.strip() in plain
+    assert max(map(len, stepping.HELP.splitlines())) <= 80
 
 
-def test_ctrl_c_stops_the_cell_and_not_the_session(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    (tmp_path / "slow.py").write_text("# %%\nimport time\nprint('started', flush=True)\ntime.sleep(60)\n# %%\nprint('next')\n")
-    shown = terminal(tmp_path / "slow.py", b"e 6 * 7\n\nq\n", [(b" > ", b"\n"), (b"started\r", b"\x03")])
-    assert "KeyboardInterrupt" in shown and re.search(r"(> |\n)42\n", shown) and "> next\n" in shown
+SLOW = """# %% [markdown]
+# ## Predict
+# How long? Predict it.
+# %%
+import time
+print("started", flush=True)
+time.sleep(60 if "fast" not in globals() else 0)
+print("done")
+# %%
+print("second cell ran")
+# %%
+print("third cell ran")
+"""
+
+
+def test_ctrl_c_stays_on_the_cell_and_what_was_typed_meanwhile_is_dropped(small):
+    """The word is stopped, without a traceback; three Enters typed while it trained run nothing."""
+    (small.parent / "slow.py").write_text(SLOW)
+    shown = terminal(small.parent / "slow.py", "", (b"started\r", b"\n\n\n\n"), (b"\n\r", b"\x03"), "e 6 * 7", "e fast = 1", "",
+                     "q")
+    assert "stopped: still at cell 1" in shown and "Traceback" not in shown and "KeyboardInterrupt" not in shown
+    assert "42\n" in shown and "\ndone\n" in shown and "\nsecond cell ran" not in shown
+
+
+def test_a_prediction_is_kept_and_stands_beside_the_result(small):
+    """Also at the next start, and in the lesson's last lines and its JSON file."""
+    text = ("# %%\nfrom minidl.lessonkit import Lesson\nlesson = Lesson('own')\n# %% [markdown]\n# ## Predict\n# How many?\n"
+            "# %%\nprint('measured 41')\n# %%\nlesson.finish()\n")
+    own = small.parent / "own.py"
+    own.write_text(text)
+    shown = terminal(own, "", "about 40, I think", "", "q")
+    assert "kept; when the cell has run" in shown and "measured 41\nyou predicted: about 40, I think" in unpainted(shown)
+    assert "type your prediction" in shown
+    terminal(own, "q")  # at once: the place stays the one before
+    again = unpainted(terminal(own, "g 3", "", "q"))
+    assert "Last time you were at cell 3. g 3 runs the cells before it" in again
+    assert again.count("you predicted: about 40, I think\n") == 2 and "0 checks passed" in again
+    written = json.loads((small.parent / "figures" / "own.json").read_text())
+    assert written["predictions"] == ["about 40, I think"]
+    assert "Last time" not in terminal(own, "q")  # the lesson was at its end
+
+
+def test_cells_are_listed_gone_to_and_replaced(small):
+    (small.parent / "slow.py").write_text(SLOW)
+    (small.parent / "slow.py").write_text("# %%\nfast = 1\n" + SLOW)
+    shown = unpainted(terminal(small.parent / "slow.py", "l", "g 4", "l", "x", (b"dot runs", b"a = [\n\n  1 / 0]\n.\n"), "x",
+                               (b"dot runs", b"print('my own')\n.\n"), "", "g", "g 9", "q"))
+    assert ">   1  fast = 1\n    2  Predict\n    3  print" in shown
+    assert "cell 2\nstarted\ndone\ncell 3\nsecond cell ran\n" in shown and "+   3  print" in shown and ">   4  print" in shown
+    assert 'File "<x>", line 3' in shown and "    1 / 0]" in shown and "my own\nyour block has run in the place" in shown
+    assert "the end (Enter leaves" in shown and shown.count("g needs the number of a cell, 1 to 5") == 2
+    assert not re.search("^third cell ran", shown, re.MULTILINE)  # the block took its place
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the editor is a shell script")
+def test_a_cell_is_edited_in_ones_editor(small, monkeypatch):
+    (small.parent / "edit.sh").write_text("#!/bin/sh\nsed -i.bak 's/1, 2, 3/4, 5, 6/' \"$1\"\n")
+    monkeypatch.setenv("EDITOR", f"sh {small.parent / 'edit.sh'}")
+    assert "sum 15 <b>&" in unpainted(terminal(small, "x", "q"))
+    monkeypatch.setenv("EDITOR", "no-such-editor")
+    assert "the editor did not work" in terminal(small, "x", "q")
+
+
+QUESTION = """# %%
+x = 1
+# %% [markdown]
+# ## Two questions
+#
+# **1. Is $\\sigma_B^2$ a mean?**
+#
+# - A: yes
+# - B: no
+#
+# <details><summary>Answers</summary>
+#
+# 1 A, because it is.
+#
+# </details>
+#
+# The last words.
+"""
+
+
+def test_answers_are_folded_in_a_terminal_and_on_a_page(small):
+    (small.parent / "own.py").write_text(QUESTION)
+    shown = unpainted(terminal(small.parent / "own.py", "", "a", "q"))
+    before, after = shown.split("(Answers: type a)")
+    assert "1. Is σ²_B a mean?" in before and "because" not in before and "The last words." in after
+    assert after.count("1 A, because it is.") == 1 and after.count("The last words.") == 1
+    page = ET.fromstring(f"<body>{handout.html(course.cells(small.parent / 'own.py')[-1].prose)}</body>")
+    assert page.find("details/summary").text == "Answers" and "because" in page.find("details/p").text
+    assert page.findall("p")[-1].text == "The last words."
 
 
 def test_end_of_input_ends_the_session(small):
-    assert "cell 1 of 3" in terminal(small, b"\x04")
+    assert "cell 1 of 3" in terminal(small)
 
 
 def test_stepping_through_a_pipe_has_no_colours_and_no_terminal_needs_unicode(small):
-    result = minidl("lesson", "./03_small.py", input="\n\n\n\n", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    result = minidl("lesson", "./03_small.py", input="\n\ng 3\n\n\n", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0 and "\033" not in result.stdout
     assert "does it *step*?" in result.stdout and "The end: ? and ??." in result.stdout
 
 
+def test_a_terminal_without_a_home_or_with_broken_notes_steps_all_the_same(small):
+    notes = small.parent / "cache" / "minidl" / "lessons.json"
+    notes.parent.mkdir(parents=True)
+    for content in ("{", "[]", '{"%s": {"cell": 99}}' % small, '{"%s": {"cell": "x", "predictions": []}}' % small):
+        notes.write_text(content)
+        assert "sum 6" in minidl("lesson", "./03_small.py", input="\nq\n").stdout
+    (small.parent / "file").touch()
+    result = minidl("lesson", "./03_small.py", input="\nq\n", env={**os.environ, "XDG_CACHE_HOME": str(small.parent / "file")})
+    assert result.returncode == 0 and "sum 6" in result.stdout and "Errno" not in result.stderr
+
+
+@pytest.mark.parametrize("tex, expected", [
+    (r"\sigma_B^2", "σ²_B"), (r"\hat x_i = \frac{x_i - \mu_B}{\sqrt{\sigma_B^2 + \epsilon}}", "x̂_i = (x_i − μ_B)/√(σ²_B + ε)"),
+    (r"\frac{1}{m}\sum_i (x_i - \mu_B)^2", "1/m Σ_i (x_i − μ_B)²"), (r"10^{-5}", "10⁻⁵"), (r"y = w x + b", "y = w x + b"),
+    (r"(1-a)^k", "(1 − a)^k"), (r"|\rho| \le 1", "|ρ| ≤ 1"), (r"\|W_{t+1}\|^2", "‖W_(t+1)‖²"), (r"-\ln p", "−ln p"),
+    (r"\frac{dL}{dw} = \frac{dL}{dy} \cdot x", "dL/dw = dL/dy ⋅ x"), (r"\left[0.5, 1\right]", "[0.5, 1]"),
+    (r"\text{act}(Wu)", "act(Wu)"), (r"X^T X", "Xᵀ X")])
+def test_formulas_as_text(tex, expected):
+    assert plain.plain(tex) == expected
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_fits_a_terminal_of_80_columns(path, monkeypatch):
+    """Prose, tables and code; no word is broken, and no TeX is left. A word longer than a line stays whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for cell in course.cells(path):
+        shown = terminal_view.prose(cell.prose), terminal_view.code(cell.code)
+        for line in "\n".join(shown).split("\n"):
+            assert len(line) <= 80 or " " not in line.strip(), line
+        assert "".join(shown[1].split()) == "".join(cell.code.split())
+        for match in markdown.INLINE.finditer(cell.prose):
+            if match["math"]:
+                assert not set("\\$") & set(plain.plain(match["math"]))
+
+
 def test_no_color_is_respected(small, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\033" not in terminal(small, b"q\n")
+    assert "\033" not in terminal(small, "q")
 
 
 def test_a_lesson_that_ends_does_not_end_the_session(small):
@@ -568,7 +711,12 @@ def test_a_notebook_has_the_structure_of_nbformat_4_5(path, tmp_path, capsys):
         assert set(cell) == (common if cell["cell_type"] == "markdown" else common | {"execution_count", "outputs"})
         assert all(line.endswith("\n") for line in cell["source"][:-1]) and cell["source"][-1] == cell["source"][-1].rstrip()
     texts = ["".join(cell["source"]) for cell in book["cells"]]
-    assert texts == [text for cell in course.cells(path) for text in (cell.prose, cell.code) if text]
+    told = re.compile(rf"<details><summary>{handout.EXPLANATION}</summary>\n\n(.*)\n\n</details>", re.DOTALL)
+    plain_texts = [told.sub(r"\1", text) for text in texts if text != handout.PREDICTION]
+    assert plain_texts == [text for cell in course.cells(path) for text in (cell.prose, cell.code) if text]
+    asked = [i for i, text in enumerate(texts) if text == handout.PREDICTION]
+    assert asked and all("Predict" in texts[i - 1] for i in asked)
+    assert any(book["cells"][i + 1]["metadata"] == {"jupyter": {"outputs_hidden": True}} for i in asked)
 
 
 def test_a_notebook_shows_all_its_figures(monkeypatch):
@@ -614,10 +762,10 @@ def test_a_page_holds_prose_code_output_and_figures_in_order(site):
     """Output stands below the cell that printed it, a figure where it was shown; what failed is said."""
     body = site["04_figure.html"].find("body")
     shown = [(part.get("class") or part.tag, "".join(part.itertext())) for part in body]
-    assert " ".join(kind for kind, _ in shown) == "p h1 p code output img output code output p error p"
+    assert " ".join(kind for kind, _ in shown) == "nav h1 p code output figure output code output p error p nav"
     assert [text for kind, text in shown if kind == "output"][:2] == ["before", "after"]
-    assert shown[-1][1].startswith("FAIL  1 of 2 checks") and shown[7][1].endswith("raise SystemExit(1)")
-    kind, _, data = body.find("img").get("src").partition(",")
+    assert shown[-2][1].startswith("FAIL  1 of 2 checks") and shown[7][1].endswith("raise SystemExit(1)")
+    kind, _, data = body.find(".//img").get("src").partition(",")
     assert kind == "data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
 
 
@@ -641,6 +789,82 @@ def test_a_page_needs_nothing_from_elsewhere_and_the_index_links_all(site):
     assert ["".join(field.itertext()) for field in index.findall(".//td")][1:3] == ["Does it step?", "1 second"]
 
 
+def test_pages_lead_to_the_one_before_and_the_next(site):
+    links = [(link.get("href"), link.text) for link in site["04_figure.html"].find("body/nav")]
+    assert links == [("03_small.html", "← 3. Small"), ("index.html", "All lessons")]
+    assert site["03_small.html"].find("body/nav")[-1].get("href") == "04_figure.html"
+
+
+def test_no_answer_stands_below_its_question(tmp_path):
+    """From the first output after a prediction to the next heading all is folded; what comes before and after is not."""
+    stops = [course.Cell("Predict: what?", "x = 1", 1), course.Cell("So:", "print(x)", 3), course.Cell("It is 1.", "plot()", 5),
+             course.Cell("As you see.\n\n## Next\n\nWords.", "print(2)", 7), course.Cell("The end", "", 9)]
+    page = ET.fromstring("<body>" + "".join(handout.folded(stops, ["", "1\n", "drawn\n", "2\n"], "figures")) + "</body>")
+    fold, = page.findall("details")
+    assert fold.get("class") == "result"
+    inside, outside = "".join(fold.itertext()), "".join("".join(part.itertext()) for part in page if part is not fold)
+    assert [text in inside for text in ("1", "It is 1.", "drawn", "As you see.", "plot()")] == [True] * 5
+    assert [text in outside for text in ("Predict: what?", "print(x)", "Next", "Words.", "2", "The end")] == [True] * 6
+    assert "drawn" not in outside and "As you see." not in outside
+
+
+def test_a_figure_says_its_title_and_what_it_shows(tmp_path):
+    """From the lesson's JSON; the image is enlarged by a click, without a script."""
+    series = [{"kind": "line", "label": "with"}, {"kind": "area", "label": "_child1"}, {"kind": "line", "label": "without"}]
+    panel = {"title": "", "x": "training\nstep", "y": "accuracy", "series": series}
+    figure = {"title": "Two  curves", "panels": [panel]}
+    (tmp_path / "07_x.json").write_text(json.dumps({"figures": {"a": figure}}))
+    for name in ("a", "b"):
+        (tmp_path / f"07_x-{name}.png").write_bytes(b"\x89PNG")
+    shown = handout.output(f"figure: {tmp_path}/07_x-a.png\nfigure: {tmp_path}/07_x-b.png\n", str(tmp_path))
+    images = [ET.fromstring(part).find("summary/img") for part in shown]
+    assert [image.get("alt") for image in images] == [
+        "Two curves. It shows accuracy against training step (with, without).", "07_x-b"]
+
+
+def test_solutions_are_run_and_folded_only_where_they_are_asked_for(small, capfd):
+    """Not in the student's copy, and nowhere without --solutions."""
+    (small.parent / "02_good.py").write_text("# %% [markdown]\n# # 2. Good: is it? Running time: 1 second.\n# %%\nprint('ran')\n")
+    (small.parent / "solutions").mkdir()
+    (small.parent / "solutions" / "02_good.py").write_text(
+        "# %% [markdown]\n# # Solutions\n# %%\nx = 6\n# %% [markdown]\n# ## 1. Easy: *what*?\n#\n# Think.\n# %%\nprint(x * 7)\n")
+    for way in (["--html", "a", "--solutions"], ["--html", "b"], ["--copy", "c"], ["--notebook", "d"]):
+        assert cli.main(["lesson", "./02_good.py", *way]) == 0
+    page = ET.parse(small.parent / "a" / "02_good.html").getroot()
+    fold = page.findall(".//details[@class='solution']")[-1]
+    assert "".join(fold.find("summary").itertext()) == "1. Easy: what?" and "".join(fold.itertext()).endswith("print(x * 7)\n42")
+    assert "solutions of 02 good" in capfd.readouterr().out
+    assert not any("Think." in path.read_text() for folder in "bcd" for path in (small.parent / folder).iterdir())
+    assert cli.main(["lesson", "./02_good.py", "--solutions"]) == 1 and "belongs to --html" in capfd.readouterr().err
+
+
+def test_a_bar_in_a_notebook_is_one_output(monkeypatch):
+    """However many epochs, no widget is needed, and nothing goes to stderr, which would be red."""
+    shown, updates = [], []
+
+    class Handle:
+        def update(self, content, raw):
+            updates.append(content["text/plain"])
+
+    def display(content, raw, display_id):
+        shown.append(content["text/plain"])
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=display))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    progress = console.Progress(epochs=3, samples=40, batch_size=4, verbose=1)
+    for epoch in range(3):
+        progress.start(epoch)
+        for step in range(10):
+            progress.advance({"loss": 1 / (step + 1)})
+        progress.finish({"loss": 0.1})
+    assert len(shown) == 1 and sys.stderr.getvalue() == ""
+    lines = updates[-1].splitlines()
+    assert len(lines) == 3 and all(re.match(r"Epoch \d/3 - 10/10 - .*s - loss: 0.1000$", line) for line in lines), lines
+
+
 def test_html_of_the_markdown_that_lessons_use():
     html = handout.html("## A `b`\n\none\ntwo [x](http://a.b/?c&d) [y](07_z.py)\n1. one\n   more\n2. *two*\n\n- p\n- q\n\n"
                         "| a | b |\n|---|---|\n| 1 | $n$ |\n\n```\nx < 1\n\ny\n```\n\n$$\nz\n$$\n\n3. third\nlazy")
@@ -654,7 +878,8 @@ def test_html_of_the_markdown_that_lessons_use():
 
 @pytest.mark.parametrize("tex, expected", [
     (r"x_i^2", "<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup>"),
-    (r"\frac{a}{2}", "<mfrac><mrow><mi>a</mi></mrow><mrow><mn>2</mn></mrow></mfrac>"),
+    (r"\frac{a}{2}", '<mfrac displaystyle="true"><mrow><mi>a</mi></mrow><mrow><mn>2</mn></mrow></mfrac>'),
+    (r"|a|", '<mo stretchy="false">|</mo><mi>a</mi><mo stretchy="false">|</mo>'),
     (r"\hat x", '<mover accent="true"><mi>x</mi><mo stretchy="false">^</mo></mover>'),
     (r"\sqrt{\sigma^2}", "<msqrt><mrow><msup><mi>σ</mi><mn>2</mn></msup></mrow></msqrt>"),
     (r"\ln 10", '<mi>ln</mi><mspace width="0.17em"/><mn>10</mn>'),

@@ -164,3 +164,16 @@ def test_numbers_in_titles_are_written_as_people_write_them(number, digits, expe
 
 def test_a_gain_has_its_sign():
     assert [written(x, 2, sign=True) for x in (0.0132, -0.0132)] == ["+0.013", "−0.013"]
+
+
+def test_predictions_stand_below_the_checks_and_in_the_json(capsys, folder):
+    """An empty one is none; a cell that is run again says nothing twice; nobody is asked, so no keyboard is needed."""
+    lesson = Lesson("01_x")
+    for text in ("", "  ", "50 and 500 ", "50 and 500", "later"):
+        lesson.predict(text)
+    with pytest.raises(TypeError, match="a prediction is a text in quotes, got 50"):
+        lesson.predict(50)
+    lesson.check("measured", 2.0, at_least=2)
+    lesson.finish()
+    assert capsys.readouterr().out.endswith("PASS\nyou predicted: 50 and 500\nyou predicted: later\n1 checks passed, 0 failed\n")
+    assert json.loads((folder / "01_x.json").read_text())["predictions"] == ["50 and 500", "later"]

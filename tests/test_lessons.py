@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from lesson_runs import LESSONS, run
@@ -10,6 +11,7 @@ NAMES = sorted(path.stem for path in LESSONS.glob("[0-9]*.py"))
 # These explain; the others claim that BatchNorm has an effect, which the negative controls must take away.
 NO_CLAIM = {"01_tensors_and_gradients", "02_training_by_hand", "03_valley_and_bowl", "05_batchnorm_backward",
             "06_keras_and_pytorch_programs"}
+SOLUTIONS = sorted(f"solutions/{path.stem}" for path in (LESSONS / "solutions").glob("*.py"))
 CLAIMS = [name for name in NAMES if name not in NO_CLAIM]
 # These stand for all in the three other kinds of run; the others run with `pytest -m thorough`.
 ALWAYS = {"07_faster_convergence", "11_train_and_eval"}
@@ -69,6 +71,36 @@ def test_a_lesson_runs_on_a_folder_of_idx_files(lesson, runs):
     written = record(lesson, folder / "elsewhere")
     assert written["dataset"] == "mnist"
     assert len(list((folder / "elsewhere").glob(f"{lesson}-*.png"))) >= len(written["figures"])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("solutions", SOLUTIONS)
+def test_solutions_run_and_their_checks_pass(solutions, tmp_path):
+    result = run(solutions, tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stdout + result.stderr
+    assert checks(result) and all(verdict == "PASS" for _, _, verdict in checks(result))
+
+
+@pytest.mark.parametrize("solutions", SOLUTIONS)
+def test_each_exercise_has_one_solution(solutions):
+    """In the lesson's order; each says something and runs something."""
+    lesson, = LESSONS.glob(f"{Path(solutions).name}.py")
+    tasks = re.findall(r"^# (\d+)\. (?:Easy|Medium|Research): ", lesson.read_text(encoding="utf-8"), re.MULTILINE)
+    cells = re.split(r"^# %% \[markdown\]\n", (LESSONS / f"{solutions}.py").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    solved = [re.match(r"# ## (\d+)\. (?:Easy|Medium|Research): .+\n#\n# \S", cell) for cell in cells[2:]]
+    assert [match and match[1] for match in solved] == tasks and all("\n# %%\n" in cell for cell in cells[2:])
+
+
+QUESTIONS = [name for name in NAMES if "## Two questions" in (LESSONS / f"{name}.py").read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("lesson", QUESTIONS)
+def test_a_lesson_ends_with_two_questions_of_four_answers(lesson):
+    """The right answers and what is wrong with the others are folded."""
+    text = (LESSONS / f"{lesson}.py").read_text(encoding="utf-8")
+    form = (r"# ## Two questions\n#\n" + 2 * r"# \*\*\d\. (?:.+\n)+#\n# - A: (?:.+\n)+?# - B: (?:.+\n)+?# - C: (?:.+\n)+?# - D: (?:.+\n)+?#\n"
+            + r"# <details><summary>Answers</summary>\n#\n# 1 [A-D]\. (?:.+\n)+?#\n# 2 [A-D]\. (?:.+\n)+?#\n# </details>\n#\n# ## Try\n")
+    assert re.search(form, text)
 
 
 def test_missing_data_end_a_lesson_with_the_reason_and_no_traceback(tmp_path):

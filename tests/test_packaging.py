@@ -44,7 +44,10 @@ def test_an_installed_minidl_carries_digits_and_lessons(installed, tmp_path):
     environment.pop("MINIDL_DATA", None)
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.stdout.split() == [str(installed / "minidl"), "10000", "2000"], result.stderr
-    assert (installed / "minidl" / "lessons" / "07_faster_convergence.py").is_file()
+    lessons = installed / "minidl" / "lessons"
+    assert (lessons / "07_faster_convergence.py").is_file()
+    solutions = {path.name for path in (PROJECT / "lessons" / "solutions").glob("*.py")}
+    assert {path.name for path in (lessons / "solutions").iterdir()} == solutions and solutions
 
 
 def test_an_installed_minidl_gives_its_lessons_away(installed, tmp_path):
@@ -62,6 +65,7 @@ def test_the_wheel_has_every_folder_of_the_package():
     """A folder that setup.cfg forgets is missing only in what is installed."""
     config = configparser.ConfigParser()
     config.read(PROJECT / "setup.cfg")
-    listed = set(config["options"]["packages"].split()) - {"minidl.datasets", "minidl.lessons"}
+    listed = set(config["options"]["packages"].split()) - {"minidl.datasets", "minidl.lessons",
+                                                               "minidl.lessons.solutions"}
     folders = {path.parent for path in (PROJECT / "minidl").rglob("*.py")}
     assert listed == {".".join(folder.relative_to(PROJECT).parts) for folder in folders}

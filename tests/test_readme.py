@@ -68,3 +68,23 @@ def test_the_table_of_words_names_what_minidl_lacks():
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
 def test_what_the_readme_links_to_is_there(link):
     assert (PROJECT / link).exists()
+
+
+COURSE = (PROJECT / "lessons" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_course_map_names_every_lesson():
+    numbers = [int(n) for n in re.findall(r"^\| (\d+) [A-Z]", COURSE, re.MULTILINE)]
+    there = [int(path.name[:2]) for path in (PROJECT / "lessons").glob("[0-9]*.py")]
+    assert numbers == list(range(1, len(numbers) + 1)) and set(there) <= set(numbers)
+
+
+def test_each_term_of_the_glossary_is_in_the_lesson_that_it_names():
+    glossary = COURSE[COURSE.index("## Glossary"):COURSE.index("## Settings")]
+    terms = re.findall(r"([^|]+) \| (\d+)(?: \([\d, ]+\))? (?=\|)", glossary)
+    assert len(terms) > 30
+    for term, number in terms:
+        path, = (PROJECT / "lessons").glob(f"{int(number):02}_*.py")
+        text = " ".join(re.sub(r"^# ?", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE).lower().split())
+        for word in term.strip().split(", "):
+            assert word.strip("$\\").lower().split()[0][:6] in text, (term, number)

@@ -4,7 +4,8 @@ away.
 
 from .cells import Cell, about, cells, find, lessons, read
 from .markdown import blocks, highlight
-from .running import Outcome, check, launch, run, step
+from .running import Outcome, check, launch, run
+from .stepping import step
 
 __all__ = ["Cell", "Outcome", "about", "blocks", "cells", "check", "find", "highlight", "launch",
            "lessons", "read", "run", "step"]

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from ..console import guarded
-from .running import run, step
+from .running import run
+from .stepping import step
 
 if __name__ == "__main__":
     with guarded():

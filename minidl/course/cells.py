@@ -59,6 +59,12 @@ def find(name, folder=None):
     return found[0]
 
 
+def solution(path):
+    """The file with the solutions of a lesson, for teachers; None if it has none."""
+    found = Path(path).parent / "solutions" / Path(path).name
+    return found if found.is_file() else None
+
+
 def about(path):
     """(number, title, question, running time) of a lesson.
 
@@ -97,6 +103,17 @@ def cells(path):
         if cell := _code_cell(prose, body, line):
             found, prose = found + cell, []
     return [*found, Cell("\n\n".join(prose), "", len(lines) + 1)]
+
+
+def predicts(prose):
+    """Whether this prose asks for a prediction of what its code will show."""
+    return bool(re.search(r"\bPredict\b", prose))
+
+
+def heading(prose):
+    """The words of the first heading in it, or nothing."""
+    found = re.findall(r"^#+ (.+)", prose, re.MULTILINE)
+    return found[0] if found else ""
 
 
 def _code_cell(prose, body, line):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import sys
 import tempfile
 from importlib import metadata
@@ -13,8 +14,8 @@ import numpy as np
 
 from .. import console, data
 from ..data import published
-from . import handout, running
-from .cells import about, find, lessons
+from . import handout, running, terminal
+from .cells import about, find, lessons, solution
 
 NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup.cfg
 
@@ -34,8 +35,9 @@ def main(arguments=None):
     commands.add_parser("lessons", help="list the lessons").set_defaults(run=_lessons)
     lesson = commands.add_parser("lesson", help="step through a lesson, run it, or give the "
                                                 "lessons away")
-    lesson.add_argument("name", nargs="?", help="its number, or a part of its name; without it, "
-                                                "the options mean all lessons")
+    lesson.add_argument("name", nargs="?", help="its number, a part of its name, or the path of "
+                                                "a copy of your own (my/07.py); without it, the "
+                                                "options mean all lessons")
     ways = lesson.add_mutually_exclusive_group()
     ways.add_argument("--run", dest="run_through", action="store_true", help="run it through")
     ways.add_argument("--all", action="store_true", help="run without windows; one line for each "
@@ -44,6 +46,9 @@ def main(arguments=None):
     ways.add_argument("--notebook", metavar="DIR", help="write Jupyter notebooks into a folder")
     ways.add_argument("--html", metavar="DIR", help="run, and write web pages with output and "
                                                     "figures into a folder")
+    lesson.add_argument("--solutions", action="store_true", help="with --html, for teachers: run "
+                                                                 "the solutions too, and fold "
+                                                                 "them under each lesson")
     lesson.set_defaults(run=_lesson)
     commands.add_parser("doctor", help="check that this machine has what the lessons "
                                        "need").set_defaults(run=_doctor)
@@ -116,9 +121,13 @@ def _line(name):
 
 
 def _lessons(options):
+    rows = [("", "lesson", "time", "question")]
     for path in lessons():
         number, title, question, time = about(path)
-        print(f"{number:2}  {title:28} {time:18} {question}")
+        rows.append((f"{number:2}", title, time.replace(" to ", "-"), question))
+    # a pipe gets one line for each lesson, whatever its length
+    columns = (shutil.get_terminal_size().columns or 80) if sys.stdout.isatty() else 10_000
+    print("\n".join(terminal.table(rows, columns)))
     print("\nstep through one: python -m minidl lesson 7")
 
 
@@ -128,6 +137,9 @@ def _lesson(options):
                    if way is not None), None)
     if folder == "":
         raise ValueError("name a folder to write into: python -m minidl lesson --copy my_lessons")
+    if options.solutions and not options.html:
+        raise ValueError("--solutions belongs to --html: python -m minidl lesson --html DIR "
+                         "--solutions")
     paths = [find(options.name)] if options.name is not None else lessons()
     outcomes = []
     if options.copy:
@@ -140,9 +152,9 @@ def _lesson(options):
         )
     elif options.html:
         names = [f"{path.stem}.html" for path in paths]
-        handout.write(
-            options.html, [*names, "index.html", "api.html"], handout.pages(paths, outcomes)
-        )
+        solutions = [*filter(None, map(solution, paths))] if options.solutions else []
+        handout.write(options.html, [*names, "index.html", "api.html"],
+                      handout.pages(paths, outcomes, solutions))
     elif options.all:
         outcomes = list(running.check_all(paths))
     elif options.name is not None:

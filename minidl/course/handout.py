@@ -14,23 +14,46 @@ from pathlib import Path
 
 from ..files import replacing
 from . import running
-from .cells import PACKAGE, about, cells
+from .cells import PACKAGE, about, cells, heading, predicts
 from .markdown import INLINE, blocks, highlight
 from .mathml import mathml
+from .plain import plain
 
 STYLE = """
-body { max-width: 64rem; margin: 0 auto; padding: 1rem; font: 1.1rem/1.55 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 64rem; margin: 0 auto; padding: 1rem; font: 1.1rem/1.55 system-ui, sans-serif; color: #222; background: #fff; overflow-x: clip }
 h1, h2, h3 { line-height: 1.25; margin: 1.6em 0 .5em } h1 { font-size: 1.7rem } h2 { font-size: 1.3rem } a { color: #0072b2 }
 pre { overflow-x: auto; padding: .7rem .9rem; font: .8rem/1.45 ui-monospace, Consolas, monospace }
-p, li { max-width: 48rem } p code, li code, td code, pre.code { background: #f3f5f7; border-radius: .3rem }
+p, li { max-width: 48rem; overflow-wrap: break-word } p code, li code, td code, pre.code { background: #f3f5f7; border-radius: .3rem }
 pre.output { border-left: .25rem solid #0072b2 } pre.error { border-left: .25rem solid #d55e00 }
 table { border-collapse: collapse; display: block; overflow-x: auto }
 td, th { border: 1px solid #ccc; padding: .3rem .6rem; text-align: left; vertical-align: top }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 2rem; justify-content: space-between; font-size: 1rem }
 img { max-width: 100%; display: block; margin: 1rem auto }
-.formula { overflow: auto hidden; padding: .3rem 0; text-align: center; max-width: none }
+summary { cursor: pointer; color: #0072b2; font-weight: 600; padding: .4rem 0 }
+details.figure > summary { list-style: none; cursor: zoom-in; padding: 0 } details.figure > summary::-webkit-details-marker { display: none }
+details.figure[open] { width: 100vw; margin-left: calc(50% - 50vw); overflow-x: auto } details.figure[open] > summary { cursor: zoom-out }
+details.figure[open] img { max-width: none; width: max(100%, 68rem) }
+.formula { overflow: auto hidden; padding: .3rem 0; text-align: center; max-width: none; line-height: 2.2 }
 .keyword { color: #00518a; font-weight: 600 } .string { color: #006b4f } .number { color: #a4480a } .comment { color: #666 }
 .FAIL { color: #b33c00; font-weight: 600 }
+@media (max-width: 44rem) {
+  body { font-size: 1rem; padding: .6rem } pre { padding: .5rem; font-size: .72rem }
+  pre.code, pre.error { white-space: pre-wrap; overflow-wrap: anywhere } pre.output { font-size: .62rem }
+}
+@media print {
+  @page { margin: 15mm }
+  body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
+  pre { font-size: 6.8pt; padding: .3rem .5rem; white-space: pre-wrap; overflow-wrap: anywhere }
+  p, li { max-width: none; orphans: 3; widows: 3 } h1, h2, h3, summary { break-after: avoid }
+  table { display: table; width: 100%; font-size: 9pt } tr, details.figure, .formula { break-inside: avoid }
+  details.figure[open] { width: auto; margin: 0 } details.figure img, details.figure[open] img { width: auto; max-width: 100%; max-height: 11cm }
+  details.result::details-content, details.solution::details-content { content-visibility: visible; block-size: auto; display: block }
+}
 """
+EXPLANATION = "What to make of it: open this when the cell above has run"
+PREDICTION = 'lesson.predict("")  # write your prediction between the quotes'
+LESSON = re.compile(r"^lesson = Lesson\(", re.MULTILINE)
+RESULT = "The result. Write down your prediction, then open it"
 
 
 def write(folder, names, contents):
@@ -60,52 +83,124 @@ def write(folder, names, contents):
 def notebook(path):
     """A lesson as a Jupyter notebook (nbformat 4.5), without outputs: the same bytes for the same
     lesson.
+
+    Where it asks for a prediction, a cell takes it; the result, and what is said of it up to the
+    next heading, are folded.
     """
-    made = []
-    for cell in cells(path):
-        for kind, text, more in (
-            ("markdown", cell.prose, {}),
-            ("code", cell.code, {"execution_count": None, "outputs": []}),
-        ):
-            if text:
-                made.append({"cell_type": kind, "id": f"cell-{len(made) + 1}", "metadata": {},
-                             "source": text.splitlines(keepends=True), **more})
+    made, folded = [], False
+    stops = cells(path)
+    asks = any(LESSON.search(cell.code) for cell in stops)
+    for cell in stops:
+        folded = folded and not heading(cell.prose)
+        predicted = predicts(cell.prose)
+        prose = cell.prose
+        if folded and prose and not predicted:
+            prose = f"<details><summary>{EXPLANATION}</summary>\n\n{prose}\n\n</details>"
+        _add(made, "markdown", prose)
+        if predicted and asks:
+            _add(made, "code", PREDICTION)
+        _add(made, "code", cell.code, {"jupyter": {"outputs_hidden": True}} if predicted else {})
+        folded = folded or predicted
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     book = {"cells": made, "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
             "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(book, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
-def pages(paths, outcomes):
+def _add(made, kind, text, metadata={}):
+    """One more cell, if there is anything in it."""
+    if text:
+        more = {"execution_count": None, "outputs": []} if kind == "code" else {}
+        made.append({"cell_type": kind, "id": f"cell-{len(made) + 1}", "metadata": metadata,
+                     "source": text.splitlines(keepends=True), **more})
+
+
+def pages(paths, outcomes, solutions=()):
     """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list
-    that gets theirs.
+    that gets theirs. solutions: those of some of the lessons, which are run too, and folded.
     """
     rows = ["<table><tr><th>lesson</th><th>question</th><th>time</th><th>when it was run</th></tr>"]
+    solved = {path.name: path for path in solutions}
+    programs = [program for path in paths for program in (path, solved.get(path.name)) if program]
     with tempfile.TemporaryDirectory() as folder:
-        figures = {path: str(Path(folder, path.stem)) for path in paths}
-        for path, outcome in zip(
-            paths, running.check_all(paths, lambda path: {"MINIDL_FIGURES": figures[path]})
-        ):
+        figures = {program: str(Path(folder, program.parent.name, program.stem))
+                   for program in programs}
+        runs = running.check_all(programs, lambda path: {"MINIDL_FIGURES": figures[path]})
+        for path in paths:
             number, title, question, time = about(path)
-            body = [_cell(cell, output, figures[path])
-                    for cell, output in zip_longest(cells(path), outcome.outputs, fillvalue="")]
+            outcome = next(runs)
             outcomes.append(outcome)
+            body = folded(cells(path), outcome.outputs, figures[path])
             if outcome.code:
                 body.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
             verdict = f'<span class="{outcome.verdict[:4]}">{outcome.verdict}</span>'
+            body.append(f"<p>{verdict}</p>")
+            if path.name in solved:
+                outcomes.append(next(runs))
+                body += _solutions(solved[path.name], outcomes[-1], figures[solved[path.name]])
             rows.append(
                 f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
                 f"<td>{escape(time)}</td><td>{verdict}</td></tr>"
             )
-            yield _page(
-                f"{number}. {title}",
-                '<p><a href="index.html">All lessons</a></p>',
-                *body,
-                f"<p>{verdict}</p>",
-            )
+            nav = _nav(paths, path)
+            yield _page(f"{number}. {title}", nav, *body, nav)
     api = '<p>The words of minidl, with their explanations: <a href="api.html">API</a></p>'
     yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", api)
     yield api_page()
+
+
+def _nav(paths, path):
+    """Links to the lesson before, to all, and to the next."""
+    at, links = paths.index(path), ['<a href="index.html">All lessons</a>']
+    for place, other, words in ((0, at - 1, "← {}. {}"), (2, at + 1, "{}. {} →")):
+        if 0 <= other < len(paths):
+            number, title, _, _ = about(paths[other])
+            link = f'<a href="{paths[other].stem}.html">{escape(words.format(number, title))}</a>'
+            links.insert(place, link)
+    return f"<nav>{' '.join(links)}</nav>"
+
+
+def folded(stops, outputs, figures):
+    """The cells of a lesson. From the first output after "Predict" to the next heading, what is
+    shown is folded: no answer stands below its question.
+    """
+    made, asked, opened = [], False, False
+    for cell, printed in zip_longest(stops, outputs, fillvalue=""):
+        before, after = _at_heading(cell.prose) if opened else ("", cell.prose)
+        if predicts(before):
+            before, after = "", cell.prose
+        made.append(html(before))
+        if opened and after:
+            made.append("</details>")
+            opened = False
+        asked = asked or predicts(after)
+        made += [html(after), _code(cell.code)]
+        if printed.strip() and asked and not opened:
+            made.append(f'<details class="result"><summary>{RESULT}</summary>')
+            asked, opened = False, True
+        made += output(printed, figures)
+    return [*filter(None, made), *["</details>"] * opened]
+
+
+def _at_heading(prose):
+    """(what stands before the first heading, the heading and the rest)."""
+    at = re.search(r"^#+ ", prose, re.MULTILINE)
+    return (prose[:at.start()], prose[at.start():]) if at else (prose, "")
+
+
+def _solutions(path, outcome, figures):
+    """The solutions of a lesson, each folded under its heading."""
+    made = ["<h2>Solutions</h2>"]
+    for cell, printed in zip_longest(cells(path), outcome.outputs, fillvalue=""):
+        parts = [*filter(None, [_code(cell.code), *output(printed, figures)])]
+        title, prose = heading(cell.prose), re.sub(r"^#+ .+", "", cell.prose, count=1,
+                                                   flags=re.MULTILINE)
+        inner = "\n".join([html(prose), *parts])
+        made.append(f'<details class="solution"><summary>{_inline(title)}</summary>{inner}</details>'
+                    if title else inner)
+    if outcome.code:
+        made.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
+    return made
 
 
 def api_page():
@@ -170,26 +265,59 @@ def _page(title, *body):
     ).encode()
 
 
-def _cell(cell, output, figures):
-    """Prose, code, and what the code printed; a line `figure: PATH` in the folder of figures
-    becomes the figure.
-    """
-    parts = [html(cell.prose)]
-    if cell.code:
-        code = "".join(f'<span class="{kind}">{escape(text)}</span>' if kind else escape(text)
-                       for kind, text in highlight(cell.code))
-        parts.append(f'<pre class="code"><code>{code}</code></pre>')
+def _code(text):
+    """Code in colours, or nothing."""
+    code = "".join(f'<span class="{kind}">{escape(part)}</span>' if kind else escape(part)
+                   for kind, part in highlight(text))
+    return f'<pre class="code"><code>{code}</code></pre>' if text else ""
+
+
+def output(printed, figures):
+    """What a cell printed; a line `figure: PATH` in the folder of figures becomes the figure."""
+    parts = []
     for i, text in enumerate(
-        re.split(rf"^figure: ({re.escape(figures)}.+)\n", output, flags=re.MULTILINE)
+        re.split(rf"^figure: ({re.escape(figures)}.+)\n", printed, flags=re.MULTILINE)
     ):
         if i % 2:
             image = base64.b64encode(Path(text).read_bytes()).decode()
-            parts.append(
-                f'<img alt="{escape(Path(text).stem)}" src="data:image/png;base64,{image}"/>'
-            )
+            kind = "gif" if text.endswith(".gif") else "png"
+            parts.append('<details class="figure"><summary title="larger or smaller">'
+                         f'<img alt="{escape(_described(Path(text)))}" '
+                         f'src="data:image/{kind};base64,{image}"/></summary></details>')
         elif text.strip():
             parts.append(f'<pre class="output">{escape(text).strip(chr(10))}</pre>')
-    return "\n".join(parts)
+    return parts
+
+
+def _described(image):
+    """A figure in words: its title, and a sentence that says what is drawn. From the lesson's
+    JSON; where the lesson did not come to its end, the name of the file.
+    """
+    try:
+        lesson, _, name = image.stem.partition("-")
+        figure = json.loads(image.with_name(f"{lesson}.json").read_bytes())["figures"][name]
+    except (OSError, ValueError, KeyError):
+        return image.stem
+    panels = [panel for panel in figure["panels"] if panel["x"] or panel["y"]] or figure["panels"]
+    said = []
+    for panel in panels:
+        labels = [series["label"] for series in panel["series"]
+                  if not series.get("label", "_").startswith("_")]
+        words = " against ".join(filter(None, (panel["y"] or "values", panel["x"])))
+        title = f"{panel['title']}, " if panel["title"] and len(panels) > 1 else ""
+        said.append(title + words + (f" ({', '.join(dict.fromkeys(labels))})" if labels else ""))
+    drawn = any(panel["x"] or panel["y"] for panel in panels)
+    shows = f"It shows {'; '.join(dict.fromkeys(said))}." if drawn else "A drawing without axes."
+    title = figure["title"] or panels[0]["title"] or image.stem
+    return " ".join(f"{_without_tex(title).rstrip('.')}. {_without_tex(shows)}".split())
+
+
+def _without_tex(text):
+    """The text with the formulas between dollars in Unicode."""
+    try:
+        return re.sub(r"\$([^$]+)\$", lambda match: plain(match[1]), text)
+    except ValueError:
+        return text
 
 
 def html(markdown):
@@ -205,6 +333,10 @@ def html(markdown):
             made.append(f"<h{level}>{_inline(text[level + 1:])}</h{level}>")
         elif kind == "table":
             made.append(_table(text))
+        elif kind == "details":
+            made.append(f"<details><summary>{_inline(text)}</summary>")
+        elif kind == "end":
+            made.append("</details>")
         elif kind == "code":
             made.append(f'<pre class="code">{escape(text)}</pre>')
         elif kind == "math" or re.fullmatch(r"\$[^$]+\$", text):

@@ -21,6 +21,8 @@ BLOCK = re.compile(r"""
     ^```.*\n (?P<code> (?:.*\n)*? ) ```$
   | ^\$\$ (?P<math> [^$]+ ) \$\$$
   | ^(?P<heading> \#+\ .* )$
+  | ^<details><summary>(?P<details> .*? )</summary>$
+  | ^(?P<end> </details> )$
   | (?P<table> (?:^\|.*\n)+ )
   | (?P<item> ^(?:-|\d+\.)\ .*\n (?:^(?!-\ |\d+\.\ ).+\n)* )
   | (?P<paragraph> ^.+\n (?:^(?!```|\$\$|\#+\ |\||-\ |1\.\ ).+\n)* )""", re.MULTILINE | re.VERBOSE)
@@ -33,7 +35,9 @@ INLINE = re.compile(
 
 
 def blocks(markdown):
-    """(kind, text) of each block: heading, paragraph, item of a list, table, code, math."""
+    """(kind, text) of each block: heading, paragraph, item of a list, table, code, math; and
+    details, with its summary, where something folded begins, up to end.
+    """
     return [
         (match.lastgroup, match[match.lastgroup].rstrip())
         for match in BLOCK.finditer(markdown + "\n")

@@ -70,7 +70,8 @@ def _atom(tokens):
     if token == "{":
         return _row(tokens, "}")
     if token == r"\frac":
-        return f"<mfrac>{_atom(tokens)}{_atom(tokens)}</mfrac>"
+        # as large as its line: half of that, as in a book, cannot be read on a page
+        return f'<mfrac displaystyle="true">{_atom(tokens)}{_atom(tokens)}</mfrac>'
     if token == r"\sqrt":
         return f"<msqrt>{_atom(tokens)}</msqrt>"
     if token == r"\left":
@@ -85,7 +86,8 @@ def _atom(tokens):
             if token.isalpha()
             else 'mo stretchy="false"'
         )
-        return f"<{tag}>{escape(OPERATORS.get(token, token))}</{tag[:2]}>"
+        shown = token if token == "|" else OPERATORS.get(token, token)  # \| is the other sign
+        return f"<{tag}>{escape(shown)}</{tag[:2]}>"
     if name in LETTERS or name in FUNCTIONS:
         return f"<mi>{LETTERS.get(name, name)}</mi>"
     if name in ACCENTS:

@@ -1,4 +1,4 @@
-"""The lessons as a course: find them, step through one in a terminal, run and check them.
+"""Lessons are run: on this terminal, or without a display and checked.
 
 A lesson runs in a process of its own, which is this file as a program: `python -m minidl` has
 loaded NumPy before the lesson can say how many threads it wants.
@@ -8,13 +8,10 @@ import __future__
 
 import os
 import re
-import reprlib
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import traceback
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +21,6 @@ from typing import NamedTuple
 
 from .. import console
 from .cells import cells
-from .markdown import ANSI, INLINE, blocks, highlight
-
-HELP = """
-Enter runs the cell    b goes back one cell (what it did stays done)   r runs the last cell again
-v lists variables      e EXPRESSION evaluates it                       q quits; Ctrl-C stops a running cell"""
 
 
 class Outcome(NamedTuple):
@@ -71,12 +63,17 @@ def check_all(paths, variables=lambda path: {}):
     try:
         runs = [pool.submit(check, path, **variables(path)) for path in paths]
         for path, run in zip(paths, runs):
-            print(f"{path.stem.replace('_', ' ', 1):32}", end="", flush=True)
+            print(f"{_named(path):31} ", end="", flush=True)
             outcome = run.result()
             print("\n    ".join([outcome.verdict, *outcome.failed]))
             yield outcome
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _named(path):
+    solutions = "solutions of " * (path.parent.name == "solutions")
+    return solutions + path.stem.replace("_", " ", 1)
 
 
 def check(path, **variables):
@@ -111,56 +108,17 @@ def _process(mode, path, mark="", **variables):
 
 def run(path, mark=""):
     """Run all cells in this process, printing the mark before each, up to the first error."""
-    namespace = _new_main(path)
+    namespace = new_main(path)
     for cell in cells(path):
         print(mark, end="", flush=True)
-        if error := _execute(cell.code, cell.line, path, namespace):
+        if error := execute(cell.code, cell.line, path, namespace):
             if isinstance(error, KeyboardInterrupt):
+                print("\ninterrupted", file=sys.stderr)
                 raise SystemExit(130)
             raise SystemExit(error.code if isinstance(error, SystemExit) else 1)
 
 
-def step(path):
-    """Step through a lesson in this process: show a cell, do what the student types, until q or the
-    end of input.
-    """
-    namespace, stops, at, shown, last = _new_main(path), cells(path), 0, None, None
-    print(HELP)
-    while at < len(stops):
-        cell = stops[at]
-        if cell is not shown:
-            code = "".join(_paint(*piece) for piece in highlight(cell.code))
-            print("\n" + "\n\n".join(filter(None, [_prose(cell.prose), code])) + "\n")
-            shown = cell
-        try:
-            place = f"cell {at + 1} of {len(stops) - 1}" if cell.code else "the end"
-            word, _, rest = input(f"{place} (Enter b r v e q) > ").strip().partition(" ")
-        except EOFError:
-            print()
-            word = "q"
-        except (KeyboardInterrupt, UnicodeDecodeError):
-            word = "?"
-        error = None
-        if word == "q":
-            return
-        elif word == "b":
-            at = max(0, at - 1)
-        elif word == "v":
-            print(_variables(namespace))
-        elif word == "e":
-            error = _execute(rest, 1, "<e>", namespace, "single")
-        elif word == "r" and last:
-            error = _execute(last.code, last.line, path, namespace)
-        elif word == "":
-            error = _execute(cell.code, cell.line, path, namespace)
-            at, last = at + 1, cell
-        else:
-            print(HELP)
-        if isinstance(error, SystemExit):
-            print(f"here the lesson ends: {'exit code 0' if error.code is None else error.code}")
-
-
-def _new_main(path):
+def new_main(path):
     """The names of an empty __main__ in the place of this one, as if Python had started the lesson.
     """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -171,8 +129,11 @@ def _new_main(path):
     return vars(main)
 
 
-def _execute(code, line, path, namespace, mode="exec"):
-    """Run code that stands at this line of the file; returns the exception, which it shows."""
+def execute(code, line, path, namespace, mode="exec"):
+    """Run code that stands at this line of the file; returns the exception, or None.
+
+    The exception is shown, but for the end of the script and Ctrl-C. mode: as for `compile`.
+    """
     features = (name for name in __future__.all_feature_names
                 if namespace.get(name) is getattr(__future__, name))
     # imported by a cell before
@@ -185,55 +146,6 @@ def _execute(code, line, path, namespace, mode="exec"):
     except BaseException as error:  # Ctrl-C as well
         if isinstance(error, OSError) and (unwritten := console.lost(error)):
             raise SystemExit(console.sentence(unwritten)) from None
-        if isinstance(error, KeyboardInterrupt):
-            print("\ninterrupted (KeyboardInterrupt)", file=sys.stderr)
-        else:
+        if not isinstance(error, KeyboardInterrupt):
             traceback.print_exception(error.with_traceback(error.__traceback__.tb_next))
         return error
-
-
-def _variables(namespace):
-    lines = []
-    for name, value in namespace.items():
-        if not name.startswith("_") and not isinstance(
-            value, (types.ModuleType, types.FunctionType, type)
-        ):
-            array = hasattr(value, "shape") and hasattr(value, "dtype")
-            what = (
-                f"{value.dtype} {value.shape}"
-                if array
-                else textwrap.shorten(reprlib.repr(value), 60)
-            )
-            lines.append(f"{name:16} {type(value).__name__:12} {what}")
-    return "\n".join(lines) or "no variables yet"
-
-
-def _prose(markdown):
-    """Markdown for this terminal: wrapped; formulas and tables as they are written."""
-    # some terminals say 0; Python 3.10 believes them
-    width = min(100, shutil.get_terminal_size().columns or 80)
-    shown = []
-    for kind, text in blocks(markdown):
-        if kind in ("paragraph", "item"):
-            text = textwrap.fill(
-                " ".join(text.split()),
-                width,
-                break_long_words=False,
-                break_on_hyphens=False,
-                subsequent_indent=" " * (text.index(" ") + 1) if kind == "item" else "",
-            )
-            text = INLINE.sub(
-                lambda match: _paint(match.lastgroup, match[match.lastgroup], match[0]), text
-            )
-        shown.append(_paint("heading", text.lstrip("# "), text) if kind == "heading" else text)
-    return "\n\n".join(shown)
-
-
-def _paint(kind, text, plain=None):
-    """Text in the colour of its kind; plain, or the text itself, where there are no colours."""
-    colours = (
-        sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and (os.name != "nt" or "WT_SESSION" in os.environ)
-    )
-    return f"\033[{ANSI[kind]}m{text}\033[0m" if kind in ANSI and colours else plain or text

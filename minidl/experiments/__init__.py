@@ -200,9 +200,9 @@ class Comparison:
         """
         if not hasattr(at, "__iter__"):
             raise TypeError(f"at is a list of steps, at=[{at}], got {at!r}")
-        head = ["", *("step "
-                      f"{s}" for s in at), f"steps to {target:.0%}", "seconds to it", "ms per step"]
-        rows = [head]
+        # two lines of head, so that five steps fit a terminal of 80 columns
+        rows = [["", *("step" for _ in at), "steps to", "seconds", "ms per"],
+                ["", *map(str, at), f"{target:.0%}", "to it", "step"]]
         for name, runs in self.runs.items():
             seconds, steps = self.array(name, "seconds"), runs[0].eval_steps
             alive = np.isfinite(seconds[:, 1:])
