@@ -423,29 +423,31 @@ class _Judge:
                 words: {name: results(self.exercise, Mine(vars(self.exercise), changes),
                                       self.arguments[name]) for name in self.cases}
                 for words, changes in self.exercise.MUTATIONS.items()}
-        found = [words for words, made in self.mutated.items() if self._agree(made, output)]
-        return found[0] if len(found) == 1 else None
+        for keys in (None, output):  # all that was returned, else this alone
+            found = [words for words, made in self.mutated.items() if self._agree(made, keys)
+                     and (output is None or not self._agree(made, output, self.right))]
+            if len(found) == 1:
+                return found[0]
+        return None
 
-    def _agree(self, made, output):
-        """Whether the student's results are those of a mistake in all cases, and not the right ones
-        in all.
+    def _agree(self, made, output, said=None):
+        """Whether results are those of a mistake in all cases, in one output or in all (None), with
+        numbers in at least one case. said: by default what the student's functions returned.
         """
-        differ = numbers = False
+        numbers = False
         for name in self.cases:
-            mine, theirs, right = self.said[name], made[name], self.right[name]
+            mine, theirs = (said or self.said)[name], made[name]
             if isinstance(mine, str) or isinstance(theirs, str):
-                if not isinstance(mine, str) or not isinstance(theirs, str):
+                kinds = [re.match(r"\w*", text)[0] for text in (mine, theirs)
+                         if isinstance(text, str)]
+                if len(kinds) < 2 or kinds[0] != kinds[1]:
                     return False
-                if re.match(r"\w+", mine)[0] != re.match(r"\w+", theirs)[0]:
-                    return False
-                differ = True
                 continue
             for key in [output] if output else theirs:
                 if key not in mine or not evidence.close(mine[key], theirs[key]):
                     return False
                 numbers = True
-                differ |= not evidence.close(theirs[key], right[key])
-        return differ and numbers
+        return numbers
 
 
 def _check(name, measured, words):
