@@ -297,6 +297,8 @@ lesson.finish()
 # 5. Research: what would bring $\kappa$ to exactly 1? (LeCun et al. 1998 call the missing step decorrelation.) What would that
 #    cost for the 784 pixels of an image, in each step, for each layer?
 #
+# Now write it yourself: exercise 10 (`python -m minidl exercise 10 --copy DIR`).
+#
 # Sources: text 004, an Italian copy of P. Qian, Visualizing What Batch Normalization Is and Its Advantages, 2024.
 # Y. LeCun, L. Bottou, G. Orr and K.-R. Müller, Efficient BackProp, 1998 (to centre, scale and decorrelate inputs);
 # S. Ioffe and C. Szegedy 2015, section 3, who start from it.

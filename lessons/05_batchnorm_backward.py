@@ -219,5 +219,7 @@ lesson.finish()
 # 5. Research: how wrong may a gradient be and still train? Train a network on each wrong version, `minidl.tensor.Op` shows
 #    how to make one. The paper says in section 2 what happens to a bias if the statistics are taken for constants.
 #
+# Now write it yourself: exercise 6 (`python -m minidl exercise 6 --copy DIR`).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, sections 2 and 3 (the six lines of the backward pass). Text 001 gives the forward
 # formulas; none of the five texts says that the gradient must flow through the statistics.

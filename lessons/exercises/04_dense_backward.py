@@ -8,9 +8,6 @@
 # gradients at x, W and b. If the loss is a mean over the batch, its 1/n is in g already.
 
 # %%
-import numpy as np
-
-
 def backward(g, x, kernel):
     """dx (n, inputs), dkernel (inputs, units), dbias (units,). g: (n, units)."""
     # --- solution

@@ -79,7 +79,7 @@ def label(case):
 
 
 def play(mine, case):
-    rng, n = np.random.default_rng(case["seed"]), case["n"]
+    n = case["n"]
     model = Sequential([Dense(8), BatchNorm(), Dense(4)], seed=case["seed"]).build(4)
     tried, given = [], case["low"] * (case["high"] / case["low"]) ** (np.arange(n) / (n - 1))
 

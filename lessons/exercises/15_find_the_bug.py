@@ -120,10 +120,11 @@ def play(mine, case):
     far = x + 1  # away from the running statistics, where the modes differ
     labels = trained.eval()(far).numpy().argmax(axis=1)
     loss = mine.loss_of(model(), x, y)
-    made = {"loss_of": loss.item() if hasattr(loss, "item") else loss,
+    made = {"loss_of": np.float32(loss.item() if hasattr(loss, "item") else loss),
             "accuracy_of": mine.accuracy_of(trained.train(), far, labels),
             "outputs_of": mine.outputs_of(x, case["seed"]),
-            "two_steps": mine.two_steps(stepped, optim.SGD(stepped.parameters(), lr=0.5), x, y),
+            "two_steps": np.float32(mine.two_steps(
+                stepped, optim.SGD(stepped.parameters(), lr=0.5), x, y)),
             "scaled": mine.scaled(x.astype(np.float64), case["x_test"])}
     said = mine.faults()
     if not isinstance(said, (list, tuple)) or len(said) != 5:

@@ -37,8 +37,8 @@ SOLUTION = re.compile(r"^([ ]*)# --- solution\n(.*?)(?:^[ ]*# --- instead\n(.*?)
                       r"^[ ]*# --- end\n", re.MULTILINE | re.DOTALL)
 CLOSING = '''
 # %% [markdown]
-# Check it: `python -m minidl exercise {name}`, with `--hint` for a hint, with `--watch` again whenever
-# you save. In a notebook: `from minidl.course import check_exercise`, then
+# Check it: `python -m minidl exercise {name}`, with `--hint` for a hint, with
+# `--watch` again whenever you save. In a notebook: `from minidl.course import check_exercise`, then
 # `check_exercise({number}, {functions})`.
 '''
 
@@ -194,7 +194,7 @@ def _run(exercise, file, seed):
         path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
         with open(log, "wb") as stream:
             child = subprocess.Popen(
-                [sys.executable, "-m", "minidl.course.student", exercise, file, str(seed), out],
+                [sys.executable, "-m", "minidl.course", "student", exercise, file, str(seed), out],
                 cwd=folder, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1",

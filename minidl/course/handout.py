@@ -15,6 +15,7 @@ from pathlib import Path
 from ..files import replacing
 from . import running
 from .cells import PACKAGE, about, cells
+from .exercises import about_exercise, exercises
 from .markdown import INLINE, blocks, highlight
 from .mathml import mathml
 
@@ -104,8 +105,20 @@ def pages(paths, outcomes):
                 f"<p>{verdict}</p>",
             )
     api = '<p>The words of minidl, with their explanations: <a href="api.html">API</a></p>'
-    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", api)
+    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", *_exercises(), api)
     yield api_page()
+
+
+def _exercises():
+    """The table of the exercises, and how to begin one."""
+    yield "<h2>Exercises</h2><p>Write the code yourself, and let it be checked: "
+    yield "<code>python -m minidl exercise 6 --copy DIR</code></p>"
+    yield "<table><tr><th>exercise</th><th>question</th><th>lesson</th><th>time</th></tr>"
+    for path in exercises():
+        number, title, question, lesson, time = about_exercise(path)
+        yield (f"<tr><td>{number}. {escape(title)}</td><td>{_inline(question)}</td>"
+               f"<td>{lesson}</td><td>{escape(time)}</td></tr>")
+    yield "</table>"
 
 
 def api_page():

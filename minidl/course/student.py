@@ -1,4 +1,4 @@
-"""A student's file in a process of its own: python -m minidl.course.student EXERCISE FILE SEED OUT.
+"""A student's file in a process of its own: see __main__.py.
 
 It runs the cases of an exercise and writes arrays into the file OUT, nothing else counts: not what
 is printed, and not the exit code. Accidents are refused (processes, files, memory); who wants to
@@ -177,7 +177,7 @@ def _refuse(folder):
 
 
 def main(exercise, file, seed, out):
-    """Run the file and all plays; write their results."""
+    """Run the file and all plays, write their results, and end the process."""
     _limit_memory()
     sys.path[0] = str(Path(file).parent)  # for files beside it that it imports
     exercise, file = load(exercise), Path(file)
@@ -201,9 +201,5 @@ def main(exercise, file, seed, out):
                 array = np.frombuffer(array.encode(errors="replace"), np.uint8)
             arrays[f"{play}/{name}"] = array
     write_npz(out, arrays)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
     sys.stdout.flush()
     os._exit(0)  # whatever threads it has left
