@@ -22,6 +22,8 @@ def unbroadcast(g, shape):
 
 
 # %% The checks
+from itertools import combinations
+
 HINTS = [
     "Two things happen in broadcasting: axes are added in front, and axes of length 1 are stretched.",
     "An axis that was added must go; an axis that was stretched must stay, with length 1.",
@@ -46,6 +48,19 @@ def label(case):
 
 def factors(case):
     return {"the number of copies": case["g"].size // int(np.prod(case["shape"], dtype=int))}
+
+
+def evidence(name, case, got, right):
+    """Is it a sum or a mean over other axes?"""
+    g = case["g"]
+    for word, op in (("sum", np.sum), ("mean", np.mean), ("largest", np.max)):
+        for n in range(g.ndim + 1):
+            for axes in combinations(range(g.ndim), n):
+                made = op(g, axis=axes)
+                if made.size in (1, got[name].size) and np.allclose(got[name].ravel(), made.ravel()):
+                    return [f"in this case its numbers are the {word} over the axes {axes} of g"
+                            if n else "in this case it is g itself"]
+    return []
 
 
 def _over(op):

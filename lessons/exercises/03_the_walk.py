@@ -108,13 +108,32 @@ def judge(name, case, got, right):
     words += [f"node {n} is there {np.count_nonzero(got == n)} times" for n in twice[:1]]
     words += [f"node {n} is missing" for n in missing[:1]]
     words += [f"node {b} comes before node {a}, which uses it" for a, b in early[:1]]
+    if len(early) == len(set(map(tuple, case["edges"].tolist()))) or early and not missing and all(
+            place[b] < place[a] for a, b in case["edges"].tolist()):
+        words.append("read backwards, it is a right order")
+    if missing and set(missing) == set(range(len(right))) - set(case["edges"][:, 0].tolist()):
+        words.append("missing are just the nodes without inputs")
     return len(twice) + len(missing) + len(early) + (len(got) - len(set(got.tolist()))), words
 
 
 def evidence(name, case, got, right):
-    """Do the gradients only follow from a wrong order?"""
-    if name != "gradients" or np.array_equal(got["order"], right["order"]):
+    """Do the gradients only follow from a wrong order? Which users does a node miss?"""
+    if name != "gradients" or len(got[name]) > 1000:
         return []
+    for node in right["order"].tolist():
+        users = [(a, slope * right[name][a]) for (a, b), slope in zip(
+            case["edges"].tolist(), case["slopes"].tolist()) if b == node]
+        if users and not np.isclose(got[name][node], right[name][node]):
+            said = ", ".join(f"{part:.4g} of node {a}" for a, part in users)
+            alone = [f": that of node {a} alone" for a, part in users
+                     if len(users) > 1 and np.isclose(part, got[name][node])]
+            words = [f"the first wrong one on the way is node {node}: the shares of its users are "
+                     f"{said}, yours is {got[name][node]:.4g}{''.join(alone[:1])}"]
+            break
+    else:
+        words = []
+    if np.array_equal(got["order"], right["order"]):
+        return words
     found = {0: 1.0}
     for node in got["order"].tolist():
         for (a, b), slope in zip(case["edges"].tolist(), case["slopes"].tolist()):
@@ -123,7 +142,7 @@ def evidence(name, case, got, right):
     mine = [found.get(node, np.nan) for node in range(len(got["gradients"]))]
     if np.allclose(mine, got["gradients"], equal_nan=True):
         return ["these gradients follow from your order: look at the order first"]
-    return []
+    return words
 
 
 def _recursive(last):
@@ -140,9 +159,10 @@ def _recursive(last):
 
 
 def _breadth_first(last):
-    walked = [last]
+    walked, seen = [last], {last}
     for node in walked:
-        walked += [part for part in dict.fromkeys(node.inputs) if part not in walked]
+        walked += [part for part in dict.fromkeys(node.inputs) if part not in seen]
+        seen.update(node.inputs)
     return walked
 
 

@@ -44,6 +44,9 @@ def factors(case):
             "the number of inputs": case["x"].shape[1]}
 
 
+GRADIENTS = ("dx", "dkernel", "dbias")
+
+
 def _wrong(**parts):
     """A backward in which some of the three gradients are computed in another way."""
     def backward(g, x, kernel):
@@ -59,6 +62,8 @@ MUTATIONS = {
     "the bias gets the mean over the batch instead of the sum": _wrong(
         dbias=lambda g, x, w: g.mean(axis=0)),
     "the bias gets the whole g, not summed over the batch": _wrong(dbias=lambda g, x, w: g),
+    "the bias gets the sum over the units, axis 1, instead of that over the batch": _wrong(
+        dbias=lambda g, x, w: g.sum(axis=1)),
     "dkernel is transposed": _wrong(dkernel=lambda g, x, w: g.T @ x),
     "all is divided by n once more": _wrong(
         dx=lambda g, x, w: g @ w.T / len(x), dkernel=lambda g, x, w: x.T @ g / len(x),

@@ -21,6 +21,8 @@ def forward(x, gamma, beta, eps):
 
 
 # %% The checks
+from minidl.course.evidence import shares
+
 HINTS = [
     "Of a table with a row per sample and a column per feature: what has a mean, a row or a column?",
     "NumPy's var divides by m unless you tell it otherwise. eps is there so that the root is never "
@@ -35,7 +37,7 @@ def cases(rng):
         return {"x": rng.standard_normal((m, n)) * rng.uniform(0.3, 2, n) + rng.uniform(1, 3, n),
                 "gamma": rng.uniform(0.5, 2, n), "beta": rng.uniform(0.5, 2, n),
                 "eps": float(rng.uniform(0.1, 0.3))}
-    return [case(8, 3), case(6, 4), case(5, 5)]
+    return [case(8, 4), case(6, 4), case(5, 5)]
 
 
 def play(mine, case):
@@ -49,22 +51,27 @@ def _parts(case):
 
 
 def terms(case):
-    mean, _, s = _parts(case)
+    mean, var, s = _parts(case)
     whole = 0 * case["x"]
-    return {"y": {"gamma x_hat": case["gamma"] * (case["x"] - mean) / s, "beta": case["beta"] + whole}}
+    return {"mean": {"mean": mean}, "var": {"the variance": var, "the square of the mean": mean ** 2}, "y": {"gamma x_hat": case["gamma"] * (case["x"] - mean) / s, "beta": case["beta"] + whole}}
 
 
 def factors(case):
     _, var, s = _parts(case)
     return {"m": len(case["x"]), "s = sqrt(var + eps)": s, "sqrt(var)": np.sqrt(var),
-            "(sqrt(var) + eps)": np.sqrt(var) + case["eps"], "(var + eps)": var + case["eps"]}
+            "(sqrt(var) + eps)": np.sqrt(var) + case["eps"]}
 
 
 def evidence(name, case, got, right):
-    """Does y follow from a wrong mean or variance?"""
+    """Does y follow from a wrong mean or variance? By which root is it divided?"""
     x, gamma, beta, eps = case.values()
-    if name != "y" or np.allclose(got["mean"], right["mean"]) and np.allclose(
-            got["var"], right["var"]) or got["mean"].shape != got["var"].shape:
+    if name != "y" or got["mean"].shape != got["var"].shape:
+        return []
+    if np.array_equal(got["mean"], right["mean"]) and np.array_equal(got["var"], right["var"]):
+        found = shares(got["y"], [gamma * (x - got["mean"]), beta + 0 * x], True)
+        added = None if found is None or not found[0].all() else 1 / found[0] ** 2 - right["var"]
+        if added is not None and np.ptp(added) < 1e-9 and abs(added[0] - eps) > 1e-9:
+            return [f"it divides by the root of var + {added[0]:.6g}; eps is {eps:.6g}"]
         return []
     try:
         mine = gamma * (x - got["mean"]) / np.sqrt(got["var"] + eps) + beta

@@ -63,6 +63,10 @@ def terms(case):
                                      x[0].var(axis=0, ddof=1)}}
 
 
+FOLLOWS = {f"{name} after 1 to 3 updates": (f"{name} after one update", f"{name} at the start")
+           for name in ("mean", "var")}
+
+
 def factors(case):
     return {"m": case["x"].shape[1]}
 

@@ -54,8 +54,7 @@ def play(mine, case):
         return types.SimpleNamespace(**{k: v.copy() if k in ARRAYS else v for k, v in case.items()
                                         if k not in ("x", "dy")})
     x, dy, used = case["x"], case["dy"], layer()
-    return {"y": mine.evaluate(used, x),
-            "y of the first sample alone": mine.evaluate(layer(), x[:1]),
+    return {"y": mine.evaluate(used, x), "y of the first sample alone": mine.evaluate(layer(), x[:1]),
             "dx": mine.evaluate_backward(layer(), dy, x),
             "running_mean afterwards": used.running_mean,
             "running_var afterwards": used.running_var}
@@ -74,6 +73,10 @@ def terms(case):
             "dx": {"the direct way": slope * dy,
                    "a way through the mean": -slope * dy.mean(axis=0) + 0 * dy,
                    "a way through the variance": -slope * x_hat * (dy * x_hat).mean(axis=0)}}
+
+
+GRADIENTS = ("dx",)
+FOLLOWS = {"y of the first sample alone": ("y",)}
 
 
 def factors(case):

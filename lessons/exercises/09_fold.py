@@ -68,6 +68,7 @@ def terms(case):
     scale = case["gamma"] / np.sqrt(case["running_var"] + case["eps"])
     return {"bias": {"scale times the old bias": scale * case["bias"],
                      "scale times running_mean": scale * case["running_mean"],
+                     "scale times running_var": scale * case["running_var"],
                      "beta": case["beta"]}}
 
 

@@ -53,6 +53,9 @@ def terms(case):
             "v after one step": {"momentum v": momentum * v, "g": g[0]}}
 
 
+FOLLOWS = {"p after 1 to 5 steps": ("p after one step", "v after one step")}
+
+
 def _wrong(velocity=lambda v, g, m, lr: m * v + g, move=lambda p, v, g, lr, old, m: p - lr * v,
            keep=lambda v, old, g: v):
     def step(p, g, v, lr, momentum):

@@ -24,6 +24,7 @@ def step(p, g, m, v, done, lr, beta1, beta2, eps):
 
 
 # %% The checks
+from minidl.course.evidence import shares
 from minidl.course.student import take
 
 HINTS = [
@@ -63,19 +64,35 @@ def label(case):
 
 def terms(case):
     _, g, m, v, _, b1, b2, _ = case.values()
+    g = g[0]
     return {} if case["eps"] == 1e-8 else {
-        "m after a step": {"beta1 m": b1 * m, "(1 - beta1) g": (1 - b1) * g[0]},
-        "v after a step": {"beta2 v": b2 * v, "(1 - beta2) g²": (1 - b2) * g[0] ** 2}}
+        "m after a step": {"beta1 m": b1 * m, "(1 - beta1) g": (1 - b1) * g,
+                           "(1 - beta1) g²": (1 - b1) * g ** 2},
+        "v after a step": {"beta2 v": b2 * v, "(1 - beta2) g²": (1 - b2) * g ** 2,
+                           "(1 - beta2) g": (1 - b2) * g, "(1 - beta2) |g|": (1 - b2) * np.abs(g)}}
+
+
+FOLLOWS = {"steps 1 to 5": ("m after a step", "v after a step")}
 
 
 def evidence(name, case, got, right):
-    """How large is the first step?"""
-    if name != "steps 1 to 5" or got[name].shape != right[name].shape:
+    """If the numerator is right, what is the denominator made of? And the other way round?"""
+    if name != "steps 1 to 5" or got[name].ndim != 2 or np.ptp(got[name] / right[name]) < 1e-9:
         return []
-    share = np.abs(got[name][0]).mean() / np.abs(right[name][0]).mean()
-    fine = [str(i + 1) for i in range(5) if np.allclose(got[name][i], right[name][i], 1e-9)]
-    return [f"the first step is {share:.4g} times as large as it should be",
-            f"right are the steps {', '.join(fine)}" if fine else "no step is right"]
+    (_, g, _, _, lr, b1, b2, eps), t = case.values(), np.arange(1, 6)[:, None]
+    m = np.stack([sum((1 - b1) * b1 ** (i - j) * g[j] for j in range(i + 1)) for i in range(5)])
+    v = np.stack([sum((1 - b2) * b2 ** (i - j) * g[j] ** 2 for j in range(i + 1)) for i in range(5)])
+    top, root, step = m / (1 - b1 ** t), np.sqrt(v / (1 - b2 ** t)), -got[name] / lr
+    for side, array, parts, words in (
+            ("denominator", top / step, (root, eps + 0 * root), ("the root of v_hat", "eps")),
+            ("numerator", step * (root + eps), (top, g), ("m_hat", "g"))):
+        found = shares(array.T, [part.T for part in parts], True)
+        if found is not None:
+            return [f"if the {'numerator' if side == 'denominator' else 'denominator'} is right, "
+                    f"then in the {side} of steps 1 to 5 {one} is "
+                    f"{', '.join(f'{x:.4g}' for x in share)} times"
+                    for one, share in zip(words, found)]
+    return []
 
 
 def _wrong(average=lambda a, b, g: b * a + (1 - b) * g, correct=lambda a, b, t: a / (1 - b ** t),

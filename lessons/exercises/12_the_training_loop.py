@@ -43,6 +43,10 @@ HINTS = [
     "slice of it, forward and loss, zero_grad, backward, step, and batch_loss.item() for the list.",
 ]
 HALVED, EXACT = False, ("losses", "weights afterwards")
+FOLLOWS = {"losses": ("batch sizes", "samples in their order", "labels of these samples",
+                      "training mode", "gradient at each step"),
+           "samples in their order": ("batch sizes",)}
+FOLLOWS["weights afterwards"] = (*FOLLOWS["losses"], "losses")
 
 
 def cases(rng):
@@ -91,52 +95,65 @@ def play(mine, case):
                         case["epochs"], np.random.default_rng(case["seed"]))
     rows = [np.array([np.flatnonzero((case["x"] == row).all(axis=1))[0] for row in xb])
             for _, _, xb, _ in steps]
-    return {"losses": losses,
-            "batch sizes": np.array([len(r) for r in rows]),
+    return {"batch sizes": np.array([len(r) for r in rows]),
             "samples in their order": np.concatenate([*rows, np.zeros(0, int)]),
             "labels of these samples": np.array([np.array_equal(case["y"][r], yb)
                                                  for r, (_, _, _, yb) in zip(rows, steps)]),
             "training mode": np.array([training for _, training, _, _ in steps]),
             "gradient at each step": np.array([int(g) for g, _, _, _ in steps]),
-            "weights afterwards": np.concatenate([p.data.ravel() for p in model.parameters()])}
+            "losses": losses, "weights afterwards": np.concatenate([p.data.ravel() for p in model.parameters()])}
 
 
 def judge(name, case, got, right):
     """What can be said of the parts of a step in words."""
-    n = min(len(got), len(right))
+    wrong = np.flatnonzero(got[:len(right)] != right[:len(got)]) if got.ndim else []
+    n, size = case["epochs"], len(case["x"])
+    words = []
     if name == "batch sizes":
         words = [f"the batches have {got.tolist()[:12]} samples, expected are {right.tolist()[:12]}"]
     elif name == "samples in their order":
-        counts = np.bincount(got, minlength=len(case["x"]))
-        words = [f"first {got.tolist()[:8]}, expected is {right.tolist()[:8]}"]
-        if len(got) == len(right) and not (counts == case["epochs"]).all():
-            words.append(f"in {case['epochs']} epochs some samples are seen {counts.max()} times, "
-                         f"others {counts.min()} times")
-        size = len(case["x"])
+        counts = np.bincount(got, minlength=size)
+        words = [f"the first are {got.tolist()[:8]}, expected are {right.tolist()[:8]}"]
         if got.tolist()[:size] == list(range(size)):
             words.append("they come in the order of the file: nothing is shuffled")
+        elif len(got) == len(right) and not (counts == n).all():
+            words.append(f"in {n} epochs some samples are seen {counts.max()} times, others "
+                         f"{counts.min()} times")
         elif got.tolist()[:size] == right.tolist()[:size]:
             words.append("the first epoch is as it should be, the others are not")
+        elif len(got) == len(right):
+            words.append("each epoch has all samples, but in another order than that of "
+                         "rng.permutation(len(x)), once per epoch")
     elif name == "labels of these samples":
-        words = [f"in {np.sum(got == 0)} of {len(got)} steps the labels are not those of the samples"]
+        words = [f"in step {i} the labels are not those of its samples" for i in wrong[:1]]
     elif name == "training mode":
-        words = [f"in {np.sum(got == 0)} of {len(got)} steps the model is in evaluation mode"]
+        words = [f"in step {i} the model is in evaluation mode ({len(wrong)} of {len(got)} steps)"
+                 for i in wrong[:1]]
     elif name == "gradient at each step":
         words = [f"in step {i} " + ("there is no gradient" if got[i] == 1 else "the gradient is not "
-                 "that of this batch alone") for i in np.flatnonzero(got)[:1]]
+                 "that of this batch") for i in wrong[:1]]
     else:
         return None
-    return np.sum(got[:n] != right[:n]) + abs(len(got) - len(right)), words
+    if len(got) != len(right) and name != "samples in their order":
+        words.append(f"there are {len(got)} steps of the optimizer, expected are {len(right)}")
+    return len(wrong) + abs(len(got) - len(right)), words
 
 
 def evidence(name, case, got, right):
-    """Are the steps made at all?"""
+    """Are the steps made at all? How does the first loss differ?"""
     start = np.concatenate([p.data.ravel() for p in setting(case)[0].parameters()])
-    still = np.array_equal(start, got["weights afterwards"])
-    return ["no weight has moved"] if still and name == "weights afterwards" else []
+    if name == "weights afterwards" and np.array_equal(start, got[name]):
+        return ["no weight has moved"]
+    if name == "losses" and got[name].ndim == 1 and got[name].size:
+        ratio = got[name][0] / right[name][0]
+        count = [f"there are {got[name].size} losses, expected are {right[name].size}"]
+        return count * (got[name].size != right[name].size) + [
+            f"the first loss is {ratio:.6g} times the right one"] * bool(ratio != 1)
+    return []
 
 
-def _wrong(clear="before", last=True, mode="train", shuffle=True, labels=True, step=True):
+def _wrong(clear="before", last=True, mode="train", shuffle=True, labels=True, step=True,
+           after=False):
     def train(model, loss, optimizer, x, y, batch_size, epochs, rng):
         losses, order = [], rng.permutation(len(x))
         model.train(mode == "train")
@@ -155,7 +172,7 @@ def _wrong(clear="before", last=True, mode="train", shuffle=True, labels=True, s
                     optimizer.zero_grad()
                 if step:
                     optimizer.step()
-                losses.append(batch_loss.item())
+                losses.append((loss(model(x[rows]), y[rows]) if after else batch_loss).item())
         return np.array(losses)
     return {"train": train}
 
@@ -168,5 +185,6 @@ MUTATIONS = {
     "the samples are shuffled once and not anew in each epoch": _wrong(shuffle=False),
     "the samples are never shuffled": _wrong(shuffle=None),
     "the labels are not shuffled with the samples": _wrong(labels=False),
+    "a loss is that after its step, not the one before": _wrong(after=True),
     "the optimizer never makes a step": _wrong(step=False),
 }

@@ -60,7 +60,7 @@ HINTS = [
     "The factor from rate to rate is high / low to the power of 1 / (n - 1). NumPy's diff has the "
     "drops, argmin finds the largest; the geometric mean is the root of a product.",
 ]
-HALVED = False
+HALVED, FOLLOWS = False, {"losses of the sweep": ("rates tried",)}
 
 
 def cases(rng):
@@ -95,8 +95,8 @@ def play(mine, case):
                         given.copy())
     after = model.state_dict()
     moved = [not np.array_equal(before[name], after[name]) for name in before]
-    return {"rates": mine.rates(case["low"], case["high"], n), "losses of the sweep": losses,
-            "rates tried": np.array(tried), "what has changed afterwards": np.array(moved),
+    return {"rates": mine.rates(case["low"], case["high"], n), "rates tried": np.array(tried),
+            "losses of the sweep": losses, "what has changed afterwards": np.array(moved),
             "suggestion": mine.suggest(given.copy(), case["curve"].copy())}
 
 
@@ -119,6 +119,8 @@ def evidence(name, case, got, right):
             return [f"your rates grow by the factor {ratios[0]:.4g} each time, should be "
                     f"{given[1] / given[0]:.4g}; the first is {got[name][0]:.4g}, the last "
                     f"{got[name][-1]:.4g}"]
+    if name == "rates tried" and got[name].size > 1 and np.ptp(got[name]) == 0:
+        return [f"all steps are made with the rate {got[name][0]:g}"]
     if name == "suggestion" and got[name].shape == ():
         exact = np.flatnonzero(np.isclose(given, got[name], 1e-9))
         i, best = np.argmin(np.diff(case["curve"])), np.argmin(case["curve"])
@@ -128,17 +130,18 @@ def evidence(name, case, got, right):
     return []
 
 
-def _sweep(restore):
+def _sweep(restore, clear=True, after=False):
     def sweep(model, loss, optimizer, batches, rates):
         parameters = [p.data.copy() for p in model.parameters()]
         losses = []
         for (xb, yb), rate in zip(batches, rates):
             optimizer.lr = rate
             batch_loss = loss(model(xb), yb)
-            optimizer.zero_grad()
+            if clear:
+                optimizer.zero_grad()
             batch_loss.backward()
             optimizer.step()
-            losses.append(batch_loss.item())
+            losses.append((loss(model(xb), yb) if after else batch_loss).item())
         for p, data in zip(model.parameters(), parameters) if restore else ():
             p.data = data
         return np.array(losses)
@@ -156,6 +159,8 @@ MUTATIONS = {
         np.arange(n) / n)},
     "the weights are not restored": _sweep(False),
     "the weights are restored, the running statistics are not": _sweep(True),
+    "the gradients are never cleared": _sweep(True, clear=False),
+    "a loss is that after its step, not the one before": _sweep(True, after=True),
     "the minimum of the loss is taken instead of its steepest fall": {
         "suggest": lambda rates, losses: rates[np.argmin(losses)]},
     "the steepest rise is taken instead of the steepest fall": {"suggest": lambda rates, losses: (

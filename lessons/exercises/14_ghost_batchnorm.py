@@ -45,11 +45,14 @@ def play(mine, case):
     with_whom = []
     for i in range(len(case["x"])):
         x = case["x"].copy()
-        x[i] += 1
+        x[i] += np.arange(1, x.shape[1] + 1)
         moved = mine.ghost(**case | {"x": x})
         with_whom.append(np.abs(moved - y).max(axis=1) > 1e-9 if np.shape(moved) == case["x"].shape
                          else np.zeros(len(x), bool))
-    return {"y": y, "who is normalised with whom": np.array(with_whom)}
+    return {"who is normalised with whom": np.array(with_whom), "y": y}
+
+
+FOLLOWS = {"y": ("who is normalised with whom",)}
 
 
 def label(case):
@@ -67,8 +70,8 @@ def _groups(table):
 def judge(name, case, got, right):
     if name == "y":
         return None
-    return np.sum(got != right), [f"your groups are the samples {_groups(got)}; should be "
-                                  f"{_groups(right)} ({label(case)})"] * (got.shape == right.shape)
+    return np.sum(got != right), [f"samples that change each other's output: {_groups(got)}; should "
+                                  f"be {_groups(right)} ({label(case)})"]
 
 
 def factors(case):

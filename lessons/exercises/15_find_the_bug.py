@@ -182,6 +182,4 @@ MUTATIONS = {
         "scaled": lambda x, x_test: (x_test - x_test.mean(axis=0)) / x.std(axis=0)},
     "x is scaled instead of x_test": {"scaled": lambda x, x_test: (x - x.mean(axis=0)) / x.std(
         axis=0)},
-    "BatchNorm is gone": {"outputs_of": lambda x, seed: Sequential(
-        [Dense(8), Activation("relu"), Dense(3)], seed=seed)(x).numpy()},
 }

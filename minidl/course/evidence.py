@@ -5,6 +5,8 @@ Every sentence states what was measured. None of them guesses: a factor is named
 recognised, only if the numbers of all cases say so and no other name fits as well.
 """
 
+from itertools import islice
+
 import numpy as np
 
 SAME = 1e-9  # relative; single precision: 1e-5
@@ -15,8 +17,8 @@ TRANSFORMS = {
     "1 divided by the right ones": lambda a: 1 / a,
     "the logarithms of the right ones": np.log,
     "the right ones transposed, (a, b) where (b, a) belongs": np.transpose,
-    "the right ones in reverse order": lambda a: a[::-1],
-    "the right ones in another order": None,  # see _others
+    "the running sums of the right ones": lambda a: np.cumsum(a, axis=0) if a.ndim else a,
+    "the right ones in reverse order": lambda a: a[::-1] if a.ndim else a,
 }
 
 
@@ -78,11 +80,22 @@ def cause(name, got, right, known, terms, factors):
     forgotten, or be there twice.
     """
     with np.errstate(all="ignore"):
-        return (_shapes(name, got, right) or _single(name, got, right)
-                or _others(name, got, right, known)
-                or _ratio(name, got, right, factors) or _made_of(name, got, right, terms, factors)
+        return (_known(name, got, known) or _shapes(name, got, right) or _single(got, right)
+                or _others(name, got, right)
+                or _ratio(name, got, right, factors, simple=True)
+                or _made_of(name, got, right, terms, factors)
                 or _added(name, got, right, known, terms, factors)
+                or _ratio(name, got, right, factors, simple=False)
                 or _places(name, got, right, known))
+
+
+def _known(name, got, known):
+    """Is it another array that is at hand, or nothing but zeros?"""
+    if all(not a.any() for a in got):
+        return [f"all of {name} is zero"]
+    found = [words for words in known[0]
+             if all(close(a, names[words]) for a, names in zip(got, known))]
+    return [f"{name} is just {found[0]}"] if len(found) == 1 else []
 
 
 def _shapes(name, got, right):
@@ -102,17 +115,21 @@ def _shapes(name, got, right):
                 lambda a, b, op=op, axis=axis: _reduced(op, a, axis, b))
             ways[f"it is the {word} over {where} of the right {name}"] = (
                 lambda a, b, op=op, axis=axis: _reduced(op, b, axis, a))
-    for words, fits in ways.items():
-        if all(fits(a, b) for a, b in pairs):
-            return [words]
+    for those, prefix in (pairs, ""), (pairs[:1], "in this case "):
+        for words, fits in ways.items():
+            if all(fits(a, b) for a, b in those):
+                return [prefix + words]
     return []
 
 
 def _reduced(op, a, axis, b):
-    return (axis is None or a.ndim > max(axis, 0)) and close(op(a, axis=axis), b)
+    if axis is not None and a.ndim <= max(axis, 0):
+        return False
+    made = op(a, axis=axis)
+    return close(made.reshape(b.shape), b) if made.size == b.size == 1 else close(made, b)
 
 
-def _single(name, got, right):
+def _single(got, right):
     """Right but for the rounding of float32, where float64 was given."""
     if all(a.shape == b.shape and b.dtype == np.float64 and distance(a, b) < 1e-5
            for a, b in zip(got, right)):
@@ -125,25 +142,16 @@ def _single(name, got, right):
     return []
 
 
-def _others(name, got, right, known):
-    """Is it another array that is at hand, or a function of the right one?"""
+def _others(name, got, right):
+    """Is it a function of the right one, or the right one at other places?"""
     if not all(a.shape == b.shape for a, b in zip(got, right)):
         return []
-    if all(not a.any() for a in got):
-        return [f"all of {name} is zero"]
-    found = [words for words in known[0]
-             if all(close(a, names[words]) for a, names in zip(got, known))]
-    if len(found) == 1:
-        return [f"{name} is just {found[0]}"]
     for words, function in TRANSFORMS.items():
-        function = function or (lambda b, a=None: b)
-        if words.endswith("another order"):
-            fits = all(close(np.sort(a, axis=None), np.sort(b, axis=None))
-                       for a, b in zip(got, right))
-        else:
-            fits = all(close(a, function(b)) for a, b in zip(got, right))
-        if fits:
+        if all(close(a, function(b)) for a, b in zip(got, right)):
             return [f"these are {words}"]
+    if all(a.size > 2 and close(np.sort(a, axis=None), np.sort(b, axis=None))
+           for a, b in zip(got, right)):
+        return ["these are the right numbers in another order"]
     return [f"{name} is {words}" for words, a_part, b_part in (
         ("one place late: [1] is what [0] should be, and so on", slice(1, None), slice(None, -1)),
         ("one place early: [0] is what [1] should be, and so on", slice(None, -1), slice(1, None)))
@@ -151,8 +159,10 @@ def _others(name, got, right, known):
                for a, b in zip(got, right))]
 
 
-def _ratio(name, got, right, factors):
-    """Is it the right one times a factor?"""
+def _ratio(name, got, right, factors, simple):
+    """Is it the right one times a factor? simple: only one number, or one with a simple name."""
+    exact = [i for i, b in enumerate(right) if b.dtype != np.float32] or range(len(right))
+    got, right, factors = ([side[i] for i in exact] for side in (got, right, factors))
     ratios = []
     for a, b in zip(got, right):
         usable = np.abs(b) > 1e-9 * np.abs(b).max(initial=0)
@@ -161,14 +171,18 @@ def _ratio(name, got, right, factors):
         ratios.append(np.where(usable, a / np.where(usable, b, 1), np.nan))
     if not all(np.isfinite(r[~np.isnan(r)]).all() for r in ratios):
         return []
-    called = named(ratios, factors)
+    called = named(ratios, factors, 3 if simple else 5)
     constant = all(np.ptp(r[~np.isnan(r)]) <= 1e-7 * np.nanmax(np.abs(r)) for r in ratios)
     if constant:
         values = ", ".join(dict.fromkeys(f"{np.nanmean(r):.6g}" for r in ratios))
+        if not called and len(set(values.split(", "))) > 1:
+            return []
         return [f"{name} is everywhere {values} times the right one"
                 + (f": the factor is {called}" if called and called != values else "")]
     if called:
         return [f"{name} is the right one times {called}"]
+    if simple:
+        return []
     flat = [r for r in ratios if r.ndim == 2 and len(r) > 2]
     if len(flat) == len(ratios):
         for axis, what in ((0, "column"), (1, "row")):
@@ -185,8 +199,8 @@ def _made_of(name, got, right, terms, factors):
     if not cases:
         return []
     for by_feature in (False, True):
-        mine = [_fit(got[i], terms[i].values(), by_feature) for i in cases]
-        ideal = [_fit(right[i], terms[i].values(), by_feature) for i in cases]
+        mine = [shares(got[i], terms[i].values(), by_feature) for i in cases]
+        ideal = [shares(right[i], terms[i].values(), by_feature) for i in cases]
         if all(c is not None for c in mine + ideal):
             break
     else:
@@ -198,13 +212,15 @@ def _made_of(name, got, right, terms, factors):
         if not text:
             text = ", ".join(f"{v:.4g}" for v in np.ravel(have[0])[:6])
             unnamed |= np.size(have[0]) > 1
+        if not any(np.any(a) or np.any(b) for a, b in zip(have, want)):
+            continue  # it is not there, and should not be
         right_share = all(np.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(have, want))
         should = named(want, [factors[i] for i in cases]) or f"{np.ravel(want[0])[0]:.4g}"
         note = "" if right_share else f"   <-- should be {_times(should)}"
         lines.append(f"{words:<{max(map(len, terms[cases[0]]))}} is in it {_times(text)}{note}")
     if unnamed:
-        lines.append("where shares differ from feature to feature, a part has lost a factor, or "
-                     "two are exchanged")
+        lines.append("where the share differs from feature to feature, look for an array with a "
+                     "value per feature: one is lost or exchanged, or computed from other entries")
     return lines
 
 
@@ -212,12 +228,12 @@ def _times(text):
     return {"1": "once", "0": "not at all", "2": "twice"}.get(text, f"{text} times")
 
 
-def _fit(array, parts, by_feature):
+def shares(array, parts, by_feature=False):
     """The shares of the parts whose sum is the array, (parts,) or (parts, features), or None."""
     if by_feature:
         if array.ndim != 2:
             return None
-        columns = [_fit(array[:, [j]], [np.broadcast_to(p, array.shape)[:, [j]] for p in parts],
+        columns = [shares(array[:, [j]], [np.broadcast_to(p, array.shape)[:, [j]] for p in parts],
                         False) for j in range(array.shape[1])]
         return None if any(c is None for c in columns) else np.stack(columns, axis=1)
     table = np.stack([np.broadcast_to(p, array.shape).ravel() for p in parts], axis=1)
@@ -225,11 +241,11 @@ def _fit(array, parts, by_feature):
     if len(table) < table.shape[1] + 2 or not np.all(sizes > 0) or not np.isfinite(array).all():
         return None
     scaled = table / sizes
-    shares, _, rank, _ = np.linalg.lstsq(scaled, array.ravel().astype(np.float64), rcond=1e-9)
-    if rank < table.shape[1] or distance(scaled @ shares, array.ravel()) > 1e-8:
+    found, _, rank, _ = np.linalg.lstsq(scaled, array.ravel().astype(np.float64), rcond=1e-9)
+    if rank < table.shape[1] or distance(scaled @ found, array.ravel()) > 1e-8:
         return None
-    shares = shares / sizes
-    return np.where(np.abs(shares) < 1e-8, 0.0, shares)
+    found = found / sizes
+    return np.where(np.abs(found) < 1e-8, 0.0, found)
 
 
 def _added(name, got, right, known, terms, factors):
@@ -239,12 +255,12 @@ def _added(name, got, right, known, terms, factors):
     pools = [{"": 1.0} | {f" times {words}": value for words, value in (names | parts).items()}
              for names, parts in zip(known, terms)]
     for words in pools[0]:
-        shares = [_fit(a - b, [np.asarray(pool[words])], False)
+        found = [shares(a - b, [np.asarray(pool[words])], False)
                   if np.broadcast_shapes(np.shape(pool[words]), b.shape) == b.shape else None
                   for a, b, pool in zip(got, right, pools)
                   if words in pool and _fits_into(pool[words], b)]
-        if len(shares) == len(got) and all(c is not None and c[0] for c in shares):
-            values = [c[0] for c in shares]
+        if len(found) == len(got) and all(c is not None and c[0] for c in found):
+            values = [c[0] for c in found]
             called = named(values, factors) or ", ".join(f"{v:.6g}" for v in values)
             return [f"{name} is the right one plus {called}{words}" if words else
                     f"{name} is the right one plus {called} everywhere"]
@@ -259,31 +275,35 @@ def _fits_into(part, whole):
 
 
 def _places(name, got, right, known):
-    """Which entries are wrong?"""
-    for a, b, names in zip(got, right, known):
-        if a.shape != b.shape or not wrong(a, b).any() or not a.ndim:
-            continue
-        mask = wrong(a, b)
-        for words, values in names.items():
-            for sign, where in (("negative", np.less), ("positive", np.greater)):
-                if np.shape(values) == b.shape and np.array_equal(mask, where(values, 0)):
-                    return [f"{name} is wrong exactly where {words} is {sign}"]
-        for axis, what in enumerate(("row", "column")[:b.ndim]):
-            hit = mask.any(axis=tuple(set(range(b.ndim)) - {axis}))
-            if not hit.all() and b.ndim <= 2:
-                numbers = ", ".join(map(str, np.flatnonzero(hit)[:8]))
-                return [f"wrong in {what if b.ndim > 1 else 'place'} {numbers} of 0 to "
-                        f"{len(hit) - 1} only; the others are right"]
+    """Which entries of the first wrong case are wrong?"""
+    a, b, names = next(((a, b, names) for a, b, names in zip(got, right, known)
+                        if a.shape != b.shape or wrong(a, b).any()), (None, None, None))
+    if a is None or a.shape != b.shape or not a.ndim or wrong(a, b).all():
+        return []
+    mask = wrong(a, b)
+    for words, values in names.items():
+        for sign, where in (("negative", np.less), ("positive", np.greater)):
+            if mask.size > 7 and np.shape(values) == b.shape and words.startswith("the argument") \
+                    and np.array_equal(mask, where(values, 0)):
+                return [f"{name} is wrong exactly where {words} is {sign}"]
+    for axis, what in enumerate(("row", "column") if b.ndim == 2 else ("place",) * (b.ndim == 1)):
+        hit = mask.any(axis=tuple(set(range(b.ndim)) - {axis}))
+        places = np.flatnonzero(hit)
+        if not hit.all():
+            run = len(places) > 2 and len(places) == places[-1] - places[0] + 1
+            numbers = (f"{what}s {places[0]} to {places[-1]}" if run else
+                       f"{what} {', '.join(map(str, places[:8]))}")
+            return [f"wrong in {numbers} of 0 to {len(hit) - 1}; the others are right"]
     return []
 
 
-def named(values, factors):
+def named(values, factors, tiers=5):
     """What a factor is called that has these values, one number or array per case, or None.
 
     factors: {name: number or array} per case. The simplest name is taken, and none if two are
-    equally simple.
+    equally simple. tiers: how many steps to go from simple names to less simple ones.
     """
-    for tier in zip(*map(_tiers, factors)):
+    for tier in islice(zip(*map(_tiers, factors)), tiers):
         found = [candidates[0][0] for candidates in zip(*tier)
                  if all(_equal(value, number) for value, (_, number) in zip(values, candidates))]
         if found:
@@ -311,7 +331,7 @@ def _tiers(factors):
     pairs = []
     for i, first in enumerate(simple):
         for second in list(simple)[i + 1:]:
-            pairs += [(f"{a} times {b}", x * y) for a, x in simple[first][:12]
+            pairs += [(f"{a} · {b}", x * y) for a, x in simple[first][:12]
                       for b, y in simple[second][:12] if _fits_pair(x, y)]
     yield pairs
     yield [(f"-{words}", -value) for words, value in pairs]

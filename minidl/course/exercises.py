@@ -273,7 +273,7 @@ class _Judge:
         self.right = {name: results(exercise, mine, case) for name, case in self.arguments.items()}
         self.said = {name: said.get(name, "this case was not played") for name in self.arguments}
         self.cases = [name for name in self.arguments if not name.startswith("half ")]
-        self.mutated = None
+        self.mutated, self.failed = None, []
 
     def report(self, printed):
         if "not started yet" in self.said.values():
@@ -335,6 +335,7 @@ class _Judge:
                 f"{evidence.first_wrong(output, got[worst], right[worst])}"
                 f"{self._which(cases, failed, worst)}"]
             words += self._words(output, cases, got, right, worst, special[worst] is not None)
+            self.failed.append(output)
         measured = f"{errors[worst]:.1e}" if errors[worst] else "0"
         line = (f"CHECK {output}: relative error: measured {measured}, required <= "
                 f"{allowed[worst]:.0e}, {'FAIL' if failed else 'PASS'}")
@@ -347,24 +348,35 @@ class _Judge:
         """What is known of the cause, as lines."""
         if mistake := self._mistake(output):
             return [f"these are just the numbers you get when {mistake}"]
+        if any(isinstance(run, dict) and np.any(run.get("changed", 0))
+               for run in self.said.values()):
+            return ["an argument was changed in place: look at that first"]
+        depends = getattr(self.exercise, "FOLLOWS", {}).get(output, ())
+        if before := [name for name in self.failed if name in depends]:
+            return [f"this depends on what is wrong above ({', '.join(before)}): look there first"]
+        if special:
+            return []
         arguments = [self.arguments[name] for name in cases]
+        mine, ideal, case = self.said[cases[worst]], self.right[cases[worst]], arguments[worst]
+        if got[worst].shape == right[worst].shape and not np.isfinite(got[worst]).all():
+            return self._infinite(output, got[worst], case)
         words = []
-        if not np.isfinite(got[worst]).all() and np.isfinite(right[worst]).all():
-            words += self._infinite(output, got[worst], right[worst], arguments[worst])
-        elif not special:
-            extra = getattr(self.exercise, "evidence", None)
-            if extra and got[worst].shape == right[worst].shape:
-                words += extra(output, arguments[worst], self.said[cases[worst]],
-                               self.right[cases[worst]])
-            finite = [i for i in range(len(cases)) if np.isfinite(got[i]).all()]
-            own = getattr(self.exercise, "terms", lambda case: {})
-            words += evidence.cause(
-                output, [got[i] for i in finite], [right[i] for i in finite],
-                [self._known(cases[i], output) for i in finite],
-                [own(arguments[i]).get(output, {}) for i in finite],
-                [self._factors(arguments[i]) for i in finite])
-        words += self._dependence(output)
-        return words or ["what causes this cannot be told from the numbers"]
+        if (output in getattr(self.exercise, "GRADIENTS", ())
+                and got[worst].shape == right[worst].shape):
+            way = np.random.default_rng(0).standard_normal(right[worst].shape)
+            words.append(f"along a random direction the loss changes by "
+                         f"{(right[worst] * way).sum():.6g} per unit; your {output} predicts "
+                         f"{(got[worst] * way).sum():.6g}")
+        finite = [i for i in range(len(cases)) if np.isfinite(got[i]).all()]
+        terms = getattr(self.exercise, "terms", lambda case: {})
+        own = getattr(self.exercise, "evidence", lambda *_: [])(output, case, mine, ideal)
+        known = own or evidence.cause(
+            output, [got[i] for i in finite], [right[i] for i in finite],
+            [self._known(cases[i], output) for i in finite],
+            [terms(arguments[i]).get(output, {}) for i in finite],
+            [self._factors(arguments[i]) for i in finite])
+        known += self._dependence(output)[:2]
+        return words + (known or ["what causes this cannot be told from the numbers"])
 
     def _special(self, output, name, got, right):
         own = getattr(self.exercise, "judge", None)
@@ -385,7 +397,7 @@ class _Judge:
             f"{key} {value.shape}" for key, value in arguments.items()
             if isinstance(value, np.ndarray))
 
-    def _infinite(self, output, got, right, arguments):
+    def _infinite(self, output, got, arguments):
         place = tuple(map(int, np.argwhere(~np.isfinite(got))[0]))
         there = [f"{key} is {value[place]:.4g}" for key, value in arguments.items()
                  if np.shape(value) == got.shape and got.ndim]
@@ -423,7 +435,8 @@ class _Judge:
                 words: {name: results(self.exercise, Mine(vars(self.exercise), changes),
                                       self.arguments[name]) for name in self.cases}
                 for words, changes in self.exercise.MUTATIONS.items()}
-        for keys in (None, output):  # all that was returned, else this alone
+        alone = output and all(run[output].dtype.kind == "f" for run in self.right.values())
+        for keys in (None, output) if alone else (None,):  # all that was returned, else this
             found = [words for words, made in self.mutated.items() if self._agree(made, keys)
                      and (output is None or not self._agree(made, output, self.right))]
             if len(found) == 1:
