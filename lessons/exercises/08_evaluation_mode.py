@@ -90,7 +90,8 @@ def _forward(layer, x, mean, var):
 
 
 def _moved(layer, x):
-    for name, new in ("running_mean", x.mean(axis=0)), ("running_var", x.var(axis=0, ddof=1)):
+    for name, new in ("running_mean", x.mean(axis=0)), (
+            "running_var", x.var(axis=0) * len(x) / max(len(x) - 1, 1)):
         old = getattr(layer, name)
         setattr(layer, name, (1 - layer.momentum) * old + layer.momentum * new)
     return _forward(layer, x, layer.running_mean, layer.running_var)

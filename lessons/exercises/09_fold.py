@@ -57,7 +57,7 @@ def _trained(seed):
 
 
 def play(mine, case):
-    return {"kernel, bias": mine.fold(**case)}
+    return {"kernel, bias": mine.fold(*case.values())}
 
 
 def label(case):
@@ -82,8 +82,7 @@ def _wrong(kernel=lambda w, scale: w * scale, bias=lambda b, mean, scale, beta: 
     def fold(w, b, gamma, beta, mean, var, eps):
         scale = gamma / root(var, eps)
         return kernel(w, scale), bias(b, mean, scale, beta)
-    return {"fold": lambda kernel, bias, gamma, beta, running_mean, running_var, eps: fold(
-        kernel, bias, gamma, beta, running_mean, running_var, eps)}
+    return {"fold": fold}
 
 
 MUTATIONS = {

@@ -86,10 +86,10 @@ def evidence(name, case, got, right):
     for side, array, parts, words in (
             ("denominator", top / step, (root, eps + 0 * root), ("the root of v_hat", "eps")),
             ("numerator", step * (root + eps), (top, g), ("m_hat", "g"))):
-        found = shares(array.T, [part.T for part in parts], True)
+        found = shares(array[1:].T, [part[1:].T for part in parts], True)
         if found is not None:
             return [f"if the {'numerator' if side == 'denominator' else 'denominator'} is right, "
-                    f"then in the {side} of steps 1 to 5 {one} is "
+                    f"then in the {side} of steps 2 to 5 {one} is "
                     f"{', '.join(f'{x:.4g}' for x in share)} times"
                     for one, share in zip(words, found)]
     return []

@@ -3,9 +3,8 @@
 #
 # Lesson 2. Time: 20 minutes.
 #
-# Write the loop with minidl's parts. In each epoch shuffle the samples anew with
-# `order = rng.permutation(len(x))`, and take batches of `batch_size` in this order; the last one may
-# be smaller. In each step: outputs from `model(xb)`, a Tensor from `loss(outputs, yb)`, clear the
+# Write the loop with minidl's parts. In each epoch draw a new order of all samples with
+# `rng.permutation`, and take batches of `batch_size` in this order; the last one may be smaller. In each step: outputs from `model(xb)`, a Tensor from `loss(outputs, yb)`, clear the
 # gradients, `backward()`, and a step of the optimizer. The model has BatchNorm, and whoever
 # used it before you has left it in evaluation mode.
 
@@ -39,7 +38,7 @@ HINTS = [
     "Two loops, one in the other. What has to happen once, what in each epoch, what in each step?",
     "Gradients add up until they are cleared, and BatchNorm asks for a mode. Take samples and "
     "labels with the same row numbers.",
-    "Before the loops model.train(); in each epoch a permutation; in each step the rows of one "
+    "Before the loops the mode for training; in each epoch a permutation; in each step the rows of one "
     "slice of it, forward and loss, zero_grad, backward, step, and batch_loss.item() for the list.",
 ]
 HALVED, EXACT = False, ("losses", "weights afterwards")

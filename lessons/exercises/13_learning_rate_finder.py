@@ -21,7 +21,7 @@ def rates(low, high, n):
 def sweep(model, loss, optimizer, batches, rates):
     """The losses (n,) of one step per rate, and the model as it was, running statistics too.
 
-    batches: a list of (xb, yb), one per rate. The rate is set with optimizer.lr = rate. The loss of
+    batches: a list of (xb, yb), one per rate. The rate is the optimizer's attribute lr. The loss of
     a step is the one before its update. model.state_dict() and model.load_state_dict() help.
     """
     # --- solution

@@ -109,7 +109,7 @@ def results(exercise, mine, arguments, file=None):
             made = exercise.play(mine, case)
             made = {name: array for names, value in made.items()
                     for name, array in zip(names.split(", "), _several(names, value))}
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         return failure(error, file)
     changed = [name for name, value in arguments.items()
                if isinstance(value, np.ndarray) and not np.array_equal(value, case[name])]
@@ -188,7 +188,7 @@ def main(exercise, file, seed, out):
         sys.modules["student"] = module
         with np.errstate(all="ignore"):
             exec(compile(read(file), str(file), "exec", dont_inherit=True), vars(module))
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         said = {"file": failure(error, file)}
     else:
         mine = Mine(vars(module))
