@@ -148,7 +148,7 @@ UNLISTED = [
     (6, way(lambda dy, x, s, g: 1 / s * (dy - dy.mean(0) - x * (dy * x).mean(0))), "the right one times 1/gamma"),
     (6, way(lambda dy, x, s, g: g / s * (dy - x * dy.mean(0) - (dy * x).mean(0))), "differs from feature to feature"),
     (6, {"backward": lambda dy, x_hat, s, gamma: way(lambda *a: 0 * dy)["backward"](dy, x_hat, s, gamma)}, "all of dx is zero"),
-    (1, {"silu_vjp": lambda g, x: g * (F.sigmoid(x) + x * F.sigmoid(x) * (1 + F.sigmoid(x)))}, "g x s² is in it once   <-- should be -1 times"),
+    (1, {"silu_vjp": lambda g, x: g * (F.sigmoid(x) + x * F.sigmoid(x) * (1 + F.sigmoid(x)))}, "g x s² +is in it once   <-- should be -1 times"),
     (1, {"silu": lambda x: x.astype(float) / (1 + np.exp(-x.astype(float)))}, "y is float64, expected is float32"),
     (2, {"unbroadcast": lambda g, shape: g}, "it is g itself"),
     (2, {"unbroadcast": lambda g, shape: np.full(shape, g.sum())}, r"the sum over the axes \(0, 1\) of g"),
@@ -157,7 +157,7 @@ UNLISTED = [
     (5, {"forward": lambda x, gamma, beta, eps: (gamma * (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) + beta, x.mean(0), x.var(0))},
      r"it divides by the root of var \+ 1e-05"),
     (7, {"update": lambda mean, var, x, a: ((mean + x.mean(0)) / 2, (1 - a) * var + a * x.var(0, ddof=1))}, "the mean of the batch is in it 1/2 times"),
-    (8, {"evaluate_backward": lambda layer, dy, x: dy * layer.gamma}, r"the right one times s = sqrt\(running_var \+ eps\)"),
+    (8, {"evaluate_backward": lambda layer, dy, x: dy * layer.gamma}, r"the right one times sqrt\(running_var \+ eps\)"),
     (9, {"fold": lambda kernel, bias, gamma, beta, mean, var, eps: (kernel * gamma / np.sqrt(var + eps), bias)}, "bias is just the argument bias"),
     (10, {"step": lambda p, g, v, lr, momentum: (p - momentum * v - g, momentum * v + g)}, "-lr g          is in it 1/lr times"),
     (11, {"step": lambda p, g, m, v, done, lr, b1, b2, eps: (

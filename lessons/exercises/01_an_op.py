@@ -58,13 +58,13 @@ def terms(case):
     x, g = case["x"], case["g"]
     s = _sigmoid(x)
     return {} if np.abs(x).max() > 99 or x.dtype == np.float32 else {
-        "y": {"x s": x * s, "s": s, "x": x, "x s²": x * s * s},
-        "dx": {"g s": g * s, "g x s": g * x * s, "g x s²": g * x * s * s, "g s²": g * s * s, "g": g}}
+        "y": {"x s, where s = sigmoid(x),": x * s, "s": s, "x": x, "x s²": x * s * s},
+        "dx": {"g s, where s = sigmoid(x),": g * s, "g x s": g * x * s, "g x s²": g * x * s * s, "g s²": g * s * s, "g": g}}
 
 
 def factors(case):
     s = _sigmoid(case["x"])
-    return {"s = sigmoid(x)": s, "(1 - s)": 1 - s}
+    return {"sigmoid(x)": s, "(1 - sigmoid(x))": 1 - s}
 
 
 GRADIENTS = ("dx",)

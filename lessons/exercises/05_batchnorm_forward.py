@@ -58,7 +58,7 @@ def terms(case):
 
 def factors(case):
     _, var, s = _parts(case)
-    return {"m": len(case["x"]), "s = sqrt(var + eps)": s, "sqrt(var)": np.sqrt(var),
+    return {"m": len(case["x"]), "sqrt(var + eps)": s, "sqrt(var)": np.sqrt(var),
             "(sqrt(var) + eps)": np.sqrt(var) + case["eps"]}
 
 

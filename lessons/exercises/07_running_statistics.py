@@ -94,5 +94,5 @@ MUTATIONS = {
     "the factor of the unbiased variance is upside down": _wrong(
         var=lambda x: x.var(axis=0) * (len(x) - 1) / len(x)),
     "the running variance starts at 0": {"start": lambda n: (np.zeros(n), np.zeros(n))},
-    "both start at 1": {"start": lambda n: (np.ones(n), np.ones(n))},
+    "the running mean starts at 1": {"start": lambda n: (np.ones(n), np.ones(n))},
 }

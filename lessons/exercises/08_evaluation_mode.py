@@ -68,7 +68,7 @@ def terms(case):
     x, dy, s = case["x"], case["dy"], np.sqrt(case["running_var"] + case["eps"])
     x_hat = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + case["eps"])
     slope = case["gamma"] / s
-    return {"y": {"gamma (x - running_mean) / s": slope * (x - case["running_mean"]),
+    return {"y": {"gamma (x - running_mean) / sqrt(running_var + eps)": slope * (x - case["running_mean"]),
                   "beta": case["beta"] + 0 * x},
             "dx": {"the direct way": slope * dy,
                    "a way through the mean": -slope * dy.mean(axis=0) + 0 * dy,
@@ -80,7 +80,7 @@ FOLLOWS = {"y of the first sample alone": ("y",)}
 
 
 def factors(case):
-    return {"m": len(case["x"]), "s = sqrt(running_var + eps)": np.sqrt(
+    return {"m": len(case["x"]), "sqrt(running_var + eps)": np.sqrt(
         case["running_var"] + case["eps"]), "sqrt(running_var)": np.sqrt(case["running_var"]),
         "the batch's sqrt(var + eps)": np.sqrt(case["x"].var(axis=0) + case["eps"])}
 
@@ -123,6 +123,10 @@ MUTATIONS = {
         "evaluate": _still_used},
     "the gradient still goes through mean and variance of the batch, as in training mode":
         _through(lambda layer, x: x.var(axis=0)),
+    "eps is forgotten": {"evaluate": lambda layer, x: (
+        layer.gamma * (x - layer.running_mean) / np.sqrt(layer.running_var) + layer.beta)},
+    "eps is outside the root": {"evaluate": lambda layer, x: layer.beta + layer.gamma * (
+        x - layer.running_mean) / (np.sqrt(layer.running_var) + layer.eps)},
     "eps is forgotten in the gradient": {"evaluate_backward": lambda layer, dy, x: (
         dy * layer.gamma / np.sqrt(layer.running_var))},
     "the gradient is divided by the spread of the batch": {

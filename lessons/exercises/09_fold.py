@@ -66,15 +66,15 @@ def label(case):
 
 def terms(case):
     scale = case["gamma"] / np.sqrt(case["running_var"] + case["eps"])
-    return {"bias": {"scale times the old bias": scale * case["bias"],
-                     "scale times running_mean": scale * case["running_mean"],
-                     "scale times running_var": scale * case["running_var"],
+    return {"bias": {"the old bias gamma/sqrt(running_var + eps)": scale * case["bias"],
+                     "running_mean gamma/sqrt(running_var + eps)": scale * case["running_mean"],
+                     "running_var gamma/sqrt(running_var + eps)": scale * case["running_var"],
                      "beta": case["beta"]}}
 
 
 def factors(case):
     s = np.sqrt(case["running_var"] + case["eps"])
-    return {"scale = gamma / s": case["gamma"] / s, "s = sqrt(running_var + eps)": s}
+    return {"(gamma/sqrt(running_var + eps))": case["gamma"] / s, "sqrt(running_var + eps)": s}
 
 
 def _wrong(kernel=lambda w, scale: w * scale, bias=lambda b, mean, scale, beta: (

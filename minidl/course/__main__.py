@@ -1,5 +1,5 @@
-"""A lesson in a process of its own: python -m minidl.course step|run FILE [MARK]; a student's file in
-one: python -m minidl.course student EXERCISE FILE SEED OUT.
+"""In a process of its own, a lesson: python -m minidl.course step|run FILE [MARK]; or a student's
+file: python -m minidl.course student EXERCISE FILE SEED OUT.
 """
 
 import sys

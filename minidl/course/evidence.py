@@ -114,7 +114,7 @@ def _shapes(name, got, right):
             ways[f"a {word} over {where} is missing: of yours it is the right {name}"] = (
                 lambda a, b, op=op, axis=axis: _reduced(op, a, axis, b))
             ways[f"it is the {word} over {where} of the right {name}"] = (
-                lambda a, b, op=op, axis=axis: _reduced(op, b, axis, a))
+                lambda a, b, op=op, axis=axis: np.ptp(b) > 0 and _reduced(op, b, axis, a))
     for those, prefix in (pairs, ""), (pairs[:1], "in this case "):
         for words, fits in ways.items():
             if all(fits(a, b) for a, b in those):
@@ -219,8 +219,8 @@ def _made_of(name, got, right, terms, factors):
         note = "" if right_share else f"   <-- should be {_times(should)}"
         lines.append(f"{words:<{max(map(len, terms[cases[0]]))}} is in it {_times(text)}{note}")
     if unnamed:
-        lines.append("where the share differs from feature to feature, look for an array with a "
-                     "value per feature: one is lost or exchanged, or computed from other entries")
+        lines.append("where the share differs from feature to feature, it is no constant factor: "
+                     "a quantity with a value per feature is wrong, missing or exchanged")
     return lines
 
 
@@ -377,7 +377,7 @@ def dependence(name, argument, got, got_halved, right, right_halved):
         return f"{name} changes when {argument} is halved; the right one does not"
     with np.errstate(all="ignore"):
         factors = [named([after / before], [{}])
-                   or next((f"{n:g}" for n in (0.25, 4.0, 0.125) if _equal(after / before, n)), None)
+                   or next((f"{n:g}" for n in (0.25, 4.0) if _equal(after / before, n)), None)
                    for before, after in ((got, got_halved), (right, right_halved))]
     if all(factors) and factors[0] != factors[1] and "1" not in factors and "0" not in factors:
         return (f"when {argument} is halved, {name} becomes {factors[0]} times as large; the right "

@@ -96,10 +96,11 @@ class _Judge:
     def report(self, printed):
         if "not started yet" in self.said.values():
             return Report("not started yet", [], printed)
-        checks = [self._errors(), self._changed(), self._dtypes()]
-        if any(isinstance(self.said[name], dict) for name in self.cases):
-            checks += [self._output(name) for name in self.right[self.cases[0]]
-                       if name != "changed"]
+        with np.errstate(all="ignore"):
+            checks = [self._errors(), self._changed(), self._dtypes()]
+            if any(isinstance(self.said[name], dict) for name in self.cases):
+                checks += [self._output(name) for name in self.right[self.cases[0]]
+                           if name != "changed"]
         solved = all(check.passed for check in checks)
         return Report("solved" if solved else "not solved", checks, printed)
 
@@ -164,13 +165,14 @@ class _Judge:
 
     def _words(self, output, cases, got, right, worst, special):
         """What is known of the cause, as lines."""
-        if mistake := self._mistake(output):
+        depends = getattr(self.exercise, "FOLLOWS", {}).get(output, ())
+        before = [name for name in self.failed if name in depends]
+        if mistake := self._mistake(output, alone=not before):
             return [f"these are just the numbers you get when {mistake}"]
         if any(isinstance(run, dict) and np.any(run.get("changed", 0))
                for run in self.said.values()):
             return ["an argument was changed in place: look at that first"]
-        depends = getattr(self.exercise, "FOLLOWS", {}).get(output, ())
-        if before := [name for name in self.failed if name in depends]:
+        if before:
             return [f"this depends on what is wrong above ({', '.join(before)}): look there first"]
         if special:
             return []
@@ -187,12 +189,15 @@ class _Judge:
                          f"{(got[worst] * way).sum():.6g}")
         finite = [i for i in range(len(cases)) if np.isfinite(got[i]).all()]
         terms = getattr(self.exercise, "terms", lambda case: {})
-        own = getattr(self.exercise, "evidence", lambda *_: [])(output, case, mine, ideal)
-        known = own or evidence.cause(
-            output, [got[i] for i in finite], [right[i] for i in finite],
-            [self._known(cases[i], output) for i in finite],
-            [terms(arguments[i]).get(output, {}) for i in finite],
-            [self._factors(arguments[i]) for i in finite])
+        try:
+            own = getattr(self.exercise, "evidence", lambda *_: [])(output, case, mine, ideal)
+            known = own or evidence.cause(
+                output, [got[i] for i in finite], [right[i] for i in finite],
+                [self._known(cases[i], output) for i in finite],
+                [terms(arguments[i]).get(output, {}) for i in finite],
+                [self._factors(arguments[i]) for i in finite])
+        except (ArithmeticError, LookupError, TypeError, ValueError):
+            known = []  # of shapes that nobody thought of: no evidence, but a verdict
         known += self._dependence(output)[:2]
         return words + (known or ["what causes this cannot be told from the numbers"])
 
@@ -239,18 +244,19 @@ class _Judge:
         words = []
         for play in self.arguments:
             runs = [side[name] for side in (self.said, self.right) for name in ("0", play)]
-            if play.startswith("half ") and all(isinstance(run, dict) for run in runs):
+            if play.startswith("half ") and all(isinstance(run, dict) and output in run
+                                                      for run in runs):
                 words.append(evidence.dependence(output, play.removeprefix("half "),
                                                  *(run[output] for run in runs)))
         return list(filter(None, words))
 
-    def _mistake(self, output):
+    def _mistake(self, output, alone=True):
         """The words of the only known mistake with the student's numbers, or None. output: None for
         all of them.
         """
         mutated = mistakes(self.exercise, self.seed)
-        alone = output and all(run[output].dtype.kind == "f" for run in self.right.values())
-        for keys in (None, output) if alone else (None,):  # all that was returned, else this
+        floats = output and all(run[output].dtype.kind == "f" for run in self.right.values())
+        for keys in (None, output) if alone and floats else (None,):  # all results, else one
             found = [words for words, made in mutated.items() if self._agree(made, keys)
                      and (output is None or not self._agree(made, output, self.right))]
             if len(found) == 1:
