@@ -670,6 +670,8 @@ lesson.finish()
 # 5. Research: the walk takes the op made last. Would any order do in which an op comes
 #    after all that was made from it? Does the order change the rounding?
 #
+# Now write it yourself: exercises 1, 2 and 3 (`python -m minidl exercise 1 --copy DIR`).
+#
 # Sources: `minidl/tensor.py` (the engine) and `minidl/gradcheck.py`. D. Rumelhart, G.
 # Hinton and R. Williams, Learning representations by back-propagating errors, 1986. A
 # gradient check of Batch Normalization with the plain sum, whose true gradient is 0, is

@@ -355,6 +355,8 @@ lesson.finish()
 # 5. Research: what share of the mistakes stays if you train five networks with other
 #    seeds and let them vote?
 #
+# Now write it yourself: exercises 4 and 12 (`python -m minidl exercise 4 --copy DIR`).
+#
 # Sources: `minidl/training.py` (the loop) and `minidl/data.py` (the batches). H.
 # Robbins and S. Monro, A stochastic approximation method, 1951, is where steps along a
 # noisy gradient come from.

@@ -441,6 +441,8 @@ lesson.finish()
 #    missing step decorrelation.) What would that cost for the 784 pixels of an image,
 #    in each step, for each layer?
 #
+# Now write it yourself: exercise 10 (`python -m minidl exercise 10 --copy DIR`).
+#
 # Sources: texts 003 and 004 (lesson 4 lists all five). Y. LeCun, L. Bottou, G. Orr and
 # K.-R. Müller, Efficient BackProp, 1998 (to centre, scale and decorrelate inputs); S.
 # Ioffe and C. Szegedy 2015, section 3, who start from it.

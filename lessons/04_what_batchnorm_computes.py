@@ -394,6 +394,8 @@ lesson.finish()
 #    $\gamma$ and $\beta$ gain something although nothing is normalised. So what does
 #    the last CHECK show, and what not?
 #
+# Now write it yourself: exercise 5 (`python -m minidl exercise 5 --copy DIR`).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, section 3 and algorithm 1. J. Ba, J. Kiros and
 # G. Hinton, Layer Normalization,
 # 2016. J. Frankle, D. Schwab and A. Morcos, Training BatchNorm and Only BatchNorm,

@@ -343,6 +343,8 @@ lesson.finish()
 #    wrong version, `minidl.tensor.Op` shows how to make one. The paper says in section
 #    2 what happens to a bias if the statistics are taken for constants.
 #
+# Now write it yourself: exercise 6 (`python -m minidl exercise 6 --copy DIR`).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, sections 2 and 3 (the six lines of the backward
 # pass). J. Howard and others, Practical Deep Learning for Coders, part 2, 2022,
 # notebook `11_initializing` of github.com/fastai/course22p2: its own `BatchNorm`

@@ -398,4 +398,6 @@ lesson.finish()
 # 5. Research: with 50 seeds, how large is BatchNorm's gain, and its standard error?
 #    Which rate suits each network best?
 #
+# Now write it yourself: exercise 15 (`python -m minidl exercise 15 --copy DIR`).
+#
 # Sources: the programs of the texts 000 and 002, with other import lines.

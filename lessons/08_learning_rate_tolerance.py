@@ -278,5 +278,7 @@ lesson.finish()
 # 5. Research: above the largest rate the network with BatchNorm fails too. Which layer
 #    fails first?
 #
+# Now write it yourself: exercises 11 and 13 (`python -m minidl exercise 11 --copy DIR`).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.3 and 4.2.2. N. Bjorck, C. Gomes, B.
 # Selman and K. Weinberger, Understanding Batch Normalization, 2018.

@@ -264,6 +264,8 @@ lesson.finish()
 # 5. Research: replace BatchNorm by `LayerNorm`, which has no companions. Where is it
 #    better, and where worse, in the figure of this section?
 #
+# Now write it yourself: exercise 14 (`python -m minidl exercise 14 --copy DIR`).
+#
 # ## Two questions
 #
 # 1. The noise of an image's logits is 0.4 in batches of 32. About how large is it in

@@ -1,4 +1,4 @@
-"""The command line: python -m minidl data, lessons, lesson, doctor."""
+"""The command line: python -m minidl data, lessons, lesson, exercises, exercise, doctor."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import console, data
 from ..data import published
-from . import handout, running, terminal
+from . import exercises, handout, running, terminal
 from .cells import about, find, lessons, solution
 
 NEEDED = {"numpy": (2, 0), "matplotlib": (3, 9), "tqdm": (4, 60)}  # as in setup.cfg
@@ -50,6 +50,23 @@ def main(arguments=None):
                                                                  "the solutions too, and fold "
                                                                  "them under each lesson")
     lesson.set_defaults(run=_lesson)
+    listed = commands.add_parser("exercises", help="list the exercises, or grade a class")
+    listed.add_argument("--grade", metavar="FOLDER", help="check all copies in a folder with one "
+                                                          "folder per student")
+    listed.add_argument("--csv", metavar="FILE", help="where --grade writes its table")
+    listed.set_defaults(run=_exercises)
+    exercise = commands.add_parser(
+        "exercise", help="copy an exercise to write in, or check it",
+        description="The file runs as your own program, in a process with a time limit. That is no "
+                    "sandbox: check only files that you would run yourself.")
+    exercise.add_argument("name", nargs="?", help="its number or a part of its name, or the file "
+                                                  "that you have written")
+    ways = exercise.add_mutually_exclusive_group()
+    ways.add_argument("--copy", metavar="DIR", help="write it into a folder, without its solution; "
+                                                    "without a number, all exercises")
+    ways.add_argument("--hint", action="store_true", help="show the next of three hints")
+    ways.add_argument("--watch", action="store_true", help="check again whenever it is saved")
+    exercise.set_defaults(run=_exercise)
     commands.add_parser("doctor", help="check that this machine has what the lessons "
                                        "need").set_defaults(run=_doctor)
     options = parser.parse_args(arguments)
@@ -165,6 +182,57 @@ def _lesson(options):
     if folder:
         print(f"written: {len(paths)} {'lesson' if len(paths) == 1 else 'lessons'} in {folder}")
     return any(outcome.code for outcome in outcomes)
+
+
+def _exercises(options):
+    if (options.grade is None) != (options.csv is None):
+        raise ValueError("--grade needs --csv, and --csv --grade: python -m minidl exercises "
+                         "--grade class --csv marks.csv")
+    if options.grade is not None:
+        rows = exercises.grade(options.grade, options.csv)
+        solved = sum(row[3] == "yes" for row in rows)
+        print(f"{len(rows)} exercises of {len({row[0] for row in rows})} students, {solved} "
+              f"solved: {options.csv}")
+        return
+    for path in exercises.exercises():
+        number, title, question, lesson, time = exercises.about_exercise(path)
+        state = exercises.state_of(path, ".")
+        print(f"{number:2}  {title:26} lesson {lesson:<3} {time:11} {question}"
+              + f"  [{state}]" * bool(state))
+    print("\nbegin one: python -m minidl exercise 6 --copy my_exercises")
+
+
+def _exercise(options):
+    """Returns the exit code: 1 if the exercise is not solved."""
+    if options.copy is not None:
+        if not options.copy:
+            raise ValueError("name a folder to write into: python -m minidl exercise 6 --copy DIR")
+        paths = ([exercises.find_exercise(options.name)] if options.name else
+                 exercises.exercises())
+        handout.write(options.copy, [path.name for path in paths],
+                      (exercises.blank(path).encode() for path in paths))
+        where = pathlib.Path(options.copy) / paths[0].name
+        print(f"written: {where}" if len(paths) == 1 else
+              f"written: {len(paths)} exercises in {options.copy}")
+        print(f"write in it, then check it: python -m minidl exercise {where}")
+        return 0
+    if options.name is None:
+        raise ValueError("name an exercise: python -m minidl exercise 6 --copy DIR; python -m "
+                         "minidl exercises lists them")
+    file = pathlib.Path(options.name)
+    if file.suffix != ".py" and not file.is_file():
+        file = pathlib.Path(exercises.find_exercise(options.name).name)
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no {file} in this folder; begin it: python -m "
+                                    f"minidl exercise {options.name} --copy DIR")
+    if options.hint:
+        print(exercises.hint(file))
+        return 0
+    if options.watch:
+        return exercises.watch(file)
+    report = exercises.solve(file)
+    print(report)
+    return report.state != "solved"
 
 
 def _doctor(options):

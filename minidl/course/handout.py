@@ -15,6 +15,7 @@ from pathlib import Path
 from ..files import replacing
 from . import running
 from .cells import PACKAGE, about, cells, heading, predicts
+from .exercises import about_exercise, exercises
 from .markdown import INLINE, blocks, highlight
 from .mathml import mathml
 from .plain import plain
@@ -145,7 +146,7 @@ def pages(paths, outcomes, solutions=()):
             nav = _nav(paths, path)
             yield _page(f"{number}. {title}", nav, *body, nav)
     api = '<p>The words of minidl, with their explanations: <a href="api.html">API</a></p>'
-    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", api)
+    yield _page("Lessons", "<h1>Lessons</h1>", *rows, "</table>", *_exercises(), api)
     yield api_page()
 
 
@@ -201,6 +202,18 @@ def _solutions(path, outcome, figures):
     if outcome.code:
         made.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
     return made
+
+
+def _exercises():
+    """The table of the exercises, and how to begin one."""
+    yield "<h2>Exercises</h2><p>Write the code yourself, and let it be checked: "
+    yield "<code>python -m minidl exercise 6 --copy DIR</code></p>"
+    yield "<table><tr><th>exercise</th><th>question</th><th>lesson</th><th>time</th></tr>"
+    for path in exercises():
+        number, title, question, lesson, time = about_exercise(path)
+        yield (f"<tr><td>{number}. {escape(title)}</td><td>{_inline(question)}</td>"
+               f"<td>{lesson}</td><td>{escape(time)}</td></tr>")
+    yield "</table>"
 
 
 def api_page():
