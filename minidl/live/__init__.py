@@ -2,8 +2,8 @@
 class moves the sliders.
 """
 
-
+from .page import write
 from .race import PRESETS, SETTINGS, Race
-
+from .server import serve
 
 __all__ = ["PRESETS", "SETTINGS", "Race", "serve", "write"]
