@@ -1,4 +1,4 @@
-"""The command line: python -m minidl data, lessons, lesson, doctor."""
+"""The command line: python -m minidl data, lessons, lesson, race, doctor."""
 
 import argparse
 import os
@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import console, data
 from ..data import published
+from ..lessonkit import negative_control
 from . import handout, running
 from .cells import about, find, lessons
 
@@ -45,6 +46,13 @@ def main(arguments=None):
     ways.add_argument("--html", metavar="DIR", help="run, and write web pages with output and "
                                                     "figures into a folder")
     lesson.set_defaults(run=_lesson)
+    race = commands.add_parser("race", help="train with and without BatchNorm side by side, in a "
+                                            "page with sliders")
+    race.add_argument("--port", type=int, default=live.PORT, help="where the page is served, on this "
+                                                             "machine only")
+    race.add_argument("--page", metavar="FILE", help="write a page of precomputed races instead, "
+                                                     "which needs no Python (takes minutes)")
+    race.set_defaults(run=_race)
     commands.add_parser("doctor", help="check that this machine has what the lessons "
                                        "need").set_defaults(run=_doctor)
     options = parser.parse_args(arguments)
@@ -153,6 +161,18 @@ def _lesson(options):
     if folder:
         print(f"written: {len(paths)} {'lesson' if len(paths) == 1 else 'lessons'} in {folder}")
     return any(outcome.code for outcome in outcomes)
+
+
+def _race(options):
+    from .. import live
+    if options.page is None:
+        negative_control()
+        live.serve(live.Race(data.load("digits")), options.port)
+    elif not options.page:
+        raise ValueError("name a file to write: python -m minidl race --page race.html")
+    else:
+        live.write(options.page)
+        print(f"written: {options.page}; any browser opens it")
 
 
 def _doctor(options):

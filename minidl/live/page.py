@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from itertools import product
 from pathlib import Path
 
 from ..data import load
@@ -20,11 +19,11 @@ GRID = {
     "activation": ("sigmoid", "relu"),
 }
 FIXED = {"width": 50, "weights": "he"}
-STEPS = (0, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 120, 150, 175, 200)  # the points of a curve
+STEPS = (0, 10, 20, 30, 40, 50, 60, 80, 100, 120, 140, 160, 180, 200)  # the points of a curve
 MOMENTS = (1, 200)  # the steps after which the layers are shown
 # Characters that neither JSON nor HTML has to escape. A number is two of them, a share one.
-DIGITS = "".join(chr(c) for c in range(35, 127) if chr(c) not in "&<\\")
-RANGES = {"accuracy": (0, 1), "loss": (-3, 6), "gradient": (-24, 12), "share": (0, 100)}
+DIGITS = "".join(chr(c) for c in range(35, 127) if chr(c) not in "<\\")
+RANGES = {"step": (0, 200), "accuracy": (0, 1), "loss": (-3, 6), "gradient": (-24, 12)}
 
 
 def html(**config):
@@ -46,28 +45,63 @@ def html(**config):
 def write(path):
     """Train both networks at all settings of GRID, on all cores, and write a page that shows them.
 
-    The page needs no Python and no network. Takes a minute or two.
+    The page needs neither Python nor a network; a slider selects, nothing is trained in it. Takes
+    some minutes, and raises OSError before them for a path that cannot be written.
     """
-    with replacing(path) as file:  # a path that cannot be written is found before the training
+    with replacing(path) as file:
         with processes(os.cpu_count() or 1) as pool:
-            runs = sweep(GRID, record, pool).results
+            runs = [run["text"] for run in sweep(GRID, record, pool).results]
+        shown = (*GRID, "speed")
         settings = {
-            name: {**vars(setting), "stops": GRID.get(name, ()), "start": setting.start}
+            name: {**vars(setting), "stops": GRID.get(name, setting.stops) if name in shown else ()}
             for name, setting in SETTINGS.items()
         }
-        file.write(html(settings=settings, runs=[run["text"] for run in runs],
-                        grid=GRID, fixed=FIXED, steps=STEPS, moments=MOMENTS, digits=DIGITS,
-                        ranges=RANGES))
+        about = (f"Computed beforehand by minidl: {len(runs)} settings, {STEPS[-1]} steps each, on "
+                 "drawn digits, seed 0, 50 units a layer. The sliders only select. Layers are "
+                 f"those of steps {MOMENTS[0]} and {MOMENTS[1]}.")
+        file.write(html(settings=settings, runs=runs, grid=GRID, fixed=FIXED, steps=STEPS,
+                        moments=MOMENTS, digits=DIGITS, ranges=RANGES, about=about))
 
 
 def record(**settings):
-    """The job of the sweep: a race of 200 steps as {"text": characters}, see `encoded`."""
-    race, layers = Race(load("digits"), FIXED | settings), []
+    """The job of the sweep: a race of STEPS[-1] steps as {"text": characters}, see `encoded`."""
+    race, insides = Race(load("digits"), FIXED | settings, every=10), []
     for step in range(1, STEPS[-1] + 1):
         race.step(look=step in MOMENTS)
         if step in MOMENTS:
-            layers.append([net["inside"] for net in map(vars, race.nets)])
-    return {"text": "".join(encoded(net, [moment[i] for moment in layers], settings["depth"])
+            insides.append([net.inside for net in race.nets])
+    return {"text": "".join(encoded(net, [inside[i] for inside in insides], settings)
                             for i, net in enumerate(race.nets))}
 
 
+def encoded(net, insides, settings):
+    """A Contestant as text: where it died, the points at STEPS, and for each moment the histograms,
+    gradients and update ratios. What a dead network did not reach is null or 0.
+    """
+    points = {point[0]: point for point in net.points}
+    text = number("step", net.dead and net.dead["step"])
+    for step in STEPS:
+        _, _, accuracy, _, loss = points.get(step, [None] * 5)
+        text += number("accuracy", accuracy) + number("loss", loss, log=True)
+    bins = BINS + (settings["activation"] == "relu")
+    for inside in insides:
+        for shares in inside["activations"] or [[0] * bins] * settings["depth"]:
+            text += "".join(DIGITS[round(share / 100 * (len(DIGITS) - 1))] for share in shares)
+        for name in ("gradients", "ratios"):
+            for value in inside[name] or [0.0] * (settings["depth"] + 1):
+                text += number("gradient", value, log=True)
+    return text
+
+
+def number(kind, value, log=False):
+    """Two characters for a number in its range of RANGES, log: for its power of ten, with 0 as the
+    lowest; the last two for None.
+    """
+    low, high = RANGES[kind]
+    most = len(DIGITS) ** 2 - 2
+    if value is None or math.isnan(value):
+        n = most + 1
+    else:
+        value = (math.log10(value) if value > 0 else low) if log else value
+        n = round(most * (min(max(value, low), high) - low) / (high - low))
+    return DIGITS[n // len(DIGITS)] + DIGITS[n % len(DIGITS)]

@@ -128,7 +128,7 @@ class Contestant:
     dead: None, or where the loss stopped being finite; from then on it stands still.
     """
 
-    def __init__(self, settings, data, batch_norm):
+    def __init__(self, settings, data, batch_norm, every):
         (x, _), _ = self.data = data
         self.batch_norm, self.activation = batch_norm, settings["activation"]
         self.model = network(settings, batch_norm).build(x.shape[1]).train()
@@ -137,7 +137,7 @@ class Contestant:
         self.kernels = [part.kernel for part in self.model.layers if isinstance(part, Dense)]
         self.steps, self.seconds, self.dead = 0, 0.0, None
         self.recent = deque(maxlen=50)  # how long the latest steps took
-        self.losses, self.points, self.interval = [], [], 5
+        self.losses, self.points, self.interval = [], [], every
         self.answers, self.inside = {}, {"activations": [], "gradients": [], "ratios": []}
         for i, part in enumerate(p for p in self.model.layers if isinstance(p, Activation)):
             part.register_forward_hook(keeper(self.answers, i))
@@ -246,12 +246,13 @@ class Race:
     """Both networks, their settings, and the changes made while they ran.
 
     data: ((x_train, y_train), (x_test, y_test)), images as rows. The losses are, bit for bit, those
-    of `experiments.run` with the same network, optimizer and batch size, watched or not. Raises
-    ValueError for settings that cannot be.
+    of `experiments.run` with the same network, optimizer and batch size, watched or not. every:
+    after how many steps to measure, at first. Raises ValueError for settings that cannot be.
     """
 
-    def __init__(self, data, settings=None):
+    def __init__(self, data, settings=None, every=5):
         (x, y), (x_test, y_test) = data
+        self.every = every
         self.data = {False: ((x, y), (x_test[:TESTED], y_test[:TESTED]))}
         self.settings = {name: setting.start for name, setting in SETTINGS.items()}
         self.settings |= checked(settings or {})
@@ -265,7 +266,8 @@ class Race:
             (x, y), (x_test, y_test) = self.data[False]
             scaling = standardization(x)
             self.data[True] = (scaling(x), y), (scaling(x_test), y_test)
-        self.nets = [Contestant(self.settings, self.data[standardise], bn) for bn in (True, False)]
+        self.nets = [Contestant(self.settings, self.data[standardise], batch_norm, self.every)
+                     for batch_norm in (True, False)]
         self.marks, self.runs = [], self.runs + 1
 
     def set(self, changes):
