@@ -45,6 +45,7 @@ def test_an_installed_minidl_carries_digits_and_lessons(installed, tmp_path):
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.stdout.split() == [str(installed / "minidl"), "10000", "2000"], result.stderr
     assert (installed / "minidl" / "lessons" / "07_faster_convergence.py").is_file()
+    assert (installed / "minidl" / "live" / "race.html").is_file()
 
 
 def test_an_installed_minidl_gives_its_lessons_away(installed, tmp_path):

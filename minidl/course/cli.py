@@ -13,7 +13,6 @@ import numpy as np
 
 from .. import console, data
 from ..data import published
-from ..lessonkit import negative_control
 from . import handout, running
 from .cells import about, find, lessons
 
@@ -48,8 +47,7 @@ def main(arguments=None):
     lesson.set_defaults(run=_lesson)
     race = commands.add_parser("race", help="train with and without BatchNorm side by side, in a "
                                             "page with sliders")
-    race.add_argument("--port", type=int, default=live.PORT, help="where the page is served, on this "
-                                                             "machine only")
+    race.add_argument("--port", type=int, help="where the page is served, on this machine only")
     race.add_argument("--page", metavar="FILE", help="write a page of precomputed races instead, "
                                                      "which needs no Python (takes minutes)")
     race.set_defaults(run=_race)
@@ -165,9 +163,11 @@ def _lesson(options):
 
 def _race(options):
     from .. import live
+    from ..lessonkit import negative_control
     if options.page is None:
         negative_control()
-        live.serve(live.Race(data.load("digits")), options.port)
+        port = live.PORT if options.port is None else options.port
+        live.serve(live.Race(data.load("digits")), port)
     elif not options.page:
         raise ValueError("name a file to write: python -m minidl race --page race.html")
     else:

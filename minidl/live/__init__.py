@@ -4,6 +4,6 @@ class moves the sliders.
 
 from .page import write
 from .race import PRESETS, SETTINGS, Race
-from .server import serve
+from .server import PORT, serve
 
-__all__ = ["PRESETS", "SETTINGS", "Race", "serve", "write"]
+__all__ = ["PORT", "PRESETS", "SETTINGS", "Race", "serve", "write"]

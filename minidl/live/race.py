@@ -20,8 +20,8 @@ from ..sequential import Sequential
 from ..settings import is_number, is_whole
 
 NAMES = "with BatchNorm", "without BatchNorm"
-POINTS = 200  # of a curve; where there are more, two become one
-TESTED, ESTIMATED = 1000, 500  # test images to measure on, training images for BatchNorm's statistics
+POINTS = 150  # of a curve; where there are more, two become one
+TESTED, ESTIMATED = 500, 300  # test images to measure on, training images for BatchNorm's statistics
 BINS = 16  # of a histogram, and for ReLU one more: answers that are 0
 WEIGHTS = {"normal": initializers.normal(1.0), "xavier": initializers.glorot_normal,
            "he": initializers.he_normal}
