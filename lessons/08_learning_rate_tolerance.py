@@ -168,5 +168,7 @@ lesson.finish()
 # 4. Medium: replace SGD by Adam. What is left of the difference?
 # 5. Research: above the largest rate the network with BatchNorm fails too. Which layer fails first?
 #
+# While `python -m minidl race` runs: [rate 3, live](http://127.0.0.1:8107/#preset=8).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.3 and 4.2.2. N. Bjorck, C. Gomes, B. Selman and K. Weinberger,
 # Understanding Batch Normalization, 2018.

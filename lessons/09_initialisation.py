@@ -295,6 +295,8 @@ lesson.finish()
 # 4. Medium: give the plain network more rates at scale 0.01, up to 100. Is there one that works?
 # 5. Research: replace SGD by Adam, whose step does not depend on the size of the gradient. Which edge is left?
 #
+# While `python -m minidl race` runs: [scale 0.01, live](http://127.0.0.1:8107/#preset=9).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3 (the scale of a layer's weights). The book Deep Learning from Scratch,
 # program ch06/batch_norm_test.py. The texts: a Russian page of questions and answers and a Czech glossary (less
 # dependence on the initialisation), Chinese slides on TensorFlow 2 (saturated sigmoids).

@@ -278,6 +278,9 @@ lesson.finish()
 # 5. Research: why do 32 layers of ReLU and BatchNorm learn so slowly, if not for the gradient? Compare the last
 #    layer's answers to two different images before training, at 2 and at 32 layers.
 #
+# While `python -m minidl race` runs: [8 layers of sigmoids](http://127.0.0.1:8107/#preset=10),
+# [32 layers of ReLUs](http://127.0.0.1:8107/#preset=10b).
+#
 # Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean Field Theory of Batch Normalization,
 # 2019, theorem 8. The texts: Chinese slides on TensorFlow 2 (vanishing, exploding, deeper networks), a Chinese blog
 # (lower risk of both).

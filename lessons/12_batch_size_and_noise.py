@@ -296,6 +296,8 @@ lesson.finish()
 # 6. Research: Luo et al. say that BatchNorm acts like normalising with population statistics plus a decay of $\gamma$. Set
 #    `frozen_statistics` after some steps, and add a decay of $\gamma$ to the loss. Do you get the effect of groups of 8?
 #
+# While `python -m minidl race` runs: [batches of 2, live](http://127.0.0.1:8107/#preset=12).
+#
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.4 and 4.2.1. E. Hoffer, I. Hubara and D. Soudry, Train longer, generalize
 # better, 2017 (ghost batches). P. Luo, X. Wang, W. Shao and Z. Peng, Towards Understanding Regularization in Batch
 # Normalization, 2018.

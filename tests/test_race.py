@@ -1,6 +1,5 @@
 """The live race: the training is that of `experiments.run`, and its server answers its own page and nobody else."""
 
-import copy
 import http.client
 import json
 import os
@@ -21,7 +20,7 @@ from minidl import data, experiments, optim, training
 from minidl.batching import stream
 from minidl.course.cli import main
 from minidl.live import PORT, PRESETS, SETTINGS, Race, page
-from minidl.live.race import NAMES, POINTS, checked, histogram, network
+from minidl.live.race import NAMES, POINTS, Contestant, checked, histogram, network
 from minidl.live.server import HEADERS, LONGEST, Server
 
 PROJECT = Path(__file__).parent.parent
@@ -110,7 +109,7 @@ def test_a_long_race_keeps_a_bounded_number_of_points_and_the_mean_of_all_losses
 
 def test_what_the_layers_do_is_that_of_the_step(digits):
     race = Race(digits, SMALL)
-    twin = copy.deepcopy(race.nets[1])
+    twin = Contestant(race.settings, race.data[False], batch_norm=False, every=5)
     before = [kernel.data.copy() for kernel in twin.kernels]
     race.step()
     twin.step(look=False)
