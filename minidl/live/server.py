@@ -84,8 +84,8 @@ class Server(ThreadingHTTPServer):
                 now, before = time.perf_counter(), now
                 if self.playing:
                     speed = self.race.settings["speed"]
-                    # A race that falls behind goes on slower; it does not catch up in a jump.
-                    owed = min(owed + speed * (now - before), 2 * speed / FRAMES + 1)
+                    # A race that is half a second behind goes on slower, and catches up no more.
+                    owed = min(owed + speed * (now - before), speed / 2 + 1)
                     look = True
                     while owed >= 1 and time.perf_counter() < now + 1 / FRAMES:
                         self.race.step(look)
