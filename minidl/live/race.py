@@ -81,14 +81,14 @@ SETTINGS = {
 RELU = {"activation": "relu", "weights": "he", "scale": 1.0, "width": 64, "batch_size": 64}
 PRESETS = {
     "7": ("7. The paper's network", {}),
-    "7b": ("7. At the plain net's best rate", {"lr": 4.0}),
+    "7b": ("7. The plain net's best rate", {"lr": 4.0}),
     "8": ("8. A large learning rate", {**RELU, "depth": 6, "lr": 3.0}),
     "9": ("9. Small initial weights", {
         "activation": "relu", "depth": 5, "batch_size": 100, "lr": 0.01, "scale": 0.01}),
-    "10": ("10. Deep: gradients vanish", {
+    "10": ("10. Vanishing gradients", {
         "weights": "xavier", "scale": 1.0, "depth": 8, "width": 50, "batch_size": 64, "lr": 0.1}),
-    "10b": ("10. Deep ReLU: they explode", {**RELU, "depth": 32, "width": 50, "lr": 0.03}),
-    "11": ("11. Averages that arrive late", {**RELU, "depth": 2, "lr": 0.3, "momentum": 0.001}),
+    "10b": ("10. Exploding gradients", {**RELU, "depth": 32, "width": 50, "lr": 0.03}),
+    "11": ("11. Averages that come late", {**RELU, "depth": 2, "lr": 0.3, "momentum": 0.001}),
     "12": ("12. Batches of 2", {**RELU, "depth": 2, "batch_size": 2, "lr": 0.0177}),
 }
 
