@@ -58,7 +58,7 @@ SETTINGS = {
     "speed": Setting("steps per second", (1, 2, 5, 10, 20, 30, 60, 120, 250, 500, 1000), 60, True),
     "lr": Setting(
         "learning rate",
-        (*(m * 10.0 ** e for e in range(-3, 2) for m in (1, 2, 3, 5, 7)), 100.0),
+        (*(float(f"{m}e{e}") for e in range(-3, 2) for m in (1, 2, 3, 5, 7)), 100.0),
         0.5,
         True,
     ),
@@ -69,7 +69,7 @@ SETTINGS = {
     "weights": Setting("initial weights", tuple(WEIGHTS), "normal"),
     "scale": Setting(
         "times",
-        (*(m * 10.0 ** e for e in range(-4, 1) for m in (1, 2, 3, 5, 7)), 10.0),
+        (*(float(f"{m}e{e}") for e in range(-4, 1) for m in (1, 2, 3, 5, 7)), 10.0),
         0.1,
     ),
     "momentum": Setting("BN momentum", (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 0.1),
