@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from minidl.live import PRESETS, SETTINGS, page as pages
+from minidl.live import PRESETS, SETTINGS
+from minidl.live import page as pages
 
 pytestmark = pytest.mark.browser
 PROJECT = Path(__file__).parent.parent
@@ -414,7 +416,6 @@ def test_memory_stays_flat(visit, running):
 
 
 def test_the_file_opens_from_a_disk_and_its_sliders_select(visit, monkeypatch, tmp_path):
-    from contextlib import nullcontext
     monkeypatch.setattr(pages, "GRID", {**pages.GRID, "lr": (0.1, 3.0), "depth": (2, 8), "scale": (1.0,), "batch_size": (60,)})
     monkeypatch.setattr(pages, "processes", lambda n: nullcontext())
     pages.write(tmp_path / "race.html")

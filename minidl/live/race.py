@@ -152,12 +152,16 @@ class Contestant:
         where the network is dead.
         """
         norms = []
-        weigh = look and (lambda outputs, loss: norms.extend(map(norm, self.kernels)))
+
+        def weigh(outputs, loss):
+            norms.extend(norm(kernel.data) for kernel in self.kernels)
+
         xb, yb = next(self.batches)
         began = perf_counter()
         try:
             loss = training.step(
-                self.model, training.LOSSES["cross_entropy"], self.optimizer, xb, yb, weigh or None
+                self.model, training.LOSSES["cross_entropy"], self.optimizer, xb, yb,
+                weigh if look else None,
             )
         except training.DivergenceError as error:
             self.dead = {"step": self.steps, "seconds": self.seconds, "layer": error.layer}
@@ -180,7 +184,8 @@ class Contestant:
         (x, _), (x_test, y_test) = self.data
 
         def accuracy(model):
-            return training.accuracy(training.predict(model, x_test, batch_size=TESTED), y_test)
+            outputs = training.predict(model, x_test, batch_size=TESTED)
+            return float(training.accuracy(outputs, y_test))
 
         running = exact = accuracy(self.model)
         if self.batch_norm:
@@ -221,7 +226,7 @@ def keeper(answers, i):
 
 def norm(x):
     """The Euclidean norm, in float64, where the square of a small gradient is not 0."""
-    x = np.asarray(getattr(x, "data", x), np.float64).reshape(-1)
+    x = x.reshape(-1).astype(np.float64)
     return float(np.sqrt(x @ x))
 
 
