@@ -98,7 +98,7 @@ def test_a_network_that_dies_says_where_and_the_other_goes_on(digits):
 
 def test_a_long_race_keeps_a_bounded_number_of_points_and_the_mean_of_all_losses(digits):
     race = Race(digits, {"width": 5, "depth": 1, "batch_size": 2})
-    losses = [race.step(look=False)[1][0] for _ in range(1600)]
+    losses = [race.step(look=False)[1][0] for _ in range(1100)]
     points = race.nets[1].points
     assert len(points) <= POINTS + 1 and len(race.snapshot()["nets"][1]["points"]) == len(points)
     steps = [point[0] for point in points]

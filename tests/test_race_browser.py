@@ -71,6 +71,12 @@ def report(text):
     print(f"\nmeasured: {text}", end="")
 
 
+def needs_a_quiet_machine(load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0):
+    """Before rates and delays are asserted: skip where other programs had taken all cores before these tests began."""
+    if load > os.cpu_count():
+        pytest.skip(f"measured, but not judged: the load was {load:.0f} on {os.cpu_count()} cores")
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason='pip install -e ".[browser]"')
@@ -214,6 +220,7 @@ def test_sixty_steps_a_second_at_a_part_of_a_core_and_nothing_when_paused(visit,
     idle = (running.cpu() - idle) / 4
     report(f"{rate:.1f} steps and {frames:.1f} frames a second, {share:.0%} of a core; paused {idle:.1%}")
     assert page.evaluate("state.nets[0].step") == still
+    needs_a_quiet_machine()
     assert 57 <= rate <= 63 and frames >= 10 and share < 0.4 and idle < 0.03
 
 
@@ -242,6 +249,7 @@ def test_each_slider_answers_keyboard_and_mouse(visit, running):
                 times.append(page.evaluate("took"))
             slowest[way, name] = statistics.median(times)
     report("ms until a moved slider is drawn: " + ", ".join(f"{name} by {way} {t:.0f}" for (way, name), t in slowest.items()))
+    needs_a_quiet_machine()
     assert max(slowest.values()) < 300
 
 
@@ -397,7 +405,9 @@ def test_ctrl_c_within_a_second_with_a_tab_open(browser):
         page.close()
         race.end()
     report(f"Ctrl-C: over after {took:.2f} s")
-    assert race.process.returncode == 0 and "the race is over" in out and error == "" and took < 1
+    assert race.process.returncode == 0 and "the race is over" in out and error == ""
+    needs_a_quiet_machine()
+    assert took < 1
 
 
 def test_memory_stays_flat(visit, running):

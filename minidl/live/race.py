@@ -20,7 +20,7 @@ from ..sequential import Sequential
 from ..settings import is_number, is_whole
 
 NAMES = "with BatchNorm", "without BatchNorm"
-POINTS = 150  # of a curve; where there are more, two become one
+POINTS = 100  # of a curve; where there are more, two become one
 FIRST = 5  # steps that both make side by side, until it is known how long one takes
 TESTED, ESTIMATED = 500, 300  # test images to measure on, training images for BatchNorm's statistics
 BINS = 16  # of a histogram, and for ReLU one more: answers that are 0
