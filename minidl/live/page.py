@@ -33,7 +33,7 @@ def html(**config):
         "bins": BINS,
         "settings": {name: vars(setting) for name, setting in SETTINGS.items()}
                     | config.get("settings", {}),
-        "presets": PRESETS,
+        "presets": {} if "runs" in config else PRESETS,  # a file has no lesson's exact settings
     }
     # In a script element "</script>" would end it, wherever it stands.
     text = json.dumps(config, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -51,16 +51,18 @@ def write(path):
     with replacing(path) as file:
         with processes(os.cpu_count() or 1) as pool:
             runs = [run["text"] for run in sweep(GRID, record, pool).results]
-        shown = (*GRID, "speed")
+        start = FIXED | {name: values[len(values) // 2] for name, values in GRID.items()}
+        stops = GRID | {"speed": SETTINGS["speed"].stops}
         settings = {
-            name: {**vars(setting), "stops": GRID.get(name, setting.stops) if name in shown else ()}
+            name: {**vars(setting), "stops": stops.get(name, ()),
+                   "start": start.get(name, setting.start), "live": name == "speed"}
             for name, setting in SETTINGS.items()
         }
         about = (f"Computed beforehand by minidl: {len(runs)} settings, {STEPS[-1]} steps each, on "
-                 "drawn digits, seed 0, 50 units a layer. The sliders only select. Layers are "
-                 f"those of steps {MOMENTS[0]} and {MOMENTS[1]}.")
-        file.write(html(settings=settings, runs=runs, grid=GRID, fixed=FIXED, steps=STEPS,
-                        moments=MOMENTS, digits=DIGITS, ranges=RANGES, about=about))
+                 "drawn digits, seed 0, 50 units a layer, He's initial weights. The sliders only "
+                 f"select. Layers are those of steps {MOMENTS[0]} and {MOMENTS[1]}.")
+        file.write(html(settings=settings, runs=runs, grid=GRID, steps=STEPS, moments=MOMENTS,
+                        digits=DIGITS, ranges=RANGES, about=about))
 
 
 def record(**settings):
