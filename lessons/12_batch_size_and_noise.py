@@ -264,6 +264,8 @@ lesson.finish()
 # 5. Research: replace BatchNorm by `LayerNorm`, which has no companions. Where is it
 #    better, and where worse, in the figure of this section?
 #
+# While `python -m minidl race` runs: [batches of 2, live](http://127.0.0.1:8107/#preset=12).
+#
 # Now write it yourself: exercise 14 (`python -m minidl exercise 14 --copy DIR`).
 #
 # ## Two questions

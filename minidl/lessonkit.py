@@ -40,10 +40,7 @@ class Lesson:
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"
         self.figures, self.checks, self.predictions = {}, [], []
         self.permuted = _switch("MINIDL_LABELS", "permuted")
-        if _switch("MINIDL_BN", "identity"):
-            print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed "
-                  "of it should fail")
-            BatchNorm.forward = scale_and_shift
+        negative_control()
         try:
             with tempfile.TemporaryFile(dir=plotting.folder()):
                 pass
@@ -160,6 +157,15 @@ class Lesson:
         print(f"{passed} checks passed, {failed} failed", flush=True)
         if failed:
             raise SystemExit(1)
+
+
+def negative_control():
+    """With $MINIDL_BN=identity, keep every BatchNorm of this program from normalising, and say so.
+    """
+    if _switch("MINIDL_BN", "identity"):
+        print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed "
+              "of it should fail")
+        BatchNorm.forward = scale_and_shift
 
 
 def scale_and_shift(layer, x):

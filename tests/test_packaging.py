@@ -48,6 +48,7 @@ def test_an_installed_minidl_carries_digits_and_lessons(installed, tmp_path):
     assert (lessons / "07_faster_convergence.py").is_file()
     solutions = {path.name for path in (PROJECT / "lessons" / "solutions").glob("*.py")}
     assert {path.name for path in (lessons / "solutions").iterdir()} == solutions and solutions
+    assert (installed / "minidl" / "live" / "race.html").is_file()
 
 
 def test_an_installed_minidl_gives_its_lessons_away(installed, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: python -m minidl data, lessons, lesson, exercises, exercise, doctor."""
+"""The command line: python -m minidl data, lessons, lesson, exercises, exercise, race, doctor."""
 
 import argparse
 import os
@@ -67,6 +67,12 @@ def main(arguments=None):
     ways.add_argument("--hint", action="store_true", help="show the next of three hints")
     ways.add_argument("--watch", action="store_true", help="check again whenever it is saved")
     exercise.set_defaults(run=_exercise)
+    race = commands.add_parser("race", help="train with and without BatchNorm side by side, in a "
+                                            "page with sliders")
+    race.add_argument("--port", type=int, help="where the page is served, on this machine only")
+    race.add_argument("--page", metavar="FILE", help="write a page of precomputed races instead, "
+                                                     "which needs no Python (takes minutes)")
+    race.set_defaults(run=_race)
     commands.add_parser("doctor", help="check that this machine has what the lessons "
                                        "need").set_defaults(run=_doctor)
     options = parser.parse_args(arguments)
@@ -233,6 +239,20 @@ def _exercise(options):
     report = exercises.solve(file)
     print(report)
     return report.state != "solved"
+
+
+def _race(options):
+    from .. import live
+    from ..lessonkit import negative_control
+    if options.page is None:
+        negative_control()
+        port = live.PORT if options.port is None else options.port
+        live.serve(live.Race(data.load("digits")), port)
+    elif not options.page:
+        raise ValueError("name a file to write: python -m minidl race --page race.html")
+    else:
+        live.write(options.page)
+        print(f"written: {options.page}; any browser opens it")
 
 
 def _doctor(options):
