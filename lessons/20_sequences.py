@@ -1,0 +1,326 @@
+# %% [markdown]
+# # 20. Sequences: BatchNorm over time, and why language models take LayerNorm
+#
+# "Batch normalisation is widely used in convolutional and in recurrent neural networks",
+# says one text, and another lists natural language among its uses. Of convolutions that is
+# true (lesson 19). But the networks behind today's language models, transformers, use
+# LayerNorm or a relative of it, and hardly a recurrent network has BatchNorm. What is
+# different about sequences? We take the smallest network that reads one, and measure.
+#
+# You need: lessons 4 and 11. Running time: 15 to 20 seconds.
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small products are fastest on one
+
+import numpy as np
+
+from minidl import (BatchNorm, Dense, LayerNorm, Module, experiments, initializers,
+                    no_grad, optim, plotting)
+from minidl import functional as F
+from minidl.lessonkit import Lesson
+
+lesson = Lesson("20_sequences")
+(x_train, y_train), (x_test, y_test) = lesson.load_data()
+mean, std = x_train.mean(), x_train.std()
+
+
+def rows(x):
+    """An image as a sequence: 28 rows of 28 pixels, standardised."""
+    return ((x - mean) / std).reshape(-1, 28, 28)
+
+
+learn = rows(x_train[:3000]), y_train[:3000]
+choose = rows(x_train[-1000:]), y_train[-1000:]  # to choose learning rates by
+test = rows(x_test[:1000]), y_test[:1000]
+
+# %% [markdown]
+# ## A network with a memory
+#
+# A *recurrent* network reads a digit row by row. It keeps a memory $h$, 32 numbers, and at
+# each step $t$ makes a new one of the row $x_t$ and the old one, always with the same
+# weights:
+#
+# $$h_t = \tanh(\text{norm}(x_t W + h_{t-1} U + b))$$
+#
+# After row 28 a Dense layer reads the answer from $h_{28}$. Where $\text{norm}$ stands,
+# there may be nothing, or BatchNorm, or LayerNorm. And BatchNorm can be meant in two ways:
+#
+# - *shared*: one BatchNorm for all steps, as there is one $W$ for all. In training each step
+#   is normalised by its own batch; but there is one pair of running statistics, and all 28
+#   steps write into it.
+# - *per step*: 28 BatchNorms, so that each step has statistics of its own (Cooijmans et al.
+#   2016).
+#
+# LayerNorm (Ba, Kiros and Hinton 2016) takes mean and variance over the 32 numbers of *one*
+# sample at *one* step, lesson 17's formula along the other axis. It has no running
+# statistics.
+
+# %%
+NONE, SHARED, STEP, LAYER = "no norm", "BN, shared", "BN, per step", "LayerNorm"
+UNITS, STEPS = 32, 28
+NORMS = {NONE: lambda: [], SHARED: lambda: [BatchNorm()], LAYER: lambda: [LayerNorm()],
+         STEP: lambda: [BatchNorm() for _ in range(STEPS)]}
+SCALES = {NONE: 0.2, LAYER: 0.2, SHARED: 1.0, STEP: 1.0}
+
+
+class Reader(Module):
+    """Reads sequences (n, steps, pixels) and returns logits (n, 10)."""
+
+    def __init__(self, kind, seed):
+        rng = np.random.default_rng(seed)
+        self.shuffle_rng = np.random.default_rng(seed + 1)
+        self.pixels = Dense(UNITS, rng=rng, kernel_initializer=lambda shape, rng: (
+            SCALES[kind] * initializers.glorot_normal(shape, rng)))
+        self.memory = Dense(UNITS, rng=rng, use_bias=False, kernel_initializer=rotation)
+        self.norms, self.answer = NORMS[kind](), Dense(10, rng=rng)
+
+    def forward(self, x):
+        return self.answer(self.read(x))
+
+    def read(self, x, lengths=None):
+        """The memory after the last row; of sequences of different lengths, each one's last."""
+        h = np.zeros((len(x), UNITS), np.float32)
+        for t in range(x.shape[1]):
+            z = self.pixels(x[:, t]) + self.memory(h)
+            if self.norms:
+                z = self.norms[min(t, len(self.norms) - 1)](z)
+            new = F.tanh(z)
+            h = new if lengths is None else F.where((t < lengths)[:, None], new, h)
+        return h
+
+
+def rotation(shape, rng):
+    """An orthogonal matrix: the memory neither grows nor fades at first."""
+    return np.linalg.qr(rng.standard_normal(shape))[0]
+
+
+# %% [markdown]
+# ## Predict
+#
+# Two of the four have BatchNorm. After training, each is measured on the test images twice:
+# in training mode, normalised by the test batch itself, and in evaluation mode, by running
+# statistics. For which of the four will the two accuracies differ, and by how much?
+#
+# ## Run
+#
+# All are trained with Adam, 150 batches of 64. Each chooses the best of three or four
+# learning rates on images that are neither learned nor tested. (The networks without BatchNorm start
+# with smaller weights for the pixels, which serves them best: exercise 2.)
+
+# %%
+RATES = {NONE: (0.001, 0.003, 0.01, 0.03), LAYER: (0.001, 0.003, 0.01),
+         SHARED: (0.003, 0.01, 0.03), STEP: (0.01, 0.03, 0.1)}
+
+
+def train(kind, lr, seed):
+    model = Reader(kind, seed).build((STEPS, 28))
+    run = experiments.run(model, (learn, choose), optimizer=optim.Adam(lr=lr), steps=150,
+                          batch_size=64, eval_steps=[150])
+    return model, run
+
+
+def accuracy(model, data, training=False):
+    """The share of right answers, in batches of 500; afterwards all statistics are as before."""
+    kept = model.state_dict()
+    model.train(training)
+    with no_grad():
+        right = [model(data[0][i:i + 500]).numpy().argmax(axis=1) == data[1][i:i + 500]
+                 for i in range(0, len(data[0]), 500)]
+    model.load_state_dict(kept)
+    return np.mean(right)
+
+
+models = {}
+for kind, rates in RATES.items():
+    tried = []
+    for lr in rates:
+        model, _ = train(kind, lr, lesson.seed)
+        # chosen in training mode: else the shared BatchNorm would be chosen by its fault
+        tried.append((accuracy(model, choose, training=True), lr, model))
+    _, lr, model = max(tried, key=lambda each: each[:2])
+    models[kind] = [model, *(train(kind, lr, seed)[0] for seed in lesson.seeds(3)[1:])]
+    print(f"{kind:12} chooses learning rate {lr}")
+
+# %%
+batch_mode = {kind: np.array([accuracy(model, test, True) for model in each])
+              for kind, each in models.items()}
+eval_mode = {kind: np.array([accuracy(model, test) for model in each])
+             for kind, each in models.items()}
+print("test accuracy by seed\n              in training mode      in evaluation mode")
+for kind in models:
+    texts = ["  ".join(f"{value:.3f}" for value in values[kind])
+             for values in (batch_mode, eval_mode)]
+    print(f"{kind:12}  {texts[0]}   {texts[1]}")
+gap = {kind: np.mean(batch_mode[kind] - eval_mode[kind]) for kind in models}
+
+# %%
+fig, ax = plotting.figure(
+    size=(12, 6), title="One pair of statistics for all steps: "
+    f"{np.median(batch_mode[SHARED]):.2f} in training mode, "
+    f"{np.median(eval_mode[SHARED]):.2f} in evaluation mode")
+for i, (name, values) in enumerate((("training mode", batch_mode),
+                                    ("evaluation mode", eval_mode))):
+    for place, kind in enumerate(values):
+        y = place + 0.12 * (2 * i - 1)
+        color = plotting.LOOKS[i][0]
+        ax.plot(values[kind], np.full(3, y), "os"[i], color=color, markersize=12, alpha=0.7,
+                label=name if place == 0 else None)
+        ax.plot([np.median(values[kind])] * 2, [y - 0.1, y + 0.1], color=color, linewidth=3)
+ax.set(xlabel="test accuracy (3 seeds)", xlim=(0, 1), yticks=range(len(models)),
+       yticklabels=list(models), ylim=(len(models) - 0.5, -0.5))
+plotting.legend(ax)
+lesson.show(fig, "modes")
+
+# %% [markdown]
+# ## What a statistic over time mixes
+#
+# The same unit does not see the same at each step: the first rows of a digit are empty, and
+# the memory fills. We ask the network with a BatchNorm for each step what it found, and
+# compare with the one pair that the shared BatchNorm has for all.
+
+# %%
+per_step, shared = models[STEP][0].norms, models[SHARED][0].norms[0]
+found = np.array([[norm.running_mean, np.sqrt(norm.running_var)] for norm in per_step])
+wander = np.median(found[:, 0].std(axis=0) / found[:, 1].mean(axis=0))
+print("one unit's mean moves over the 28 steps by "
+      f"{wander:.2f} of its own standard deviations (median over the units)")
+
+# %%
+fig, (left, right) = plotting.figure(
+    1, 2, size=(14, 6), title="A unit's mean and spread are not the same at each step")
+for panel, what, name in ((left, 0, "mean"), (right, 1, "standard deviation")):
+    values = found[:, what].T
+    panel.plot(np.arange(1, STEPS + 1), values.T, color="0.6", linewidth=1)
+    plotting.band(np.arange(1, STEPS + 1), values[np.argsort(values.std(axis=1))[-1:]],
+                  "the unit that changes most", 0, panel)
+    panel.set(xlabel="step (row of the image)", ylabel=f"running {name} of a unit")
+plotting.legend(left)
+lesson.show(fig, "by_step")
+
+# %% [markdown]
+# ## Sequences of different lengths
+#
+# Sentences are not all of 28 words. To compute with a batch of them one fills the shorter
+# ones up with zeros, *padding*, and keeps each one's memory as it is once it has ended. The
+# padding then changes no answer, or so one would think.
+#
+# Predict: 16 digits are read, once together with 48 digits of the same length, and once
+# with 48 that have only their first 10 rows and end there. Whose answer for the 16 changes,
+# in training mode and in evaluation mode?
+
+# %%
+images = test[0][:64].copy()
+shorter = images.copy()
+shorter[16:, 10:] = 0  # padding
+full, ended = np.full(64, STEPS), np.array([STEPS] * 16 + [10] * 48)
+
+
+def changed_by_companions(model, training):
+    kept = model.state_dict()
+    model.train(training)
+    with no_grad():
+        one, two = (model.read(x, lengths).numpy()[:16]
+                    for x, lengths in ((images, full), (shorter, ended)))
+    model.load_state_dict(kept)
+    return np.abs(one - two).mean()
+
+
+print("16 digits whose companions end early: change of their memory, from -1 to 1")
+by_length = {}
+for kind, each in models.items():
+    by_length[kind], evaluation = (
+        np.mean([changed_by_companions(model, mode) for model in each])
+        for mode in (True, False))
+    print(f"{kind:12}  {by_length[kind]:.4f} in training mode, {evaluation:.4f} in "
+          "evaluation mode")
+
+# %% [markdown]
+# And what is a step for which there is no statistic? With BatchNorm per step a sequence of
+# 30 rows has two steps that were never seen in training. We let blank rows come before each
+# digit, and use the statistics of the last step from then on.
+
+# %%
+blank = (0, 1, 2, 4, 8)
+background = test[0].min()
+longer = {kind: [] for kind in models}
+for kind, each in models.items():
+    for count in blank:
+        top = np.full((len(test[0]), count, 28), background, np.float32)
+        data = np.concatenate([top, test[0]], axis=1), test[1]
+        longer[kind].append([accuracy(model, data) for model in each])
+    print(f"{kind:12}: accuracy with {blank} blank rows first: "
+          + ", ".join(f"{np.median(values):.3f}" for values in longer[kind]))
+
+# %% [markdown]
+# ## One sample at a time
+#
+# A language model writes one word after the other: a batch of one. In evaluation mode
+# BatchNorm can do that. It cannot *learn* from one sequence, and LayerNorm can.
+
+# %%
+refused = False
+try:
+    models[STEP][0].train()(test[0][:1])
+except ValueError as error:
+    refused = True
+    print(f"ValueError: {error}")
+with no_grad():
+    model = models[LAYER][0].train()
+    alone = np.concatenate([model(test[0][i:i + 1]).numpy() for i in range(16)])
+    together = model(test[0][:16]).numpy()
+print(f"LayerNorm: 16 digits one at a time or together differ by "
+      f"{np.abs(alone - together).max():.1e}")
+
+# %% [markdown]
+# ## Who sees the future?
+#
+# A language model has to guess the next word from those before it. A transformer computes
+# all positions of a sentence at once, as an array (n, positions, features), and a norm after
+# it might well take its statistics over n *and* positions. Predict: the last row of each
+# image is replaced by noise. Does what comes out at the *first* position change?
+
+# %%
+dense = Dense(UNITS, rng=lesson.seed).build(28)
+spoiled = test[0][:64].copy()
+spoiled[:, -1] = np.random.default_rng(lesson.seed).standard_normal((64, 28))
+future = {}
+for kind, norm in ((SHARED, BatchNorm()), (LAYER, LayerNorm())):
+    first = []
+    for x in (test[0][:64], spoiled):
+        flat = norm(dense(x.reshape(-1, 28)))  # (n * positions, features), each on its own
+        first.append(flat.numpy().reshape(64, STEPS, UNITS)[:, 0])
+    future[kind] = np.abs(first[0] - first[1]).max()
+    print(f"{kind:12}: with another last row the first position changes by "
+          f"{future[kind]:.2e}")
+
+# %% [markdown]
+# ## Explain
+#
+# TODO
+
+# %%
+print()
+lesson.check("shared statistics: accuracy in training - in evaluation mode", gap[SHARED],
+             at_least=0.1)
+lesson.check("the same gap, shared - per step", gap[SHARED] - gap[STEP], at_least=0.08)
+lesson.check("companions that end early: change with BatchNorm", by_length[STEP],
+             at_least=0.01)
+lesson.check("the same with LayerNorm", by_length[LAYER], at_most=1e-5, claim=False)
+lesson.check("BatchNorm refuses to learn from one sequence", float(refused), at_least=1)
+lesson.check("LayerNorm: one at a time or together, largest difference",
+             np.abs(alone - together).max(), at_most=1e-4, claim=False)
+lesson.check("another last row: change of the first position, BatchNorm", future[SHARED],
+             at_least=1e-3)
+lesson.check("the same with LayerNorm", future[LAYER], at_most=0, claim=False)
+lesson.finish()
+
+# %% [markdown]
+# ## Try
+#
+# 1. Easy: TODO
+# 2. Easy: TODO
+# 3. Medium: TODO
+#
+# Sources: TODO
