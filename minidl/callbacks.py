@@ -9,7 +9,8 @@ from string import Formatter
 import numpy as np
 
 from .files import checked_suffix, shapes
-from .settings import as_flag, is_number, is_whole
+from .schedules import Schedule
+from .settings import as_flag, check_whole, is_number, is_whole
 from .training import HOOKS, Callback, History  # noqa: F401  one imports it with them
 
 # Parts of a number's name that tell which way is better, whatever else stands in it:
@@ -34,37 +35,63 @@ class LambdaCallback(Callback):
             setattr(self, event, function)
 
 
+def _check_number(callback):
+    """TypeError for an optimizer that follows a schedule of its own."""
+    if callable(callback.optimizer.lr):
+        raise TypeError(f"{type(callback).__name__} would replace the optimizer's schedule, "
+                        f"lr={callback.optimizer.lr!r}: give the optimizer a number, or leave this "
+                        "callback out")
+
+
+def _note_rate(callback, logs):
+    """Put the epoch's learning rate into its logs and the History, as Keras does."""
+    run, rate = callback.model.history, callback.optimizer.current_lr
+    logs["learning_rate"] = rate
+    rates = run.history.setdefault("learning_rate", [])
+    if len(rates) < len(run.epoch):  # unless another callback has noted it
+        rates.append(rate)
+
+
 class LearningRateScheduler(Callback):
-    """Sets the learning rate of each epoch: schedule(epoch, lr) returns the new one, from the
-    number of the epoch and the old.
+    """Sets the learning rate of each epoch: schedule(epoch, lr), or schedule(epoch), returns the new
+    one, from the number of the epoch and the old. It is in the logs and the History as
+    "learning_rate".
 
     Raises TypeError at the start of a run whose optimizer has a schedule already, which this would
     replace.
     """
 
     def __init__(self, schedule):
+        self.schedule, self.arguments = schedule, 2
         try:
-            inspect.signature(schedule).bind(0, 0.1)
+            try:
+                inspect.signature(schedule).bind(0, 0.1)
+            except TypeError:
+                inspect.signature(schedule).bind(0)
+                self.arguments = 1
         except (TypeError, ValueError):
-            raise TypeError("LearningRateScheduler takes a function of (epoch, lr) that returns "
-                            f"the new rate, got {schedule!r}; a schedule of the step goes into the "
-                            "optimizer, SGD(lr=schedule)") from None
-        self.schedule = schedule
+            raise TypeError("LearningRateScheduler takes a function of (epoch, lr) or of the epoch "
+                            f"that returns the new rate, got {schedule!r}") from None
+        if isinstance(schedule, Schedule):
+            raise TypeError("LearningRateScheduler takes a function of the epoch, but "
+                            f"{schedule!r} is one of the step: give it to the optimizer, "
+                            "SGD(lr=schedule)")
 
     def on_train_begin(self, logs=None):
         """Refuse an optimizer that follows a schedule of its own."""
-        if callable(self.optimizer.lr):
-            raise TypeError("LearningRateScheduler would replace the optimizer's schedule, "
-                            f"lr={self.optimizer.lr!r}: give the optimizer a number, or leave this "
-                            "callback out")
+        _check_number(self)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Ask the schedule. Raises ValueError for what is no learning rate."""
-        lr = self.schedule(epoch, self.optimizer.current_lr)
+        lr = self.schedule(*(epoch, self.optimizer.current_lr)[:self.arguments])
         if not is_number(lr) or not 0 <= lr < math.inf:
             raise ValueError("the schedule must return a learning rate, a number from 0 up, but "
-                             f"gave {lr!r} for epoch {epoch}")
+                             f"returned {lr!r} for epoch {epoch}")
         self.optimizer.lr = float(lr)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Note the rate."""
+        _note_rate(self, logs)
 
 
 def _direction(monitor):
@@ -131,9 +158,13 @@ class _Monitor(Callback):
         is.
         """
         self.check_measured(logs)
-        better = self.sign * (self.best - logs[self.monitor]) > self.min_delta
+        better = self.better(logs, self.best)
         self.best = logs[self.monitor] if better else self.best
         return better
+
+    def better(self, logs, than):
+        """Whether the number in the logs is better by more than min_delta."""
+        return self.sign * (than - logs[self.monitor]) > self.min_delta
 
 
 class EarlyStopping(_Monitor):
@@ -144,13 +175,18 @@ class EarlyStopping(_Monitor):
     the like; ValueError for a name that does not tell. restore_best_weights: at the end of any run,
     stopped or not (Keras' default is False); after an exception they are in `best_weights`. `best`
     and `best_epoch` say what was best. A score that is NaN is never an improvement; if no epoch had
-    another, best_epoch is None and the last weights stay.
+    another, best_epoch is None and the last weights stay. baseline: improvements that stay behind
+    this number do not make the callback more patient. start_from_epoch: the epochs before do not
+    count, nor can they be the best.
     """
 
-    def __init__(
-        self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto", restore_best_weights=True
-    ):
+    def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto",
+                 restore_best_weights=True, baseline=None, start_from_epoch=0):
         super().__init__(monitor, mode, min_delta)
+        if baseline is not None and not is_number(baseline):
+            raise ValueError(f"baseline is a number that {monitor} has to pass, got {baseline!r}")
+        self.baseline = baseline
+        self.start_from_epoch = check_whole("start_from_epoch", start_from_epoch, 0)
         if not is_whole(patience) or patience < 0:
             raise ValueError(f"patience is a whole number of epochs, at least 0, got {patience!r}")
         self.patience = patience
@@ -200,9 +236,13 @@ class EarlyStopping(_Monitor):
 
     def on_epoch_end(self, epoch, logs=None):
         """Keep the weights of the best epoch, count the others."""
+        if epoch < self.start_from_epoch:
+            return
         self.wait += 1
         if self.improved(logs):
-            self.best_epoch, self.best_weights, self.wait = epoch, self.model.state_dict(), 0
+            self.best_epoch, self.best_weights = epoch, self.model.state_dict()
+            if self.baseline is None or self.better(logs, self.baseline):
+                self.wait = 0
         elif self.wait >= self.patience:
             self.model.stop_training = True
 
@@ -211,6 +251,57 @@ class EarlyStopping(_Monitor):
         if self.restore_best_weights and self.best_weights is not None:
             self.last_weights = self.model.state_dict() if self.wait else None
             self.model.load_state_dict(self.best_weights)
+
+
+class ReduceLROnPlateau(_Monitor):
+    """Multiplies the learning rate by factor when `monitor` has not improved by more than min_delta
+    for `patience` epochs, but not below min_lr; then waits for `cooldown` epochs before it counts
+    again.
+
+    As in Keras; PyTorch's waits one epoch longer, and its threshold is a share of the best number.
+    mode: as in EarlyStopping. The rate is in the logs and the History as "learning_rate". Raises
+    TypeError at the start of a run whose optimizer has a schedule.
+    """
+
+    def __init__(self, monitor="val_loss", factor=0.1, patience=10, mode="auto", min_delta=1e-4,
+                 cooldown=0, min_lr=0.0):
+        super().__init__(monitor, mode, min_delta)
+        for name, value in (("factor", factor), ("min_lr", min_lr)):
+            if not is_number(value) or not 0 <= value < (1 if name == "factor" else math.inf):
+                raise ValueError(f"{name} must be a number from 0 up"
+                                 f"{' but below 1' * (name == 'factor')}, got {value!r}")
+        self.factor, self.min_lr = float(factor), float(min_lr)
+        self.patience = check_whole("patience", patience, 0)
+        self.cooldown = check_whole("cooldown", cooldown, 0)
+
+    def on_train_begin(self, logs=None):
+        """Forget an earlier run. Refuse an optimizer that follows a schedule of its own."""
+        super().on_train_begin()
+        _check_number(self)
+        self.wait = self.resting = 0
+
+    def state_dict(self):
+        """The best number, how many epochs ago it was, and how many epochs of cooldown are left."""
+        return super().state_dict() | {"wait": self.wait, "resting": self.resting}
+
+    def load_state_dict(self, state):
+        """Go on waiting where the run was interrupted."""
+        super().load_state_dict(state)
+        self.wait, self.resting = int(state["wait"]), int(state["resting"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Note the rate, count the epochs without improvement, reduce the rate."""
+        _note_rate(self, logs)
+        if self.resting:
+            self.resting, self.wait = self.resting - 1, 0
+        if self.improved(logs):
+            self.wait = 0
+        elif not self.resting:
+            self.wait += 1
+            lr = self.optimizer.current_lr
+            if self.wait >= self.patience and lr > self.min_lr:
+                self.optimizer.lr = max(lr * self.factor, self.min_lr)
+                self.wait, self.resting = 0, self.cooldown
 
 
 class ModelCheckpoint(_Monitor):

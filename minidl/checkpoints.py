@@ -48,7 +48,7 @@ def save_checkpoint(path, model, optimizer, epochs):
 
 
 def load_checkpoint(path, model, optimizer):
-    """Take over a saved state; gives the number of epochs done, for fit(initial_epoch=...).
+    """Take over a saved state; returns the number of epochs done, for fit(initial_epoch=...).
 
     model: built, with the layers it had. optimizer: of the same kind; it is given the model's
     parameters if it has none. The next fit with that initial_epoch hands the callbacks' states to
@@ -120,9 +120,9 @@ def _check_counts(state):
     """ValueError unless the optimizer's counts are whole numbers from 0 up: it divides by what it
     makes of them.
     """
-    for name in ("steps", "updates"):
-        counts = state.get(name)
-        if counts is not None and (counts.dtype.kind not in "iu" or (counts < 0).any()):
+    for name, counts in state.items():  # of a group of parameters its name is 1.steps
+        counted = name.rpartition(".")[2] in ("steps", "updates")
+        if counted and (counts.dtype.kind not in "iu" or (counts < 0).any()):
             raise ValueError(f"the optimizer's {name} should be whole numbers from 0 up")
 
 

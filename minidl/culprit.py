@@ -33,8 +33,10 @@ def explain_error(module, error, inputs, constants):
                             "F.concatenate([a, b], axis=1) for example") from error
         if not isinstance(inputs[0], (np.ndarray, Tensor)):
             kind = type(inputs[0]).__name__
-            raise TypeError(f"{module.label} takes an array or a Tensor, got {kind}: use "
-                            "np.asarray(x, np.float32)") from error
+            raise TypeError(f"{module.label} takes an array or a Tensor, got {kind}: " + (
+                "it stands first in a Sequential; for layers in another order subclass Module and "
+                "write forward" if kind == "Input" else "use np.asarray(x, np.float32)")
+                ) from error
     dtype = getattr(error, "dtype", None)
     if dtype and not any(getattr(x, "dtype", None) == dtype for x in inputs):
         found = [name for name, value in _weights_and_arrays(module) if value.dtype == dtype]

@@ -1,4 +1,4 @@
-"""Initial weights: functions of (shape, rng) that give float32 arrays.
+"""Initial weights: functions of (shape, rng) that return float32 arrays.
 
 A kernel has shape (inputs, units), that of a convolution (size, size, channels, filters).
 """

@@ -21,6 +21,9 @@ ACTIVATIONS = {
     F.tanh: ("Tanh", {}, "tanh", {}),
     F.softplus: ("Softplus", {"beta": 1.0, "threshold": 20.0}, "softplus", {}),
     F.gelu: ("GELU", {"approximate": "tanh"}, "gelu", {"approximate": True}),
+    F.gelu_exact: ("GELU", {"approximate": "none"}, "gelu", {"approximate": False}),
+    F.elu: ("ELU", {"alpha": 1.0}, "elu", {}),
+    F.silu: ("SiLU", {}, "silu", {}),
     F.softmax: ("Softmax", {"dim": -1}, "softmax", {}),
     F.log_softmax: ("LogSoftmax", {"dim": -1}, "log_softmax", {}),
     F.linear_activation: ("Identity", {}, "linear", {})}
@@ -33,7 +36,7 @@ LAYERS = {
                                            ACTIVATIONS[layer.function][0])(**ACTIVATIONS[layer.function][1]),
                  lambda keras, layer: _keras_activation(keras, *ACTIVATIONS[layer.function][2:])),
     BatchNorm: (lambda nn,
-                layer: (nn.BatchNorm1d if len(layer.input_shape or "chw") == 1 else nn.BatchNorm2d)(
+                layer: (nn.BatchNorm1d if len(layer.input_shape or "chw") < 3 else nn.BatchNorm2d)(
                     len(layer.running_mean), layer.eps, layer.momentum, layer.affine),
                 lambda keras, layer: keras.layers.BatchNormalization(
                     1, 0.99 if layer.momentum is None else 1 - layer.momentum, layer.eps,

@@ -25,6 +25,10 @@ ACTIVATIONS = {
     "tanh": F.tanh,
     "softplus": F.softplus,
     "gelu": F.gelu,
+    "gelu_exact": F.gelu_exact,
+    "elu": F.elu,
+    "silu": F.silu,
+    "swish": F.silu,
     "softmax": F.softmax,
     "log_softmax": F.log_softmax,
     "linear": F.linear_activation,
@@ -56,14 +60,6 @@ def _initializer(value):
     return lookup(value, INITIALIZERS, "initializer")
 
 
-def _flat(shape):
-    shape = as_shape(shape)
-    if shape is not None and len(shape) > 1:
-        raise ValueError(f"Dense expects inputs of shape (n, inputs), but input_shape is {shape}; "
-                         f"put Flatten(input_shape={shape}) before it")
-    return shape
-
-
 _rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
                   "{!r}", lambda x: 0 <= x < 1)
 
@@ -77,15 +73,17 @@ class Dense(Module):
     kernel_initializer: a name or a function of (shape, rng); the bias starts at 0. input_shape: the
     shape of one input, if it shall be known at once. rng: where the initial weights are drawn from,
     a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
-    Input (n, inputs), output (n, units). Raises ValueError for another number of inputs.
+    Input (n, inputs), output (n, units); of (n, ..., inputs) each row along the last axis is
+    multiplied by itself. Raises ValueError for another number of inputs.
     """
 
     built = False
+    stream = "weights_rng"
     inputs = kernel = bias = None
     parameter_names = keep_shape = "kernel", "bias"
     setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
                       "use_bias": as_flag("use_bias"), "kernel_initializer": _initializer,
-                      "input_shape": _flat}
+                      "input_shape": as_shape}
     fixed_settings = "units", "use_bias", "kernel_initializer"
     habit_words, argument_words = habits.DENSE, habits.DENSE_ARGUMENTS
 
@@ -135,12 +133,12 @@ class Dense(Module):
         return kernel
 
     def forward(self, x):
-        """x: (n, inputs) to (n, units)."""
-        if not self.built and x.ndim == 2:
+        """x: (n, ..., inputs) to (n, ..., units)."""
+        if not self.built and x.ndim > 1:
             self.input_shape = self.input_shape or x.shape[1:]
             self.create_parameters()
         shape = x.shape
-        if not self.built or len(shape) != 2 or shape[1] != self.inputs:
+        if len(shape) < 2 or shape[-1] != self.inputs:
             raise ValueError(f"{self.label} expects inputs of shape (n, "
                              f"{self.inputs or 'inputs'}), got {shape}"
                              + ("; put Flatten() before it" if x.ndim > 2 else ""))
@@ -179,6 +177,7 @@ class Dropout(Module):
     Srivastava et al. 2014.
     """
 
+    stream = "dropout_rng"
     setting_checks = {"rate": _rate, "rng": as_rng}
     habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
 

@@ -1,12 +1,13 @@
 """Losses and metrics by name, and the accuracy that labels of each kind need."""
 
 import inspect
+from functools import partial
 
 import numpy as np
 
 from . import functional as F
 from .batching import pieces
-from .settings import lookup
+from .settings import check_whole, lookup
 
 LOSSES = {
     "cross_entropy": F.cross_entropy,
@@ -17,6 +18,9 @@ LOSSES = {
     "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
     "mse": F.mse_loss,
     "mean_squared_error": F.mse_loss,
+    "mae": F.l1_loss,
+    "mean_absolute_error": F.l1_loss,
+    "huber": F.huber_loss,
 }
 # How people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl have
 # them the other way round.
@@ -92,7 +96,50 @@ def _accuracy_for(loss, shape, y):
     return lambda outputs, y: _share_of_entries(outputs, y, threshold)
 
 
-METRICS = {"accuracy": accuracy, "mse": F.mse_loss, "mean_squared_error": F.mse_loss}
+def binary_accuracy(outputs, y, threshold=0.5):
+    """Share of entries on the right side of the threshold, each of y being 0 or 1, as in Keras.
+
+    In a run whose loss takes logits, the threshold is 0 (Keras' stays 0.5). ValueError for labels
+    of another shape or with other numbers.
+    """
+    if y.size != outputs.size or not np.isin(y, (0, 1)).all():
+        raise ValueError(f"binary_accuracy takes a 0 or 1 for each of the outputs {outputs.shape}, "
+                         f"got labels of shape {y.shape} from {y.min()} to {y.max()}")
+    return _share_of_entries(outputs, y, threshold)
+
+
+def top_k_accuracy(k):
+    """A metric: the share of rows whose label is among the k largest outputs.
+
+    y holds class numbers (n,) or one-hot rows (n, classes). Called top_k_categorical_accuracy in
+    Keras, where k is 5.
+    """
+    check_whole("k", k, 1)
+
+    def share(outputs, y):
+        n, classes = outputs.shape
+        if k >= classes:
+            raise ValueError(f"the top-{k} accuracy of {classes} classes is always 1: take a "
+                             "smaller k, metrics.top_k_accuracy(2) for example")
+        labels = y.reshape(-1) if y.size == n else y.argmax(axis=1)
+        larger = outputs > outputs[np.arange(n), labels.astype(int), None]
+        return np.count_nonzero(larger.sum(axis=1) < k) / n
+
+    share.__name__ = f"top_{k}_accuracy"
+    return share
+
+
+METRICS = {
+    **dict.fromkeys(("accuracy", "acc", "categorical_accuracy", "sparse_categorical_accuracy"),
+                    accuracy),
+    "binary_accuracy": binary_accuracy,
+    **dict.fromkeys(("top_k_categorical_accuracy", "sparse_top_k_categorical_accuracy"),
+                    top_k_accuracy(5)),
+    "mse": F.mse_loss,
+    "mean_squared_error": F.mse_loss,
+    "mae": F.l1_loss,
+    "mean_absolute_error": F.l1_loss,
+}
 
 
 def number_of(name, value):
@@ -167,6 +214,9 @@ def settled(metrics, loss, example, y):
     none.
     """
     shape = (len(y), *example.shape[1:])
+    if loss is F.binary_cross_entropy_with_logits:
+        metrics = {name: partial(binary_accuracy, threshold=0.0) if metric is binary_accuracy
+                   else metric for name, metric in metrics.items()}
     return {
         name: _accuracy_for(loss, shape, y) if metric is accuracy else metric
         for name, metric in metrics.items()

@@ -36,9 +36,10 @@ class Module:
 
     training = True  # batch statistics and dropout are for training; train() and eval() switch
     built = True  # False while a layer waits for its first input to tell how many weights it needs
-    forward_hooks = ()  # see register_forward_hook
+    forward_hooks = forward_pre_hooks = ()  # see register_forward_hook
     name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
     trained_by = None  # the optimizer of the latest fit
+    stream = None  # which stream of its Sequential its rng is: "weights_rng" or "dropout_rng"
     parts_named = False  # whether its parts have been given their names
     setting_checks = {}  # {name: a check of settings.py}, made at every assignment
     fixed_settings = ()  # the settings that cannot change once the weights are made
@@ -110,6 +111,8 @@ class Module:
     def __call__(self, *inputs, **constants):
         if not self.parts_named:
             self._name_parts()
+        if self.forward_pre_hooks:
+            inputs = self._prepared(inputs)
         try:
             y = self.forward(*inputs, **constants)
         except (AttributeError, TypeError) as error:
@@ -135,13 +138,20 @@ class Module:
     def _check_output(self, y, inputs):
         """Of what is no Tensor, an array is fine where nothing is to be differentiated."""
         if y is None:
-            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+            raise TypeError(f"{self.label}: forward returned nothing; it must end with `return`")
         differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         if isinstance(y, np.ndarray) and y.dtype.kind == "f" and differentiated:
             raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so "
                             "no gradient would pass it and the layers before it would never be "
                             "trained: compute with minidl.functional and Tensor methods, not with "
                             ".data, .numpy() or np; or return x.detach() where that is meant")
+
+    def _prepared(self, inputs):
+        for hook in self.forward_pre_hooks:
+            result = hook(self, inputs)
+            if result is not None:
+                inputs = result if isinstance(result, tuple) else (result,)
+        return inputs
 
     def _hooked(self, result, y):
         if not isinstance(result, (Tensor, type(y))):  # an array would end the gradient
@@ -156,18 +166,21 @@ class Module:
         What the function returns replaces the output, unless it is None (as in PyTorch). The call
         to .remove() of what this method returns ends it.
         """
-        if not callable(function):
-            raise TypeError("a forward hook is a function of (module, inputs, output), got "
-                            f"{function!r}")
-        # an object of its own, should the same function be registered twice
-        hook = partial(function)
-        self.forward_hooks = (*self.forward_hooks, hook)
-        return _HookHandle(self, hook)
+        return _HookHandle(self, "forward_hooks", function, "module, inputs, output")
+
+    def register_forward_pre_hook(self, function):
+        """Call function(module, inputs) before every forward; inputs is a tuple.
+
+        What the function returns, the only input or a tuple of all, replaces the inputs, unless it
+        is None (as in PyTorch). .remove() of what this method returns ends it.
+        """
+        return _HookHandle(self, "forward_pre_hooks", function, "module, inputs")
 
     def __getstate__(self):
         """Copies and pickles go without the hooks: who watches this module does not watch its copy.
         """
-        return {key: value for key, value in vars(self).items() if key != "forward_hooks"}
+        return {key: value for key, value in vars(self).items()
+                if key not in ("forward_hooks", "forward_pre_hooks")}
 
     def build(self, input_shape):
         """Make all weights by sending one sample of zeros through.
@@ -343,14 +356,14 @@ class Module:
         return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state, strict=True):
-        """Take over the values of a dict that state_dict() gave, converted to the dtypes of this
+        """Take over the values of a dict from state_dict(), converted to the dtypes of this
         module.
 
         Returns the names it lacks and those that have no place here; strict: there must be none of
         either. Raises ValueError with all that does not fit, and then nothing has changed.
         """
         if not isinstance(state, dict):
-            raise TypeError("load_state_dict takes a dict as state_dict() gives it, got "
+            raise TypeError("load_state_dict takes a dict as state_dict() returns it, got "
                             f"{type(state).__name__}; for a file use load_weights(path)")
         own = self._state()
         missing, surplus = (
@@ -379,6 +392,18 @@ class Module:
             own[name][...] = array
         mark_changed(self.parameters())
         return missing, surplus
+
+    def get_weights(self):
+        """Copies of all parameters and buffers, a list as in Keras; state_dict() has the names."""
+        return list(self.state_dict().values())
+
+    def set_weights(self, arrays):
+        """Take over what get_weights of a module of the same layers returned; else ValueError."""
+        names = list(self.state_dict())
+        if len(names) != len(arrays):
+            raise ValueError(f"{self.label} has {len(names)} arrays ({', '.join(names)}), got "
+                             f"{len(arrays)}")
+        self.load_state_dict(dict(zip(names, arrays)))
 
     def save_weights(self, path):
         """Write all parameters and buffers to a file, in the formats of `files.save`."""
@@ -443,10 +468,13 @@ def _cast(value, dtype):
 
 
 class _HookHandle:
-    def __init__(self, module, hook):
-        self.module, self.hook = module, hook
+    def __init__(self, module, kind, function, arguments):
+        if not callable(function):
+            raise TypeError(f"a forward hook is a function of ({arguments}), got {function!r}")
+        # an object of its own, should the same function be registered twice
+        self.module, self.kind, self.hook = module, kind, partial(function)
+        setattr(module, kind, (*getattr(module, kind), self.hook))
 
     def remove(self):
-        self.module.forward_hooks = tuple(
-            hook for hook in self.module.forward_hooks if hook is not self.hook
-        )
+        hooks = getattr(self.module, self.kind)
+        setattr(self.module, self.kind, tuple(hook for hook in hooks if hook is not self.hook))

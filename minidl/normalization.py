@@ -15,9 +15,9 @@ from .tensor import no_grad
 
 def _features(shape):
     shape = as_shape(shape)
-    if shape is not None and len(shape) not in (1, 3):
-        raise ValueError("BatchNorm expects inputs of shape (n, features) or (n, channels, height, "
-                         f"width), but input_shape is {shape}")
+    if shape is not None and len(shape) not in (1, 2, 3):
+        raise ValueError("BatchNorm expects inputs of shape (n, features), (n, channels, length) "
+                         f"or (n, channels, height, width), but input_shape is {shape}")
     return shape
 
 
@@ -54,7 +54,8 @@ class BatchNorm(Module):
 
     In training mode mean and (biased) variance are those of the batch; in evaluation mode they are
     running averages, so that a sample's output does not depend on its neighbours. Input (n,
-    features), or (n, channels, height, width) normalised per channel.
+    features), or (n, channels, length) or (n, channels, height, width), normalised per channel: the
+    features are axis 1, as in PyTorch, while Dense and Keras have them on the last one.
 
     momentum: the weight of the newest batch, running = (1 - momentum) running + momentum batch,
     with the batch variance times n/(n-1); None gives the plain average over all batches. affine:
@@ -110,7 +111,8 @@ class BatchNorm(Module):
         self.built = True
 
     def forward(self, x):
-        """x: (n, features) or (n, channels, height, width), to the same shape."""
+        """x: (n, features), (n, channels, length) or (n, channels, height, width), to the same shape.
+        """
         x = self._checked(x)
         gamma = self.gamma if self.affine else np.ones_like(self.running_var)
         beta = self.beta if self.affine else np.zeros_like(self.running_mean)
@@ -123,13 +125,13 @@ class BatchNorm(Module):
     def _checked(self, x):
         """x in the dtype of the statistics, once its shape is known to fit. Builds the layer."""
         shape = x.shape
-        if not self.built and len(shape) in (2, 4):
+        if not self.built and len(shape) in (2, 3, 4):
             self.input_shape = self.input_shape or shape[1:]
             self.create_parameters()
         features = len(self.running_mean) if self.built else "features"
-        if len(shape) not in (2, 4) or shape[1] != features:
-            raise ValueError(f"{self.label} expects inputs of shape (n, {features}) or (n, "
-                             f"{features}, height, width), got {shape}")
+        if len(shape) not in (2, 3, 4) or shape[1] != features:
+            raise ValueError(f"{self.label} expects inputs of shape (n, {features}), (n, "
+                             f"{features}, length) or (n, {features}, height, width), got {shape}")
         return (
             x if x.dtype == self.running_mean.dtype else converted(x, self.running_mean.dtype, self)
         )
@@ -177,7 +179,7 @@ class BatchNorm(Module):
         for layer in dense, self:
             layer.parameters()  # complains if there are none yet
         if dense.units != len(self.running_mean):
-            raise ValueError(f"{dense.label} gives {dense.units} outputs, {self.label} takes "
+            raise ValueError(f"{dense.label} has {dense.units} outputs, {self.label} takes "
                              f"{len(self.running_mean)}")
         gamma, beta = (self.gamma.data, self.beta.data) if self.affine else (1.0, 0.0)
         bias = dense.bias.data if dense.use_bias else 0.0

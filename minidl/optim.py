@@ -11,15 +11,65 @@ from typing import NamedTuple
 import numpy as np
 
 from . import habits
+from .settings import as_flag, check_whole
 from .tensor import HALF, Tensor, changed_since, mark_changed
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
+
+
+class Setting:
+    """An attribute of an optimizer that is checked whenever it is set, and kept as the check
+    returns it. Reading one costs nothing: it lies where any other attribute lies.
+    """
+
+    def __init__(self, check):
+        self.check = check
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __set__(self, optimizer, value):
+        vars(optimizer)[self.name] = self.check(value)
+
+
+def check_number(name, value, least=None, above=None, below=None, hint=None):
+    """value as a float: NumPy's float64 would turn float32 arithmetic into float64.
+
+    Raises ValueError unless it is a finite number, at least or above one bound and below another.
+    """
+    scalar = isinstance(value, Real) and not isinstance(value, bool)
+    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
+    fits = (scalar and math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (below is None or value < below))
+    if not fits:
+        limits = {"at least": least, "above": above, "below": below}
+        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
+                         + (f"; {hint}" if hint else ""))
+    return float(value)
+
+
+def _setting(name, **bounds):
+    return Setting(lambda value: check_number(name, value, **bounds))
+
+
+def _betas(betas):
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
+                         f"example; got {betas!r}")
+    return tuple(check_number("each of the betas", beta, least=0, below=1) for beta in betas)
 
 
 class Optimizer:
     """What all optimizers share. lr: a number, or a schedule (see `schedules.py`); may be set anew
     at any time.
 
+    parameters: a list of them, or as in PyTorch a list of dicts, {"params": [...], "weight_decay":
+    0.0}: groups with settings of their own, see Groups. Clipping as in Keras, one of three:
+    clipnorm, the largest norm that the gradient of a parameter may have, global_clipnorm, that of
+    all gradients together, as `clip_grad_norm`, or clipvalue, the largest size of a number in them.
     learning_rate: another name for lr, Keras' own; as an argument it takes the place of lr. float16
     parameters are updated with float32 arithmetic, and what is kept of them is float32. steps: how
     often step() was called. updates: how often each parameter was changed by it. state: for each
@@ -27,7 +77,7 @@ class Optimizer:
 
     Where something is kept, small parameters that follow one another are moved into one vector, of
     which their `.data` are then views, and so is their state: one sweep updates them all. Whoever
-    gives them new arrays only loses speed.
+    assigns new arrays to them only loses speed.
     """
 
     def __new__(cls, *arguments, **options):
@@ -35,9 +85,14 @@ class Optimizer:
             if name in habits.OPTIMIZER:
                 raise TypeError(f"{cls.__name__} has no argument {name!r}: "
                                 f"{habits.OPTIMIZER[name]}")
+        groups = arguments[0] if arguments else options.get("parameters")
+        if isinstance(groups, (list, tuple)) and any(isinstance(g, dict) for g in groups):
+            options.pop("parameters", None)
+            return _grouped(cls, groups, arguments[1:], options)
         return super().__new__(cls)
 
-    def __init__(self, parameters, lr, kept=(), learning_rate=None):
+    def __init__(self, parameters, lr, kept=(), learning_rate=None, *, clipnorm=None,
+                 clipvalue=None, global_clipnorm=None):
         lr = lr if learning_rate is None else learning_rate
         if not callable(lr):
             check_number("the learning rate", lr, above=0, hint="0.1 for example, or a schedule")
@@ -45,9 +100,17 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}'s first argument is a list of parameters, "
                             "model.parameters(); name the learning rate: "
                             f"{type(self).__name__}(lr={parameters})")
+        clipping = [("clipnorm", clipnorm), ("clipvalue", clipvalue),
+                    ("global_clipnorm", global_clipnorm)]
+        self.clipping = [(name, limit) for name, limit in clipping if limit is not None]
+        for name, limit in self.clipping:
+            check_number(name, limit, above=0)
+        if len(self.clipping) > 1:
+            raise ValueError(f"{' and '.join(dict(self.clipping))} are two ways to clip the "
+                             "gradients: choose one")
         self.lr = lr
         self.kept = kept
-        self.parameters = None
+        self.release()
         self.steps = 0
         if parameters is not None:
             self.attach(parameters)
@@ -84,6 +147,10 @@ class Optimizer:
         self._state_of = [[arrays[i] for arrays in self.state.values()] for i in places]
         return self
 
+    def release(self):
+        """Let go of the parameters: the next fit attaches those that its model has by then."""
+        self.parameters = None
+
     def zero_grad(self):
         """Forget the gradients of all parameters."""
         for p in self._bound():
@@ -97,6 +164,8 @@ class Optimizer:
         """
         parameters, lr = self._bound(), self.current_lr
         gradients = [p.grad if p.requires_grad else None for p in parameters]
+        if self.clipping:
+            gradients = self._clipped(gradients)
         if (
             changed_since(self._last)
             or [None if g is None else g.shape for g in gradients] != self._shapes
@@ -109,6 +178,17 @@ class Optimizer:
             self._update_together(block, gradients, lr)
         self._update_alone(self._alone, gradients, lr)
         self.steps += 1
+
+    def _clipped(self, gradients):
+        (how, limit), = self.clipping
+        there = [g for g in gradients if g is not None]
+        if how == "clipvalue":
+            clipped = [np.clip(g, -float(limit), float(limit)) for g in there]
+        else:
+            together = [there] if how == "global_clipnorm" else [[g] for g in there]
+            clipped = [g for some in together for g in _within(some, limit)[0]]
+        clipped = iter(clipped)
+        return [None if g is None else next(clipped) for g in gradients]
 
     def _refitted(self, i, p, g):
         """The gradient g of parameter i, checked; takes over the parameter's array, which may be a
@@ -221,11 +301,15 @@ class Optimizer:
             faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
             raise ValueError(f"this is not the state of {type(self).__name__} with these "
                              f"parameters; {'; '.join(faults)}")
+        steps, *updates = [
+            check_whole("a number of steps or updates", n.item(), least=0)
+            for n in map(np.asarray, [state["steps"], *np.asarray(state["updates"])])
+        ]
         arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
         for name, a in arrays.items():
             a[...] = new[name]
-        self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"], int).tolist()
+        self.steps, self.updates = steps, updates
 
     def _bound(self):
         if self.parameters is None:
@@ -252,17 +336,19 @@ class SGD(Optimizer):
     (Sutskever et al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
     """
 
+    momentum = _setting("momentum", least=0, below=1)
+    nesterov = Setting(as_flag("nesterov"))
+    weight_decay = _setting("weight_decay", least=0)
+
     def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, *,
-                 learning_rate=None):
-        check_number("momentum", momentum, least=0, below=1)
-        check_number("weight_decay", weight_decay, least=0)
+                 learning_rate=None, **clipping):
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum, 0.9 say")
-        # not NumPy's float64, which would turn float32 into float64
-        self.momentum = float(momentum)
-        self.nesterov = nesterov
-        self.weight_decay = float(weight_decay)
-        super().__init__(parameters, lr, ["velocity"] if momentum else [], learning_rate)
+        kept = ["velocity"] if momentum else []
+        super().__init__(parameters, lr, kept, learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
         """p -= lr * direction."""
@@ -282,10 +368,11 @@ class SGD(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al. 2011, diagonal form): v = v + g^2, p = p - lr g / (sqrt(v) + eps)."""
 
-    def __init__(self, parameters=None, lr=0.01, eps=1e-10, *, learning_rate=None):
-        check_number("eps", eps, least=0)
-        self.eps = float(eps)
-        super().__init__(parameters, lr, ["v"], learning_rate)
+    eps = _setting("eps", least=0)
+
+    def __init__(self, parameters=None, lr=0.01, eps=1e-10, *, learning_rate=None, **clipping):
+        self.eps = eps
+        super().__init__(parameters, lr, ["v"], learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
         """Move v, then p."""
@@ -299,17 +386,24 @@ class RMSprop(Optimizer):
     eps).
 
     As in PyTorch; Keras has alpha = 0.9, called rho, and an eps of 1e-7 under the root.
+    weight_decay: adds weight_decay * p to the gradient.
     """
 
-    def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8, *, learning_rate=None):
-        check_number("alpha", alpha, least=0, below=1)
-        check_number("eps", eps, least=0)
-        self.alpha = float(alpha)
-        self.eps = float(eps)
-        super().__init__(parameters, lr, ["v"], learning_rate)
+    alpha = _setting("alpha", least=0, below=1)
+    eps = _setting("eps", least=0)
+    weight_decay = _setting("weight_decay", least=0)
+
+    def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8, weight_decay=0.0, *,
+                 learning_rate=None, **clipping):
+        self.alpha = alpha
+        self.eps = eps
+        self.weight_decay = weight_decay
+        super().__init__(parameters, lr, ["v"], learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
         """Move v, then p."""
+        if self.weight_decay:
+            g = g + self.weight_decay * p
         v, = state
         v *= self.alpha
         v += (1 - self.alpha) * (g * g)
@@ -322,27 +416,29 @@ class Adam(Optimizer):
     p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps until
     now, the older ones with weights that fall as b1^k and b2^k. Kept are the sums with these
     weights, m = b1 m + g and v = b2 v + g^2: the paper's m and v, without their factors (1 - b1)
-    and (1 - b2).
+    and (1 - b2). weight_decay: adds weight_decay * p to the gradient, as in PyTorch; Keras' is that
+    of AdamW.
     """
 
-    def __init__(
-        self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, *, learning_rate=None
-    ):
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
-                             f"example; got {betas!r}")
-        for beta in betas:
-            check_number("each of the betas", beta, least=0, below=1)
-        check_number("eps", eps, least=0)
-        self.betas = (float(betas[0]), float(betas[1]))
-        self.eps = float(eps)
-        super().__init__(parameters, lr, ["m_sum", "v_sum"], learning_rate)
+    betas = Setting(_betas)
+    eps = _setting("eps", least=0)
+    weight_decay = _setting("weight_decay", least=0)
+    decoupled = False  # whether the decay passes the moments by
+
+    def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+                 *, learning_rate=None, **clipping):
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        super().__init__(parameters, lr, ["m_sum", "v_sum"], learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
         """Move m and v, then p.
 
         Factors of whole arrays are moved into lr and eps: the fewer passes, the faster.
         """
+        if self.weight_decay and not self.decoupled:
+            g = g + self.weight_decay * p
         b1, b2 = self.betas
         m, v = state
         m *= b1
@@ -363,16 +459,94 @@ class AdamW(Adam):
     Hutter 2019).
     """
 
+    decoupled = True
+
     def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
-                 *, learning_rate=None):
-        check_number("weight_decay", weight_decay, least=0)
-        self.weight_decay = float(weight_decay)
-        super().__init__(parameters, lr, betas, eps, learning_rate=learning_rate)
+                 *, learning_rate=None, **clipping):
+        super().__init__(parameters, lr, betas, eps, weight_decay, learning_rate=learning_rate,
+                         **clipping)
 
     def update(self, p, g, state, t, lr):
         """The decay, then Adam's update."""
         p *= 1 - lr * self.weight_decay
         super().update(p, g, state, t, lr)
+
+
+class Groups(Optimizer):
+    """Optimizers that step together, each with parameters and settings of its own.
+
+    PyTorch's parameter groups: SGD([{"params": kernels}, {"params": others, "weight_decay": 0.0}],
+    lr=0.1, weight_decay=1e-4) makes one of two SGDs, which are its `optimizers`. lr is that of the
+    first; to set it changes all of them in proportion. Raises ValueError for a parameter in two
+    groups.
+    """
+
+    state = {}  # in the optimizers
+
+    def __init__(self, optimizers):
+        self.optimizers = list(optimizers)
+        self.parameters = [p for one in self.optimizers for p in one.parameters]
+        self.steps = 0
+        if len(_listed(self.parameters)) < len(self.parameters):
+            raise ValueError("a parameter is in two groups, so it would be updated twice")
+
+    @property
+    def lr(self):
+        """The rate, or schedule, of the first group."""
+        return self.optimizers[0].lr
+
+    @lr.setter
+    def lr(self, lr):
+        before = self.lr
+        numbers = not any(callable(one.lr) for one in self.optimizers) and not callable(lr)
+        for one in self.optimizers:
+            one.lr = lr * one.lr / before if numbers and before else lr
+
+    @property
+    def current_lr(self):
+        """The learning rate that the first group has in the next step."""
+        return self.optimizers[0].current_lr
+
+    def attach(self, parameters):
+        """Groups keep their parameters: ValueError."""
+        raise ValueError("the groups of this optimizer are of other parameters than the model's: "
+                         "make a new one from model.parameters()")
+
+    def step(self):
+        """A step of each."""
+        for one in self.optimizers:
+            one.step()
+        self.steps += 1
+
+    def state_dict(self):
+        """Copies of the states of all, "0.steps", "1.velocity.0" or the like."""
+        states = {f"{i}.{name}": a for i, one in enumerate(self.optimizers)
+                  for name, a in one.state_dict().items()}
+        return {"steps": np.array(self.steps), **states}
+
+    def load_state_dict(self, state):
+        """As that of an Optimizer; nothing is changed if a part does not fit."""
+        before = [one.state_dict() for one in self.optimizers]
+        try:
+            for i, one in enumerate(self.optimizers):
+                one.load_state_dict({name.removeprefix(f"{i}."): a for name, a in state.items()
+                                     if name.startswith(f"{i}.")})
+            self.steps = int(state["steps"])
+        except (ValueError, KeyError):
+            for one, own in zip(self.optimizers, before):
+                one.load_state_dict(own)
+            raise
+
+
+def _grouped(cls, groups, arguments, options):
+    """Groups of one optimizer for each dict, with the options that it does not set itself."""
+    for group in groups:
+        if not isinstance(group, dict) or "params" not in group:
+            raise TypeError('a group of parameters is a dict like {"params": [...], "lr": 0.01}, '
+                            f"got {group!r:.60}")
+    return Groups(cls(group["params"], *arguments,
+                      **options | {k: v for k, v in group.items() if k != "params"})
+                  for group in groups)
 
 
 OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
@@ -387,32 +561,22 @@ def clip_grad_norm(parameters, max_norm):
     """
     check_number("max_norm", max_norm, above=0)
     parameters = [p for p in _listed(parameters) if p.grad is not None and p.requires_grad]
+    gradients, norm = _within([p.grad for p in parameters], max_norm)
+    for p, g in zip(parameters, gradients):
+        p.grad = g
+    return norm
+
+
+def _within(gradients, max_norm):
+    """(the gradients, scaled to a joint norm of at most max_norm, their norm before)."""
     # In float64, where squares of float32 numbers neither overflow nor vanish.
-    norm = math.hypot(*(np.linalg.norm(p.grad.astype(np.float64)) for p in parameters))
+    norm = math.hypot(*(np.linalg.norm(g.astype(np.float64)) for g in gradients))
     if not math.isfinite(norm):
         raise ValueError(f"the norm of the gradients is {norm}: training has diverged. Try a "
                          "smaller learning rate")
     if norm > max_norm:
-        for p in parameters:
-            p.grad = p.grad * (float(max_norm) / norm)
-    return norm
-
-
-def check_number(name, value, least=None, above=None, below=None, hint=None):
-    """ValueError in words unless value is a finite number, at least or above one bound and below
-    another.
-    """
-    scalar = isinstance(value, Real) and not isinstance(value, bool)
-    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
-    fits = (scalar and math.isfinite(value)
-            and (least is None or value >= least)
-            and (above is None or value > above)
-            and (below is None or value < below))
-    if not fits:
-        limits = {"at least": least, "above": above, "below": below}
-        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
-        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
-                         + (f"; {hint}" if hint else ""))
+        gradients = [g * (float(max_norm) / norm) for g in gradients]
+    return gradients, norm
 
 
 def _state_dtype(p):
@@ -471,10 +635,18 @@ def _listed(parameters):
     """The parameters as a list, each once."""
     module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
     if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
-        raise TypeError("expected a list of parameters, as model.parameters() gives it, got a "
+        raise TypeError("expected a list of parameters, as model.parameters() returns it, got a "
                         f"{type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):
         kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
         raise ValueError(f"expected at least one parameter, and all must be Tensors, got {kinds}")
+    for i, p in enumerate(parameters):
+        if p.node is not None:
+            raise ValueError(f"parameter {i} is the result of {p.op.name}: no gradient stays in "
+                             "it, so it would never be trained. Pass the Tensors it was computed "
+                             "from")
+        if p.dtype.kind != "f":
+            raise ValueError(f"parameter {i} has dtype {p.dtype}, and integers have no gradient: "
+                             "make it from p.astype(np.float32)")
     return parameters

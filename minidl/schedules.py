@@ -1,5 +1,5 @@
-"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that give the rate
-of the next step.
+"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that return the
+rate of the next step.
 
 `optim.SGD(lr=WarmUp(CosineDecay(0.1, steps=900), steps=100))`; any other function will do as well.
 They remember nothing: a stopped run goes on with the number of its steps alone.
@@ -29,6 +29,9 @@ class Schedule:
             if not callable(value) and not (number and 0 < value < math.inf):
                 raise ValueError(f"{type(self).__name__} needs a positive, finite number as "
                                  f"{name}, got {value!r}")
+        if self.steps < 1:
+            raise ValueError(f"{type(self).__name__} needs at least 1 step, got {self.steps!r}; "
+                             "the rate comes first, then the steps")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,58 @@ class CosineDecay(Schedule):
 
     def __call__(self, step):
         return _cosine(self.lr, 0, step / self.steps)
+
+
+@dataclass(frozen=True)
+class CosineRestarts(Schedule):
+    """CosineDecay again and again, each time from lr, over so many steps, then factor times as
+    many, and so on (Loshchilov and Hutter 2017, "SGDR").
+    """
+
+    factor: float = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.factor < 1:
+            raise ValueError("CosineRestarts needs a factor of at least 1, by which each period is "
+                             f"longer than the one before, got {self.factor!r}")
+
+    def __call__(self, step):
+        length = self.steps
+        while step >= length:
+            step, length = step - length, length * self.factor
+        return _cosine(self.lr, 0, step / length)
+
+
+@dataclass(frozen=True)
+class PolynomialDecay(Schedule):
+    """From lr to 0 in so many steps, along a power of what is left of the way; then 0. A power of 1
+    is a straight line.
+    """
+
+    power: float = 1.0
+
+    def __call__(self, step):
+        return self.lr * (1 - min(step / self.steps, 1)) ** self.power
+
+
+@dataclass(frozen=True)
+class MultiStepDecay(Schedule):
+    """lr, multiplied by factor at each of these steps: MultiStepDecay(0.1, steps=(300, 600))."""
+
+    steps: tuple
+    factor: float = 0.1
+
+    def __post_init__(self):
+        if not isinstance(self.steps, (tuple, list)) or list(self.steps) != sorted(self.steps):
+            raise ValueError("MultiStepDecay needs the steps at which the rate falls, in order, "
+                             f"(300, 600) for example, got {self.steps!r}")
+        for step in self.steps:
+            StepDecay(self.lr, step, self.factor)  # complains about what is no number of steps
+        object.__setattr__(self, "steps", tuple(self.steps))
+
+    def __call__(self, step):
+        return self.lr * self.factor ** sum(step >= start for start in self.steps)
 
 
 class WarmUp(Schedule):

@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 
 from . import habits, training
-from .layers import Dense, Dropout
 from .module import Module
 from .optim import OPTIMIZERS, Optimizer
 from .parts import evaluation
-from .settings import as_flag, lookup
+from .settings import as_flag, as_shape, lookup
 from .tensor import Tensor, no_grad
 
 DATA = "; its input comes straight from the data"
@@ -53,14 +52,29 @@ class _OfTheClass(classmethod):
         return super().__get__(instance, owner)
 
 
+class Input:
+    """The shape of one input, in the place of a Sequential's first layer: Input(784), as in Keras.
+
+    It is no layer: the model takes the shape and builds its weights.
+    """
+
+    def __init__(self, shape):
+        self.shape = as_shape(shape)
+        if self.shape is None:
+            raise ValueError("Input needs the shape of one input, 784 or (28, 28) for example")
+
+    def __repr__(self):
+        return f"Input({self.shape})"
+
+
 class Sequential(Module):
     """A model whose layers feed one another.
 
-    layers: a list of Modules. seed: where initial weights, shuffling and dropout come from, as
-    three independent streams. Layers without random weights draw nothing, so inserting BatchNorm()
-    leaves all Dense weights and the order of the batches as they were. The weights are made when
-    the input's shape is known: from the first layer's input_shape, from build(), or from the first
-    data. Call build() before you use the layers one by one: a layer that no model has called draws
+    layers: a list of Modules, before them perhaps an Input. seed: where initial weights, shuffling
+    and dropout come from, as three independent streams. Layers without random weights draw nothing,
+    so inserting BatchNorm() leaves all Dense weights and the order of the batches as they were. The
+    weights are made when the input's shape is known: from an Input, from the first layer's
+    input_shape, from build(), or from the first data. Call build() before you use the layers one by one: a layer that no model has called draws
     from no seed.
 
     `layers` is a list that may be changed; what is new in it is named, drawn from the seed and
@@ -86,6 +100,8 @@ class Sequential(Module):
         self.kind_counts = Counter()  # how many layers of each kind have got a name here
         self.optimizer = self.loss = None
         self.metrics = []
+        if self.layers and isinstance(self.layers[0], Input):
+            self.seen_shape = self.layers.pop(0).shape
         for layer in self.layers:
             self._check(layer)
             self._name(layer)
@@ -103,6 +119,9 @@ class Sequential(Module):
 
         ValueError for one that does not fit, if shapes are known; the model is then as before.
         """
+        if isinstance(layer, Input) and not self.layers:
+            self.seen_shape = layer.shape
+            return
         shape = self.output_shape if self.known_layers == self.layers else None
         self._check(layer)
         self._name(layer)
@@ -124,9 +143,18 @@ class Sequential(Module):
         except ValueError:
             self.layers.pop()
             raise
+        self._forget_compile()
+
+    def pop(self):
+        """Remove the last layer and return it. Compile afterwards."""
+        layer = self.layers.pop()
+        self._forget_compile()
+        return layer
+
+    def _forget_compile(self):
         if self.optimizer is not None:
             # when it is compiled again, it takes over the new layer's, too
-            self.optimizer.parameters = None
+            self.optimizer.release()
         self.optimizer = self.loss = None
 
     def _check(self, layer):
@@ -162,8 +190,8 @@ class Sequential(Module):
         """Give each part without a random stream this model's."""
         for layer in layers:
             for module in layer.modules():
-                if isinstance(module, (Dense, Dropout)) and module.rng is None:
-                    module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
+                if module.stream and module.rng is None:
+                    module.rng = getattr(self, module.stream)
 
     def forward(self, x):
         """Send x through all layers.
@@ -221,18 +249,6 @@ class Sequential(Module):
         part.seen_shape = self.seen_shape if len(part) and part[0] is self[0] else None
         return part
 
-    def get_weights(self):
-        """Copies of all parameters and buffers, a list as in Keras; state_dict() has the names."""
-        return list(self.state_dict().values())
-
-    def set_weights(self, arrays):
-        """Take over what get_weights of a model of the same layers returned; else ValueError."""
-        names = list(self.state_dict())
-        if len(names) != len(arrays):
-            raise ValueError(f"the model has {len(names)} arrays ({', '.join(names)}), got "
-                             f"{len(arrays)}")
-        self.load_state_dict(dict(zip(names, arrays)))
-
     def save(self, path):
         """Write layers and weights into one .npz or .safetensors file: see `saving.py`."""
         from . import saving
@@ -248,7 +264,7 @@ class Sequential(Module):
         """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or
         functions.
 
-        Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy"
+        Losses on what the last layer returns: "cross_entropy" on logits; "categorical_crossentropy"
         and "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
         Returns self.
 
@@ -262,13 +278,13 @@ class Sequential(Module):
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
         from .checks.binding import trains
         if optimizer is self.trained_by and not trains(optimizer, self, loss):
-            optimizer.parameters = None  # the next fit gives it those that the model has now
+            optimizer.release()
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
 
-    def fit(self, x, y, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0,
-            validation_data=None,
-            shuffle=True, initial_epoch=0):
+    def fit(self, x, y=None, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0,
+            validation_data=None, shuffle=True, initial_epoch=0, *, class_weight=None,
+            sample_weight=None):
         """Train; returns a History. The arguments are those of Keras; see `training.fit`.
 
         validation_split: the share of the samples, the last ones, to validate on instead of
@@ -278,16 +294,18 @@ class Sequential(Module):
         shuffle = as_flag("shuffle")(shuffle)
         if validation_split != 0 and validation_data is None:
             from .checks import hold_out
+            if sample_weight is not None:
+                (_, sample_weight), _ = hold_out(x, sample_weight, validation_split)
             (x, y), validation_data = hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs,
                             batch_size=batch_size,
                             metrics=self.metrics, callbacks=callbacks,
                             validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch,
-                            verbose=verbose)
+                            verbose=verbose, class_weight=class_weight, sample_weight=sample_weight)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
-        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict,
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras has them, or a dict,
         or the loss alone.
 
         verbose is there for Keras' sake: this is over before a bar could be read.
@@ -297,6 +315,15 @@ class Sequential(Module):
             self, x, y, loss=self.loss, metrics=self.metrics, batch_size=batch_size
         )
         return scores if return_dict else list(scores.values()) if self.metrics else scores["loss"]
+
+    def train_on_batch(self, x, y):
+        """One update from one batch; gives its loss before it, or with metrics [loss, metric, ...].
+
+        fit without an epoch around it, checks included: for batches of your own making.
+        """
+        history = self.fit(x, y, batch_size=len(x), shuffle=False, verbose=0).history
+        numbers = [values[-1] for values in history.values()]
+        return numbers if self.metrics else numbers[0]
 
     def predict(self, x, batch_size=256, verbose=0):
         """The outputs for x in evaluation mode, as an array."""
@@ -315,7 +342,7 @@ class Sequential(Module):
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
-        """Take over such a file; gives the epochs done: fit(x, y, epochs=10,
+        """Take over such a file; returns the epochs done: fit(x, y, epochs=10,
         initial_epoch=model.load_checkpoint(path)).
         """
         from . import checkpoints
@@ -339,27 +366,27 @@ class Sequential(Module):
         explain_batchnorm(self)
 
     def summary(self):
-        """Print layers, output shapes and parameter counts, as Keras does.
-
-        RuntimeError before the input's shape is known.
-        """
+        """Print layers, output shapes and parameter counts, as Keras does."""
         from .console import table
         lines = table(self._rows(), left=3)
         rule = "-" * max(map(len, lines))
-        trainable = sum(p.size for p in self.parameters() if p.requires_grad)
-        total = _size(self)
-        print("\n".join([rule, lines[0], rule, *lines[1:], rule, f"Total params: {total:,}",
-                         "Trainable params: "
-                         f"{trainable:,}", f"Non-trainable params: {total - trainable:,}"]))
+        if self.input_shape is None:
+            counts = ["Shapes and numbers follow from the first data, from model.build(784), or",
+                      "from Input(784) as the first layer."]
+        else:
+            trainable = sum(p.size for p in self.parameters() if p.requires_grad)
+            total = _size(self)
+            counts = [f"Total params: {total:,}", f"Trainable params: {trainable:,}",
+                      f"Non-trainable params: {total - trainable:,}"]
+        print("\n".join([rule, lines[0], rule, *lines[1:], rule, *counts]))
 
     def _rows(self):
         """The table of summary(): name, output shape, number of parameters of each layer."""
-        if self.input_shape is None:
-            raise RuntimeError("summary() needs the shape of the input: give the first layer "
-                               "input_shape, call model.build(input_shape), or send one batch "
-                               "through first")
         rows = [("Layer (type)", "Output Shape", "Param #")]
         self.settle_new_layers()
+        if self.input_shape is None:
+            return rows + [(f"{layer.name} ({type(layer).__name__})", "not known", "not made")
+                           for layer in self.layers]
         x = np.zeros((1, *self.input_shape), np.float32)
         with evaluation(self), no_grad():
             for layer in self.layers:

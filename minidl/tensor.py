@@ -19,6 +19,7 @@ from itertools import count
 from operator import attrgetter, itemgetter
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from . import habits
 
@@ -172,7 +173,8 @@ class Tensor:
         made_by = ", requires_grad=True" if self.requires_grad else ""
         if self.op:
             made_by = f", op={self.op.name}"
-        return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
+        values = np.array2string(self._data, precision=4, threshold=20, prefix="Tensor(")
+        return f"Tensor({values}{made_by})"
 
     __dir__ = habits.known_names
 
@@ -242,6 +244,7 @@ class Tensor:
     def __rmatmul__(self, a) -> "Tensor": return matmul(a, self)
     def dot(self, b) -> "Tensor": return matmul(self, b)  # for vectors and matrices, as of arrays
     def __neg__(self) -> "Tensor": return neg(self)
+    def __pos__(self) -> "Tensor": return self
     def __abs__(self) -> "Tensor": return abs(self)
     def __getitem__(self, index) -> "Tensor": return getitem(self, index)
 
@@ -251,13 +254,14 @@ class Tensor:
     def __imul__(self, b) -> "Tensor": return _refuse_leaf(self)
     def __itruediv__(self, b) -> "Tensor": return _refuse_leaf(self)
 
-    # Comparisons return plain bool arrays: a step function has no gradient to offer.
+    # Comparisons and argmax return plain arrays: a step function has no gradient to offer.
     def __eq__(self, b): return self._data == plain(b)
     def __ne__(self, b): return self._data != plain(b)
     def __lt__(self, b): return self._data < plain(b)
     def __le__(self, b): return self._data <= plain(b)
     def __gt__(self, b): return self._data > plain(b)
     def __ge__(self, b): return self._data >= plain(b)
+    def argmax(self, axis=None): return self._data.argmax(axis)
 
     def sum(self, axis=None, keepdims=False) -> "Tensor": return sum(self, axis, keepdims)
     def mean(self, axis=None, keepdims=False) -> "Tensor": return mean(self, axis, keepdims)
@@ -564,7 +568,8 @@ def _reads(op, vjp, inputs, places):
     """
     table = {name: (i, None) for name, i in places.items()}
     for name in inputs:
-        table |= {f"{name}_shape": (places[name], "shape"), f"{name}_dtype": (places[name], "dtype")}
+        table[f"{name}_shape"] = places[name], "shape"
+        table[f"{name}_dtype"] = places[name], "dtype"
     reads = dict(list(_parameters(vjp, 1).items())[1:])
     unknown = [name for name, default in reads.items() if name not in table and default is None]
     if unknown:
@@ -889,10 +894,8 @@ _reshape = View("reshape", lambda x, shape: np.reshape(x, shape),
 _transpose = View("transpose", lambda x, axes: np.transpose(x, axes),
                   lambda g, axes: g.transpose(*np.argsort([i % len(axes) for i in axes])))
 
-broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
-                    lambda g: g,
-                    doc="x repeated along axes that it lacks, or where its length is 1, up to "
-                        "shape.")
+_broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
+                     lambda g: g)
 
 _getitem = View("getitem", lambda x, index: x[index],
                 lambda g, index, x_shape: _scatter(g, index=index, shape=x_shape))
@@ -927,6 +930,11 @@ def reshape(x, *shape) -> Tensor:
     return _reshape(x, shape=_unpack(shape))
 
 
+def broadcast_to(x, shape) -> Tensor:
+    """x repeated along axes that it lacks, or where its length is 1, up to shape."""
+    return _broadcast_to(x, shape=shape)
+
+
 def transpose(x, *axes) -> Tensor:
     """x with its axes in another order; reversed when none is given."""
     return _transpose(x, axes=_unpack(axes) or tuple(range(x.ndim))[::-1])
@@ -939,7 +947,8 @@ def _unpack(numbers):
 
 
 def concatenate(xs, axis=0) -> Tensor:
-    """Join along an axis that exists."""
+    """Join along an axis that exists. Raises AxisError for another."""
+    axis = normalize_axis_index(axis, xs[0].ndim)
     ends = np.cumsum([x.shape[axis] for x in xs])
     ndim = xs[0].ndim
 
@@ -955,8 +964,8 @@ def concatenate(xs, axis=0) -> Tensor:
 
 
 def stack(xs, axis=0) -> Tensor:
-    """Join along a new axis."""
-    axis = axis % (xs[0].ndim + 1)
+    """Join along a new axis. Raises AxisError for one that the result would not have."""
+    axis = normalize_axis_index(axis, xs[0].ndim + 1)
     return concatenate([reshape(x, *x.shape[:axis], 1, *x.shape[axis:]) for x in xs], axis)
 
 

@@ -104,7 +104,8 @@ class History:
 
     def __getattr__(self, name):
         word = f'the names are in history.history, a dict: write history.history.{name}()'
-        number = f'write history["{name}"], one number per epoch, or history.steps["{name}"], one per step'
+        number = (f'write history["{name}"], one number per epoch, or history.steps["{name}"], one '
+                  "per step")
         words = dict.fromkeys(("keys", "values", "items", "get"), word)
         raise unknown(
             "a History",
@@ -150,7 +151,7 @@ class History:
         write_csv(path, table, zip(*table.values()))
 
     def plot(self):
-        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure,
+        """Draw loss and metrics of each epoch, training solid, validation dashed; returns the figure,
         for `plotting.show`.
         """
         if not self.epoch:
@@ -254,9 +255,9 @@ class DivergenceError(ArithmeticError):
         return type(self), (*self.args, self.history, self.step, self.layer)
 
 
-def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(),
-        validation_data=None,
-        rng=None, initial_epoch=0, verbose=1):
+def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(),
+        validation_data=None, rng=None, initial_epoch=0, verbose=1, sample_weight=None,
+        class_weight=None):
     """Train model on x, y; returns a History.
 
     loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels)
@@ -265,7 +266,8 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     `data.batches`). initial_epoch: where a resumed run goes on; with the same weights, buffers,
     optimizer and random generators it is the same run, in which callbacks, too, go on with the
     states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
-    no terminal), 2 a line per epoch.
+    no terminal), 2 a line per epoch. sample_weight: how much each sample counts in the loss, an
+    array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`).
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that
     would not be trained (see `binding.py`), DivergenceError when the loss is no longer finite.
@@ -296,7 +298,11 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
         )
     binding.check(model)
     binding.bind(optimizer, model, loss)
-    watch = health.Watch(x, y, loss, batch_size, optimizer, seen, shuffled=rng is not None)
+    trained, measures, labels = loss, metrics, y  # on validation data all samples count alike
+    if sample_weight is not None or class_weight is not None:
+        from .weighting import weighted
+        trained, measures, labels = weighted(loss, metrics, y, sample_weight, class_weight)
+    watch = health.Watch(x, y, trained, batch_size, optimizer, seen, shuffled=rng is not None)
     for text in watch.before(validation_data):
         health.say(text)
     model.history = history = History(getattr(model, "history", None) if initial_epoch else None)
@@ -313,7 +319,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
             health.say(text)
 
     def measure(outputs, value):  # in the step under way
-        logs.update(_numbers(value, outputs, yb, metrics))
+        logs.update(_numbers(value, outputs, yb, measures))
         if not history.steps["loss"]:
             latest.append(outputs)
 
@@ -335,11 +341,11 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
                 binding.bind(optimizer, model, loss)  # they may have changed the model
             progress.start(epoch)
             steps, sizes = [], []
-            for number, (xb, yb) in enumerate(batches(x, y, batch_size, rng)):
+            for number, (xb, yb) in enumerate(batches(x, labels, batch_size, rng)):
                 tell("on_train_batch_begin", number, {})
                 start, logs = perf_counter(), {}
                 xb = xb.astype(example.dtype, copy=False)
-                step(model, loss, optimizer, xb, yb, measure, history)
+                step(model, trained, optimizer, xb, yb, measure, history)
                 if not history.steps["loss"]:
                     warn(watch.after_first_step(latest.pop(), yb, logs["loss"]))
                 history.add_step(logs, perf_counter() - start)
@@ -455,7 +461,8 @@ def _divergence(model, x, optimizer, history):
     losses = history.steps["loss"]
     layer = first_nonfinite(model, x)
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
-    text = f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears in {layer}; "
+    text = (f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN "
+            f"first appears in {layer}; ")
     if optimizer.steps == 0:
         text += ("no weight has moved yet, so it is not the learning rate: look at the scale of x "
                  "and y (data.standardization), at the initial weights, and at the loss itself")

@@ -23,11 +23,13 @@ from minidl import (
     LambdaCallback,
     LearningRateScheduler,
     ModelCheckpoint,
+    ReduceLROnPlateau,
     Sequential,
     Tensor,
     optim,
     training,
 )
+from minidl.schedules import StepDecay
 
 
 def toy(n=96, seed=0):
@@ -74,6 +76,9 @@ class Scores(Callback):
     ([5, np.nan, np.nan, 1], dict(patience=2), 3, 0),
     ([1, 2, 3, 2, 2, 9], dict(patience=2, mode="max"), 5, 2),
     ([5, 4, 3, 2], dict(patience=2), 4, 3),
+    ([5, 4.5, 4.6, 1], dict(patience=2, baseline=3), 3, 1),  # better than before, but not than the baseline: no new patience
+    ([5, 4.5, 2.5, 2.6, 2.7, 1], dict(patience=2, baseline=3), 5, 2),
+    ([1, 9, 5, 6, 7, 0.5], dict(patience=2, start_from_epoch=1), 5, 2),  # the first epoch is not even the best
 ])
 def test_early_stopping_ends_the_run_and_restores_the_best_epoch(scores, options, ran, best):
     spy, stop, model = Scores(scores), EarlyStopping(**options), net()
@@ -374,6 +379,55 @@ def test_a_model_that_grows_trains_its_new_layer_with_the_same_optimizer():
     assert not np.array_equal(model.layers[-1].kernel.data, before)
 
 
+# --- The learning rate from epoch to epoch ---------------------------------------------------------------
+
+@pytest.mark.parametrize("schedule", [lambda epoch: 0.1 / (epoch + 1), lambda epoch, lr: 0.1 / (epoch + 1),
+                                      lambda epoch, lr=9: 0.1 / (epoch + 1)])
+def test_a_schedule_of_the_epoch_with_or_without_the_old_rate(schedule):
+    """Both forms that Keras takes; the rate is in the logs of later callbacks and in the History."""
+    seen, model = [], net(optim.SGD(lr=0.5))
+    spy = LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs["learning_rate"]))
+    history = model.fit(X, Y, epochs=3, verbose=0, callbacks=[LearningRateScheduler(schedule), spy])
+    assert history["learning_rate"] == seen == pytest.approx([0.1, 0.05, 0.1 / 3])
+    assert "learning_rate" in str(history).splitlines()[0]
+    assert "learning_rate" not in model.fit(X, Y, verbose=0)  # where nothing changes it
+
+
+PLATEAUS = [  # scores, options, the rate of each epoch
+    ([5, 4, 4, 4, 3, 3, 3, 3], dict(patience=2), [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]),
+    ([5, 5, 5, 5, 5, 5], dict(patience=1, cooldown=2), [1, 1, 0.5, 0.5, 0.25, 0.25]),
+    ([5, 5, 5, 5, 5], dict(patience=1, min_lr=0.03), [1, 1, 0.5, 0.3, 0.3]),
+    ([5, 4.9, 4.8, 4.7], dict(patience=1, min_delta=0.15), [1, 1, 0.5, 0.5]),
+    ([1, 2, 2, 3], dict(patience=1, mode="max"), [1, 1, 1, 0.5]),
+    ([5, np.nan, np.nan, 4], dict(patience=2), [1, 1, 1, 0.5])]
+
+
+@pytest.mark.parametrize("scores, options, rates", PLATEAUS)
+def test_the_rate_falls_on_a_plateau(scores, options, rates):
+    model = net(optim.SGD(lr=0.1))
+    callbacks = [Scores(scores), ReduceLROnPlateau(factor=0.5, **options)]
+    history = model.fit(X, Y, epochs=len(scores), verbose=0, callbacks=callbacks)
+    assert np.array(history["learning_rate"]) * 10 == pytest.approx(rates)
+
+
+def test_a_resumed_run_waits_on_where_the_plateau_was():
+    scores, whole = [5, 5, 5, 5, 5, 5], ReduceLROnPlateau(factor=0.5, patience=2)
+    model = net(optim.SGD(lr=0.1))
+    rates = model.fit(X, Y, epochs=6, verbose=0, callbacks=[Scores(scores), whole])["learning_rate"]
+    first, second = ReduceLROnPlateau(factor=0.5, patience=2), ReduceLROnPlateau(factor=0.5, patience=2)
+    model = net(optim.SGD(lr=0.1))
+    found = model.fit(X, Y, epochs=2, verbose=0, callbacks=[Scores(scores), first])["learning_rate"]
+    model.history.resumed = True
+    found += model.fit(X, Y, epochs=6, initial_epoch=2, verbose=0, callbacks=[Scores(scores), second])["learning_rate"]
+    assert found == rates and second.state_dict() == whole.state_dict()
+
+
+def test_who_changes_the_rate_refuses_a_schedule():
+    for callback in LearningRateScheduler(lambda epoch: 0.1), ReduceLROnPlateau("loss"):
+        with pytest.raises(TypeError, match=f"{type(callback).__name__} would replace the optimizer's schedule"):
+            net(optim.SGD(lr=StepDecay(0.1, 3))).fit(X, Y, verbose=0, callbacks=[callback])
+
+
 # --- Settings, names and hooks are checked before any training -------------------------------------------
 
 @pytest.mark.parametrize("call", [
@@ -381,7 +435,10 @@ def test_a_model_that_grows_trains_its_new_layer_with_the_same_optimizer():
     lambda: EarlyStopping(patience=True), lambda: EarlyStopping(min_delta=-1), lambda: EarlyStopping(min_delta=np.nan),
     lambda: EarlyStopping(min_delta=np.inf), lambda: EarlyStopping(min_delta="0"), lambda: EarlyStopping(3),
     lambda: EarlyStopping(restore_best_weights="False"), lambda: ModelCheckpoint("w.npz", save_best_only="yes"),
-    lambda: EarlyStopping("val_quality"), lambda: LearningRateScheduler(0.1), lambda: LearningRateScheduler(lambda step: 0.1)])
+    lambda: EarlyStopping("val_quality"), lambda: LearningRateScheduler(0.1), lambda: LearningRateScheduler(lambda: 0.1),
+    lambda: LearningRateScheduler(StepDecay(0.1, 3)), lambda: ReduceLROnPlateau(factor=1.0), lambda: ReduceLROnPlateau(min_lr=-1),
+    lambda: ReduceLROnPlateau(patience=1.5), lambda: ReduceLROnPlateau(cooldown=-1), lambda: EarlyStopping(baseline="0.5"),
+    lambda: EarlyStopping(start_from_epoch=-1)])
 def test_settings_of_callbacks_are_checked(call):
     with pytest.raises((TypeError, ValueError)):
         call()

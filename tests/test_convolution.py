@@ -21,6 +21,7 @@ from minidl import (
     no_grad,
     optim,
 )
+from minidl import functional as F
 from minidl.convolution import _by_image, _by_kernel, _convolve, average_pool, convolve, max_pool
 
 RNG = np.random.default_rng(0)
@@ -245,7 +246,8 @@ def test_images_of_any_size_go_through_one_network():
     (lambda: MaxPool2D(0), "size is a whole number"), (lambda: AveragePool2D((2, 3)), "as high as wide"),
     (lambda: MaxPool2D(3)(normal(2, 3, 2, 5)), "as large as that, got"),
     (lambda: GlobalAveragePool2D()(Tensor(normal(2, 3))), r"takes images .*got \(2, 3\)"),
-    (lambda: Sequential([Conv2D(3, 3, input_shape=(1, 8, 8)), Dense(2)]), r"put Flatten\(\) before it")])
+    (lambda: F.cross_entropy(Sequential([Conv2D(3, 3), Dense(2)])(normal(5, 1, 8, 8)), np.zeros(5, int)),
+     r"put Flatten\(\) before the first Dense")])
 def test_an_error_says_what_to_do(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -12,6 +12,7 @@ from minidl import (
     Dropout,
     EarlyStopping,
     Flatten,
+    Input,
     LambdaCallback,
     LearningRateScheduler,
     ModelCheckpoint,
@@ -144,9 +145,17 @@ ERRORS = {
         "layer 2, dense_1 Dense(9 -> 5) expects inputs of shape (n, 9), got (40, 4); its input comes from layer 1, "
         "batchnorm BatchNorm(4)"),
     "images into Dense": (
-        lambda: net()(np.zeros((40, 28, 28), np.float32)), ValueError,
-        "layer 0, dense Dense(16) expects inputs of shape (n, inputs), got (40, 28, 28); put Flatten() before it; its input "
+        lambda: net(input_shape=20)(np.zeros((40, 28, 28), np.float32)), ValueError,
+        "layer 0, dense Dense(20 -> 16) expects inputs of shape (n, 20), got (40, 28, 28); put Flatten() before it; its input "
         "comes straight from the data"),
+    "images without Flatten": (
+        lambda: Sequential([Dense(5)]).compile("sgd").fit(np.zeros((40, 28, 28)), np.zeros(40, int)), ValueError,
+        "cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); got (40, 28, 5) and "
+        "(40,); put Flatten() before the first Dense"),
+    "a label for each place": (
+        lambda: F.cross_entropy(np.zeros((4, 7, 3)), np.zeros((4, 7), int)), ValueError,
+        "cross-entropy takes logits of shape (n, classes) and labels of shape (n,) or (n, classes); got (4, 7, 3) and (4, 7); "
+        "reshape both, to (-1, classes) and (-1)"),
     "BatchNorm of one sample": (
         lambda: net()(X[:1]), ValueError,
         "layer 1, batchnorm BatchNorm(16) got 1 sample per channel (input shape (1, 16)) in training mode, and one sample has "
@@ -174,7 +183,7 @@ ERRORS = {
         lambda: compiled("crossentropy"), ValueError,
         f"unknown loss 'crossentropy'; known are {known(training.LOSSES)}"),
     "unknown metric": (
-        lambda: compiled(metrics=["acc"]), ValueError, f"unknown metric 'acc'; known are {known(training.METRICS)}"),
+        lambda: compiled(metrics=["auc"]), ValueError, f"unknown metric 'auc'; known are {known(training.METRICS)}"),
     "unknown data set": (
         lambda: data.load("minst"), ValueError, "unknown data set 'minst'; known are digits, fashion_mnist, mnist"),
     "an optimizer's class": (
@@ -253,10 +262,10 @@ ERRORS = {
         "NumPy was given a Tensor: use minidl.functional for a differentiable result, or tensor.data for the plain array"),
     "a loss that is no Tensor": (
         fit(loss=lambda outputs, y: 0.5), TypeError,
-        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a float of shape ()"),
+        "a loss returns one number as a Tensor, made with minidl.functional, but this one returned a float of shape ()"),
     "a loss per sample": (
         fit(loss=lambda outputs, y: outputs.sum(axis=1)), TypeError,
-        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a Tensor of shape (40,); end it "
+        "a loss returns one number as a Tensor, made with minidl.functional, but this one returned a Tensor of shape (40,); end it "
         "with .mean()"),
     # --- Too early
     "fit before compile": (
@@ -266,17 +275,13 @@ ERRORS = {
         lambda: optim.Adam(net().parameters()), RuntimeError,
         "dense Dense(16) has no weights yet, because it has seen no input: give input_shape, call model.build(input_shape), "
         "or send one batch through first"),
-    "summary before any shape": (
-        lambda: net().summary(), RuntimeError,
-        "summary() needs the shape of the input: give the first layer input_shape, call model.build(input_shape), or send "
-        "one batch through first"),
     "no forward": (lambda: NoForward()(X), NotImplementedError, "NoForward must define forward(self, x)"),
     "forward without return": (
-        lambda: NoReturn()(X), TypeError, "NoReturn(): forward gave nothing back; it must end with `return`"),
+        lambda: NoReturn()(X), TypeError, "NoReturn(): forward returned nothing; it must end with `return`"),
     # --- Optimizers
     "a model for parameters": (
         lambda: optim.Adam(net(input_shape=20)), TypeError,
-        "expected a list of parameters, as model.parameters() gives it, got a Sequential"),
+        "expected a list of parameters, as model.parameters() returns it, got a Sequential"),
     "named parameters": (
         lambda: optim.Adam(net(input_shape=20).named_parameters()), ValueError,
         "expected at least one parameter, and all must be Tensors, got tuple"),
@@ -298,7 +303,7 @@ ERRORS = {
         "Build the model with the layers it had when the state was saved"),
     "a path for a state": (
         lambda: net(input_shape=20).load_state_dict("weights.npz"), TypeError,
-        "load_state_dict takes a dict as state_dict() gives it, got str; for a file use load_weights(path)"),
+        "load_state_dict takes a dict as state_dict() returns it, got str; for a file use load_weights(path)"),
     # --- Layers and callbacks
     "a layer for a list": (
         lambda: Sequential(Dense(3)), TypeError,
@@ -322,7 +327,7 @@ ERRORS = {
         lambda: EarlyStopping(mode="maximum"), ValueError, "mode is 'min', 'max' or 'auto', got 'maximum'"),
     "a schedule without return": (
         fit(callbacks=[LearningRateScheduler(lambda epoch, lr: None)]), ValueError,
-        "the schedule must return a learning rate, a number from 0 up, but gave None for epoch 0"),
+        "the schedule must return a learning rate, a number from 0 up, but returned None for epoch 0"),
     "an event that does not exist": (
         lambda: LambdaCallback(on_epoch=3), TypeError,
         "LambdaCallback takes functions named on_train_begin, on_train_end, on_epoch_begin, on_epoch_end, "
@@ -389,10 +394,10 @@ ERRORS = {
         "layer 1, dense Dense(20 -> 3) expects inputs of shape (n, 20), got (4, 5); its input "
         "comes from layer 0, flatten Flatten(). If this is one sample, write "
         "x.reshape(1, 4, 5), a batch of one"),
-    "images for a Dense": (
-        lambda: Dense(3, input_shape=(28, 28)), ValueError,
-        "Dense expects inputs of shape (n, inputs), but input_shape is (28, 28); put "
-        "Flatten(input_shape=(28, 28)) before it"),
+    "layers called with an Input": (
+        lambda: Dense(3)(Input((28, 28))), TypeError,
+        "Dense(3) takes an array or a Tensor, got Input: it stands first in a Sequential; for layers in another order subclass "
+        "Module and write forward"),
     "a list for a batch": (
         lambda: net(input_shape=20)([[1.0] * 20]), TypeError,
         "Sequential takes an array or a Tensor, got list: use np.asarray(x, np.float32)"),

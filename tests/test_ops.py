@@ -18,6 +18,7 @@ import pytest
 from hypothesis import strategies as st
 
 import minidl.functional as F
+import minidl.ops as O
 import minidl.tensor as T
 from minidl import Tensor, grad, gradcheck, no_grad
 
@@ -96,9 +97,14 @@ case("Tensor.astype", lambda x: x.astype(np.float64), normal(3, 4))
 for name, draw in {"exp": normal, "log": positive, "sqrt": positive, "abs": apart}.items():
     case(name, lambda x, name=name: getattr(F, name)(x), draw(3, 4))
     case(f"Tensor.{name}", lambda x, name=name: getattr(x, name)(), draw(3, 4))
-for name in "relu", "tanh", "sigmoid", "leaky_relu", "softplus", "gelu", "linear_activation":
+for name in "sin", "cos", "erf", "square", "log1p":
+    case(name, lambda x, name=name: getattr(F, name)(x), positive(3, 4))
+for name in "relu", "tanh", "sigmoid", "leaky_relu", "softplus", "gelu", "gelu_exact", "elu", "silu", "linear_activation":
     case(name, lambda x, name=name: getattr(F, name)(x), apart(3, 4))
 case("leaky_relu slope=0.3", lambda x: F.leaky_relu(x, 0.3), apart(3, 4))
+
+case("elu alpha=0.3", lambda x: F.elu(x, 0.3), apart(3, 4))
+case("Tensor.__pos__", lambda x: +x * x, normal(3, 4))
 
 PAIR = apart(2, 3, 4)  # two arrays without equal entries
 for name in "maximum", "minimum":
@@ -151,21 +157,44 @@ case("concatenate with itself", lambda a: F.concatenate([a, a * a]), normal(2, 3
 case("stack", lambda a, b: F.stack([a, b]), normal(2, 3), normal(2, 3))
 case("stack axis=-1", lambda a, b: F.stack([a, b], axis=-1), normal(2, 3), normal(2, 3))
 
+case("squeeze", lambda x: F.squeeze(x), normal(1, 3, 1))
+case("squeeze axis=-1", lambda x: F.squeeze(x, axis=-1), normal(1, 3, 1))
+case("expand_dims", lambda x: F.expand_dims(x, 1), normal(3, 4))
+case("split", lambda x: F.split(x, 2)[1], normal(4, 3))
+case("split at places", lambda x: F.stack([F.sum(part) for part in F.split(x, [1, 3], axis=1)]) ** 2, normal(2, 4))
+case("tile", lambda x: F.tile(x, 3), normal(2, 3))
+case("tile both", lambda x: F.tile(x, (2, 1, 3)), normal(2, 3))
+case("pad", lambda x: F.pad(x, ((1, 2), (0, 3)), value=0.5), normal(2, 3))
+case("cumsum", lambda x: F.cumsum(x, axis=1), normal(2, 3, 2))
+case("cumsum axis=-1", lambda x: F.cumsum(x, axis=-1), normal(2, 3))
+
+# --- Products that name their axes -------------------------------------------------------------------
+
+case("outer", lambda a, b: F.outer(a, b), normal(3), normal(4))
+EINSUMS = {"ij,jk->ik": [(2, 3), (3, 4)], "ij,jk": [(2, 3), (3, 4)], "i,i->": [(3,), (3,)], "i,j->ji": [(3,), (2,)],
+           "bhd,bkd->bhk": [(2, 3, 4), (2, 2, 4)], "ij->ji": [(2, 3)], "ij->": [(2, 3)], "ij,jk,kl->il": [(2, 3), (3, 4), (4, 2)],
+           "ij,jk,l->i": [(2, 3), (3, 4), (2,)], ",ij->j": [(), (2, 3)]}
+for subscripts, shapes in EINSUMS.items():
+    case(f"einsum {subscripts}", lambda *xs, s=subscripts: F.einsum(s, *xs), *(normal(*shape) for shape in shapes))
+case("einsum with itself", lambda x: F.einsum("ij,kj->ik", x, x), normal(2, 3))
+
 # --- Reductions --------------------------------------------------------------------------------------
 
 AXES = [{}, {"keepdims": True}, {"axis": 1}, {"axis": -1}, {"axis": -2, "keepdims": True}, {"axis": (0, 2)},
         {"axis": (-1, 0), "keepdims": True}, {"axis": (0, 1, 2)}]
-for name in "sum", "mean", "var", "max", "min":
+for name in "sum", "mean", "var", "max", "min", "std", "prod", "norm":
     for options in AXES:
         label = " ".join(f"{key}={value}" for key, value in options.items())
-        case(f"{name} {label}", lambda x, name=name, o=options: getattr(F, name)(x, **o), apart(2, 3, 4))
-    case(f"Tensor.{name}", lambda x, name=name: getattr(x, name)(axis=1, keepdims=True), apart(2, 3, 4))
+        case(f"{name} {label}", lambda x, name=name, o=options: getattr(F, name)(x, **o), apart(2, 3, 4) / (5 if name == "prod" else 1))
+    if hasattr(Tensor, name):
+        case(f"Tensor.{name}", lambda x, name=name: getattr(x, name)(axis=1, keepdims=True), apart(2, 3, 4))
 
 # --- Softmax, losses ---------------------------------------------------------------------------------
 
 for name in "softmax", "log_softmax", "logsumexp":
     case(name, lambda x, name=name: getattr(F, name)(x), normal(3, 4))
     case(f"{name} axis=0", lambda x, name=name: getattr(F, name)(x, axis=0), normal(3, 4))
+    case(f"{name} axis=(0, 2)", lambda x, name=name: getattr(F, name)(x, axis=(0, -1)), normal(2, 3, 2))
 
 CLASSES = np.array([2, 0, 3])
 SOFT = np.array([[0.5, 0.25, 0.25, 0], [0, 0, 0, 1], [0.125, 0.375, 0.25, 0.25]], np.float32)
@@ -181,6 +210,32 @@ case("binary_cross_entropy", lambda p: F.binary_cross_entropy(p, SOFT), RNG.unif
 case("binary_cross_entropy after sigmoid", lambda x: F.binary_cross_entropy(F.sigmoid(x), SOFT), normal(3, 4))
 case("binary_cross_entropy_with_logits", lambda x: F.binary_cross_entropy_with_logits(x, SOFT), normal(3, 4))
 case("mse_loss", lambda a, b: F.mse_loss(a, b), normal(3, 4), normal(3, 4))
+case("l1_loss", lambda a, b: F.l1_loss(a, b), PAIR[0], PAIR[1])
+case("huber_loss", lambda a, b: F.huber_loss(a, b), PAIR[0], PAIR[1])  # some errors are below 1, some above
+case("huber_loss delta=0.5", lambda a, b: F.huber_loss(a, b, 0.5), PAIR[0], PAIR[1])
+for reduction in "sum", "none":
+    for name in "mse_loss", "l1_loss", "huber_loss":
+        case(f"{name} {reduction}", lambda a, b, name=name, r=reduction: getattr(F, name)(a, b, reduction=r), PAIR[0], PAIR[1])
+    for name in "cross_entropy", "cross_entropy_composed":
+        for label, y in LABELS.items():
+            case(f"{name} {label} {reduction}", lambda x, y=y, r=reduction, name=name: getattr(F, name)(x, y, reduction=r),
+                 normal(3, 4))
+    for label, y in LABELS.items():
+        case(f"categorical_crossentropy {label} {reduction}",
+             lambda p, y=y, r=reduction: F.categorical_crossentropy(p, y, reduction=r), RNG.uniform(0.1, 0.9, (3, 4)))
+    case(f"binary_cross_entropy {reduction}", lambda p, r=reduction: F.binary_cross_entropy(p, SOFT, reduction=r),
+         RNG.uniform(0.1, 0.9, (3, 4)))
+    case(f"binary_cross_entropy_with_logits {reduction}",
+         lambda x, r=reduction: F.binary_cross_entropy_with_logits(x, SOFT, reduction=r), normal(3, 4))
+for label, y in LABELS.items():
+    case(f"cross_entropy {label} smoothed", lambda x, y=y: F.cross_entropy(x, y, label_smoothing=0.1), normal(3, 4), order=1)
+    case(f"cross_entropy_composed {label} smoothed", lambda x, y=y: F.cross_entropy_composed(x, y, label_smoothing=0.1),
+         normal(3, 4))
+    case(f"categorical_crossentropy {label} smoothed", lambda p, y=y: F.categorical_crossentropy(p, y, label_smoothing=0.1),
+         RNG.uniform(0.1, 0.9, (3, 4)))
+for reduction in "mean", "sum", "none":
+    case(f"cross_entropy ignore_index {reduction}",
+         lambda x, r=reduction: F.cross_entropy(x, np.array([2, -1, 3]), ignore_index=-1, reduction=r), normal(3, 4))
 
 # --- Batch and Layer Normalization -------------------------------------------------------------------
 
@@ -202,17 +257,18 @@ for shape in (5, 4), (2, 3, 4):
 NOT_DIFFERENTIABLE = {f"Tensor.{name}" for name in (
     "data shape ndim size dtype op logits numpy item tolist detach backward __init__ __repr__ __len__ __float__ "
     "__int__ __index__ __bool__ __contains__ __format__ __dir__ __hash__ __array_function__ "
-    "__array__ __setitem__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__").split()} | {
-    "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums", "mark_changed",
-    "changed_since"}
+    "__array__ __setitem__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ argmax").split()} | {
+    "argmax", "grad", "no_grad", "walk", "starting_gradient", "plain", "constant", "floats", "in_float32", "unknown", "column_sums", "mark_changed",
+    "changed_since", "is_whole"}
 
 
 def public_names():
-    """Every public function of functional.py and tensor.py, every method, operator and property of Tensor."""
+    """Every public function of functional.py, ops.py and tensor.py, every method, operator and property of Tensor."""
     def function_of(module, value):
         return isinstance(value, (T.Op, T.Fused)) or (inspect.isfunction(value) and value.__module__ == module.__name__)
 
-    names = {name for name, value in vars(F).items() if callable(value) and not inspect.isclass(value)}
+    names = {name for module in (F, O) for name, value in vars(module).items()
+             if callable(value) and not inspect.isclass(value)}
     names |= {name for name, value in vars(T).items() if function_of(T, value)}
     names = {name for name in names if not name.startswith("_")}
     names |= {f"Tensor.{name}" for name, value in vars(Tensor).items()
@@ -221,8 +277,8 @@ def public_names():
 
 
 def all_ops():
-    """Every Op and Fused of the two modules by name, also those behind a public wrapper (_sum behind sum)."""
-    return {name: op for module in (T, F) for name, op in vars(module).items() if isinstance(op, (T.Op, T.Fused))}
+    """Every Op and Fused of the three modules by name, also those behind a public wrapper (_sum behind sum)."""
+    return {name: op for module in (T, O, F) for name, op in vars(module).items() if isinstance(op, (T.Op, T.Fused))}
 
 
 def ops_in(case):
@@ -263,7 +319,8 @@ def test_every_op_has_a_case():
 @pytest.mark.parametrize("module, name, value", [
     (F, "swish", T.Op("swish", lambda x: x, lambda g: g)), (F, "_hidden", T.Op("hidden", lambda x: x)),
     (F, "quick", T.Fused("quick", lambda x: x, composed="slow")), (T, "_hidden", T.Op("hidden", lambda x: x)),
-    (F, "norm", lambda x: x), (Tensor, "cube", lambda x: x * x * x), (Tensor, "__mod__", lambda a, b: a - b)])
+    (O, "_hidden", T.Op("hidden", lambda x: x)),
+    (F, "cube", lambda x: x), (Tensor, "cube", lambda x: x * x * x), (Tensor, "__mod__", lambda a, b: a - b)])
 def test_a_new_op_without_a_case_is_noticed(monkeypatch, module, name, value):
     monkeypatch.setattr(module, name, value, raising=False)
     assert names_without_case() == {f"Tensor.{name}" if module is Tensor else name}
@@ -354,7 +411,7 @@ def test_mutation_a_wrong_part_of_concatenate_is_noticed(monkeypatch, i, factor)
         gradcheck(CASES["concatenate"].function, CASES["concatenate"].inputs)
 
 
-CURVED = ("mul div power exp log sqrt _matmul tanh _sigmoid _softplus _softmax _logsumexp _log_softmax _linear").split()
+CURVED = ("mul div power exp log sqrt square sin cos erf log1p _norm _contract _elu _matmul tanh _sigmoid _softplus _softmax _logsumexp _log_softmax _linear").split()
 
 
 @pytest.mark.parametrize("name", CURVED)
@@ -442,12 +499,14 @@ FORMULAS = {
     "sigmoid": lambda x: math.exp(x) / (math.exp(x) + 1), "softplus": lambda x: math.log(math.exp(x) + 1),
     "leaky_relu": lambda x: x if x > 0 else x / 100, "linear_activation": lambda x: x,
     "gelu": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))),
-    "log": math.log, "sqrt": math.sqrt}
+    "gelu_exact": lambda x: x / 2 * (1 + math.erf(x / math.sqrt(2))), "elu": lambda x: x if x > 0 else math.expm1(x),
+    "silu": lambda x: x / (1 + math.exp(-x)), "sin": math.sin, "cos": math.cos, "erf": math.erf, "square": lambda x: x * x,
+    "log1p": math.log1p, "log": math.log, "sqrt": math.sqrt}
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_elementwise_value(name):
-    x = np.linspace(0.05, 4, 40) if name in ("log", "sqrt") else np.linspace(-4, 4, 41)
+    x = np.linspace(0.05, 4, 40) if name in ("log", "sqrt", "log1p") else np.linspace(-4, 4, 41)
     np.testing.assert_allclose(getattr(F, name)(Tensor(x)).data, [FORMULAS[name](v) for v in x], rtol=1e-13, atol=1e-15)
 
 
@@ -457,10 +516,10 @@ def test_gelu_is_close_to_its_definition_by_erf():
 
 
 @pytest.mark.parametrize("options", AXES, ids=str)
-@pytest.mark.parametrize("name", ["sum", "mean", "var", "max", "min"])
+@pytest.mark.parametrize("name", ["sum", "mean", "var", "max", "min", "std", "prod"])
 def test_reductions_are_numpys(name, options):
     x = normal(2, 3, 4)
-    np.testing.assert_allclose(getattr(Tensor(x), name)(**options).data, getattr(np, name)(x, **options), rtol=1e-13)
+    np.testing.assert_allclose(getattr(F, name)(Tensor(x), **options).data, getattr(np, name)(x, **options), rtol=1e-13)
 
 
 @pytest.mark.parametrize("a, b", [((3, 4), (4, 2)), ((4,), (4, 2)), ((3, 4), (4,)), ((4,), (4,)),
@@ -477,8 +536,56 @@ def test_shape_functions_are_numpys():
     for axis in 0, 1, -1:
         assert np.array_equal(F.concatenate([Tensor(a), b], axis).data, np.concatenate([a, b], axis))
         assert np.array_equal(F.stack([Tensor(a), b], axis).data, np.stack([a, b], axis))
+    assert np.array_equal(F.broadcast_to(Tensor(a), (4, 2, 3)).data, np.broadcast_to(a, (4, 2, 3)))
     assert np.array_equal(F.clip(Tensor(a), -0.5, 0.5).data, np.clip(a, -0.5, 0.5))
     assert np.array_equal(F.where(a > b, Tensor(a), b).data, np.maximum(a, b))
+    assert F.expand_dims(a, -1).shape == (2, 3, 1) and F.squeeze(a[None, :, None]).shape == (2, 3)
+    for repeats in 2, (2, 3), (2, 1, 3):
+        assert np.array_equal(F.tile(Tensor(a), repeats).data, np.tile(a, repeats))
+    for parts in 3, [1], [1, 2]:
+        assert all(map(np.array_equal, F.split(a, parts, axis=1), np.split(a, parts, axis=1)))
+    assert np.array_equal(F.pad(Tensor(a), ((1, 0), (2, 3)), 0.5).data, np.pad(a, ((1, 0), (2, 3)), constant_values=0.5))
+    assert np.array_equal(F.cumsum(Tensor(a), 1).data, np.cumsum(a, 1)) and np.array_equal(F.outer(a[0], b[0]), np.outer(a[0], b[0]))
+    assert np.array_equal(F.argmax(Tensor(a), 1), a.argmax(1)) and np.array_equal(Tensor(a).argmax(axis=0), a.argmax(0))
+
+
+@pytest.mark.parametrize("subscripts", EINSUMS)
+def test_einsum_is_numpys(subscripts):
+    xs = [normal(*shape) for shape in EINSUMS[subscripts]]
+    y = F.einsum(subscripts, *map(Tensor, xs))
+    np.testing.assert_allclose(y.data, np.einsum(subscripts, *xs), rtol=1e-12)
+
+
+@pytest.mark.parametrize("subscripts, shapes, words", [
+    ("ij,jk->ik", [(2, 3), (4, 5)], "axis 'j' has the lengths 3 and 4"), ("ii->i", [(3, 3)], "diagonal"),
+    ("...ij->ij", [(2, 3)], "not known"), ("ij->k", [(2, 3)], "no input has"), ("ij,j->i", [(2, 3)], "2 inputs")])
+def test_einsum_says_what_does_not_fit(subscripts, shapes, words):
+    with pytest.raises(ValueError, match=words):
+        F.einsum(subscripts, *(normal(*shape) for shape in shapes))
+
+
+@no_warnings
+def test_products_and_norms_have_gradients_at_0():
+    """Dividing the product by each number, or by the norm, would make NaN of them."""
+    x = Tensor(np.array([2.0, 0, 3]), requires_grad=True)
+    assert np.array_equal(grad(F.prod(x), x), [0, 6, 0]) and F.prod(np.ones((0, 2)), 0).tolist() == [1, 1]
+    zero = Tensor(np.zeros(3), requires_grad=True)
+    assert F.norm(zero).item() == 0 and np.array_equal(grad(F.norm(zero), zero), np.zeros(3))
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda x: F.squeeze(x, 0), "length 1"), (lambda x: F.split(x, 2, axis=1), "2 equal parts"), (lambda x: F.outer(x, x), "two vectors"),
+    (lambda x: F.pad(x, 1), "a pair"), (lambda x: F.pad(x, ((0, -1), (0, 0))), "from 0 up"), (lambda x: F.cumsum(x, 2), "axis=2")])
+def test_shape_functions_say_what_does_not_fit(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(normal(2, 3))
+
+
+@pytest.mark.parametrize("join, axis", [(F.stack, 3), (F.stack, -4), (F.concatenate, 2), (F.concatenate, -3)])
+def test_an_axis_that_is_not_there_is_refused(join, axis):
+    """stack once took it modulo the number of axes, and joined along another one."""
+    with pytest.raises(np.exceptions.AxisError, match="out of bounds"):
+        join([Tensor(normal(2, 3)), Tensor(normal(2, 3))], axis)
 
 
 def test_softmax_sums_to_one_and_ignores_a_shift():
@@ -498,7 +605,8 @@ def test_softmax_sums_to_one_and_ignores_a_shift():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name, value, slope", [
     ("sigmoid", [0, 0.5, 1], [0, 0.25, 0]), ("softplus", [0, math.log(2), 1e4], [0, 0.5, 1]),
-    ("tanh", [-1, 0, 1], [0, 1, 0]), ("gelu", [0, 0, 1e4], [0, 0.5, 1])])
+    ("tanh", [-1, 0, 1], [0, 1, 0]), ("gelu", [0, 0, 1e4], [0, 0.5, 1]), ("gelu_exact", [0, 0, 1e4], [0, 0.5, 1]),
+    ("silu", [0, 0, 1e4], [0, 0.5, 1]), ("elu", [-1, 0, 1e4], [0, 1, 1])])
 def test_activations_at_10000(name, value, slope, dtype):
     x = Tensor(np.array([-1e4, 0, 1e4], dtype), requires_grad=True)
     y = getattr(F, name)(x)
@@ -742,6 +850,47 @@ def test_softmax_twice_cannot_get_below_1_4612():
 
 def test_mse_loss_is_the_mean_over_all_entries():
     assert F.mse_loss(np.array([[1.0, 2], [3, 4]]), np.zeros((2, 2))) == 7.5
+
+
+def test_mean_sum_and_none_of_a_loss_belong_together():
+    """Whatever the mean is of: its losses one by one have that mean and that sum."""
+    x, p, y = normal(3, 4), F.softmax(normal(3, 4)), np.eye(4)[CLASSES]
+    for loss in (F.cross_entropy, F.mse_loss, F.l1_loss, F.huber_loss, F.binary_cross_entropy_with_logits):
+        each = loss(x, y, reduction="none")
+        assert each.shape == ((3,) if loss is F.cross_entropy else (3, 4))
+        assert loss(x, y) == pytest.approx(each.mean()) and loss(x, y, reduction="sum") == pytest.approx(each.sum())
+        with pytest.raises(ValueError, match="'mean', 'sum' or 'none', got 'avg'"):
+            loss(x, y, reduction="avg")
+    for loss in F.categorical_crossentropy, F.binary_cross_entropy:
+        assert loss(p, y) == pytest.approx(loss(p, y, reduction="none").mean())
+
+
+def test_label_smoothing_is_a_mixture_of_labels():
+    """One tenth of every label goes to all four classes alike, for both losses, before and behind the softmax."""
+    x, mixed = normal(3, 4), 0.9 * np.eye(4)[CLASSES] + 0.1 / 4
+    for y in CLASSES, np.eye(4)[CLASSES]:
+        for loss in F.cross_entropy, F.cross_entropy_composed:
+            assert loss(x, y, label_smoothing=0.1) == pytest.approx(F.cross_entropy(x, mixed), rel=1e-14)
+        for p in F.softmax(x), F.softmax(Tensor(x)):
+            value = F.categorical_crossentropy(p, y, label_smoothing=0.1)
+            assert float(value) == pytest.approx(F.cross_entropy(x, mixed), rel=1e-12)
+    with pytest.raises(ValueError, match="from 0 to 1, got 10"):
+        F.cross_entropy(x, CLASSES, label_smoothing=10)
+
+
+def test_ignored_samples_count_neither_in_the_sum_nor_in_the_number():
+    x = normal(4, 3)
+    loss = F.cross_entropy(x, np.array([0, 9, 2, 9]), ignore_index=9)
+    assert loss == pytest.approx(F.cross_entropy(x[[0, 2]], np.array([0, 2])), rel=1e-14)
+    xt = Tensor(x, requires_grad=True)
+    assert not grad(F.cross_entropy(xt, np.array([0, 9, 2, 9]), ignore_index=9), xt)[[1, 3]].any()
+    with pytest.raises(ValueError, match="at least one of another class than 9"):
+        F.cross_entropy(x, np.full(4, 9), ignore_index=9)
+
+
+def test_the_huber_loss_is_half_a_square_and_then_a_line():
+    assert F.huber_loss(np.array([0.0, 0, 0, 0]), np.array([0.5, -1, 2, -10]), reduction="none").tolist() == [0.125, 0.5, 1.5, 9.5]
+    assert F.huber_loss(np.zeros(1), np.full(1, 10.0), 2.0) == 2 * (10 - 1)
 
 
 def test_categorical_crossentropy_of_probabilities_that_no_softmax_made():

@@ -13,7 +13,16 @@ import pytest
 
 from minidl import Dense, DivergenceError, Parameter, Sequential, Tensor, optim, schedules
 from minidl import functional as F
-from minidl.schedules import CosineDecay, ExponentialDecay, OneCycle, StepDecay, WarmUp
+from minidl.schedules import (
+    CosineDecay,
+    CosineRestarts,
+    ExponentialDecay,
+    MultiStepDecay,
+    OneCycle,
+    PolynomialDecay,
+    StepDecay,
+    WarmUp,
+)
 
 ALL = {"sgd": lambda p=None, lr=0.1: optim.SGD(p, lr=lr),
        "momentum": lambda p=None, lr=0.1: optim.SGD(p, lr=lr, momentum=0.9),
@@ -21,6 +30,8 @@ ALL = {"sgd": lambda p=None, lr=0.1: optim.SGD(p, lr=lr),
        "decay": lambda p=None, lr=0.1: optim.SGD(p, lr=lr, weight_decay=0.01),
        "adagrad": lambda p=None, lr=0.1: optim.Adagrad(p, lr=lr),
        "rmsprop": lambda p=None, lr=0.1: optim.RMSprop(p, lr=lr),
+       "l2": lambda p=None, lr=0.1: optim.Adam(p, lr=lr, weight_decay=0.01),
+       "clipped": lambda p=None, lr=0.1: optim.SGD(p, lr=lr, clipnorm=5.0),
        "adam": lambda p=None, lr=0.1: optim.Adam(p, lr=lr),
        "adamw": lambda p=None, lr=0.1: optim.AdamW(p, lr=lr)}
 every_optimizer = pytest.mark.parametrize("name", ALL)
@@ -47,11 +58,23 @@ def adagrad(p, gradients, lr=0.1, eps=1e-10):
     return p
 
 
-def rmsprop(p, gradients, lr=0.1, alpha=0.99, eps=1e-8):
+def rmsprop(p, gradients, lr=0.1, alpha=0.99, eps=1e-8, weight_decay=0.0):
     """p = p - lr g / sqrt(mean of the g^2, each older one weighing alpha times the next)."""
+    gradients = gradients.copy()
     for t, g in enumerate(gradients, start=1):
+        g += weight_decay * p
         weights = (1 - alpha) * alpha ** np.arange(t)[::-1]
         p = p - lr * g / (np.sqrt(np.tensordot(weights, gradients[:t] ** 2, axes=1)) + eps)
+    return p
+
+
+def l2_adam(p, gradients, lr=0.1, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    """Adam of the loss plus weight_decay / 2 times the sum of p^2."""
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        g = g + weight_decay * p
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g ** 2
+        p = p - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
     return p
 
 
@@ -71,6 +94,7 @@ RECURRENCES = [
     (optim.SGD, sgd, {"weight_decay": 0.1}), (optim.SGD, sgd, {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1}),
     (optim.Adagrad, adagrad, {}), (optim.Adagrad, adagrad, {"eps": 1e-2}),
     (optim.RMSprop, rmsprop, {}), (optim.RMSprop, rmsprop, {"alpha": 0.5, "eps": 1e-2}),
+    (optim.RMSprop, rmsprop, {"weight_decay": 0.1}), (optim.Adam, l2_adam, {"weight_decay": 0.1}),
     (optim.AdamW, adam, {"weight_decay": 0.1}), (optim.AdamW, adam, {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.0}),
     (optim.Adam, adam, {}), (optim.Adam, adam, {"betas": (0.5, 0.9), "eps": 1e-3}),
     (optim.Adam, adam, {"betas": (0.0, 0.0)})]
@@ -296,7 +320,7 @@ def test_plain_tensors_can_be_trained_too():
 
 def test_every_optimizer_has_a_name_for_compile_and_a_recurrence_here():
     classes = {c for c in vars(optim).values() if isinstance(c, type) and issubclass(c, optim.Optimizer)}
-    classes.remove(optim.Optimizer)
+    classes -= {optim.Optimizer, optim.Groups}
     assert set(optim.OPTIMIZERS.values()) == classes == {optimizer for optimizer, _, _ in RECURRENCES}
 
 
@@ -453,7 +477,8 @@ def rates(schedule, steps):
 
 
 SCHEDULES = [StepDecay(0.1, 30), ExponentialDecay(0.1, 30), CosineDecay(0.1, 90), WarmUp(0.1, 10),
-             WarmUp(CosineDecay(0.1, 80), 10), OneCycle(0.1, 100)]
+             WarmUp(CosineDecay(0.1, 80), 10), OneCycle(0.1, 100), MultiStepDecay(0.1, (30, 80)), PolynomialDecay(0.1, 90, 2.0),
+             CosineRestarts(0.1, 20, 2)]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 
 
@@ -466,6 +491,13 @@ def test_published_numbers_of_the_schedules():
     np.testing.assert_allclose(smooth[1:] / smooth[:-1], 0.5 ** (1 / 3))
     np.testing.assert_allclose(rates(CosineDecay(0.8, steps=6), 8),
                                [0.8, 0.4 + 0.2 * math.sqrt(3), 0.6, 0.4, 0.2, 0.4 - 0.2 * math.sqrt(3), 0, 0], atol=1e-16)
+    np.testing.assert_allclose(rates(PolynomialDecay(0.8, steps=4), 6), [0.8, 0.6, 0.4, 0.2, 0, 0], atol=1e-16)
+    np.testing.assert_allclose(rates(PolynomialDecay(0.8, 4, power=2), 6), [0.8, 0.45, 0.2, 0.05, 0, 0], atol=1e-16)
+    np.testing.assert_allclose(rates(MultiStepDecay(0.8, [2, 5], 0.5), 7), [0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2])
+    np.testing.assert_allclose(rates(CosineRestarts(0.8, steps=2), 6), [0.8, 0.4] * 3)
+    np.testing.assert_allclose(rates(CosineRestarts(0.8, steps=2, factor=2), 8),
+                               [0.8, 0.4, 0.8, 0.4 + 0.2 * math.sqrt(2), 0.4, 0.4 - 0.2 * math.sqrt(2), 0.8,
+                                0.4 * (1 + math.cos(math.pi / 8))])
     np.testing.assert_allclose(rates(WarmUp(0.8, steps=3), 6), [0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
     np.testing.assert_allclose(rates(WarmUp(StepDecay(0.8, 2, 0.5), steps=3), 8), [0.2, 0.4, 0.6, 0.8, 0.8, 0.4, 0.4, 0.2])
 
@@ -483,7 +515,7 @@ def test_one_cycle():
 
 @every_schedule
 def test_schedules_stay_between_0_and_their_rate_and_never_rise_again(schedule):
-    values = rates(schedule, 120)
+    values = rates(schedule, 20 if isinstance(schedule, CosineRestarts) else 120)  # until it starts anew
     top = values.argmax()
     assert 0 <= values.min() and values.max() == pytest.approx(0.1)
     assert (np.diff(values[:top + 1]) > 0).all() and (np.diff(values[top:]) <= 0).all()
@@ -554,10 +586,20 @@ def test_a_rate_of_zero_is_only_a_pause():
 
 @pytest.mark.parametrize("make, name", [
     (lambda: StepDecay(0.1, 0), "steps"), (lambda: ExponentialDecay(-0.1, 3), "lr"), (lambda: StepDecay(0.1, 3, 0), "factor"),
-    (lambda: CosineDecay(math.nan, 3), "lr"), (lambda: WarmUp(0, 3), "lr"), (lambda: OneCycle(0.1, -5), "steps")])
+    (lambda: CosineDecay(math.nan, 3), "lr"), (lambda: WarmUp(0, 3), "lr"), (lambda: OneCycle(0.1, -5), "steps"),
+    (lambda: MultiStepDecay(0.1, (0, 3)), "steps"), (lambda: PolynomialDecay(0.1, 3, 0), "power")])
 def test_schedules_check_their_numbers(make, name):
     with pytest.raises(ValueError, match=f"(Decay|WarmUp|OneCycle) needs a positive, finite number as {name}, got"):
         make()
+
+
+def test_schedules_of_several_periods_check_them():
+    with pytest.raises(ValueError, match=r"the steps at which the rate falls, in order, \(300, 600\) for example, got 30"):
+        MultiStepDecay(0.1, 30)
+    with pytest.raises(ValueError, match="in order"):
+        MultiStepDecay(0.1, (60, 30))
+    with pytest.raises(ValueError, match="a factor of at least 1"):  # periods ever shorter would have no end
+        CosineRestarts(0.1, 10, 0.5)
 
 
 def test_every_schedule_is_tested_here():
@@ -633,3 +675,150 @@ def test_clipping_checks_what_it_is_given(given, max_norm, error):
 def test_only_warm_up_goes_around_another_schedule():
     with pytest.raises(ValueError, match="CosineDecay takes a rate"):
         schedules.CosineDecay(schedules.WarmUp(0.1, 3), 10)
+
+
+@pytest.mark.parametrize("schedule", [schedules.CosineDecay, schedules.StepDecay, schedules.ExponentialDecay])
+def test_a_schedule_with_its_arguments_exchanged_is_refused(schedule):
+    with pytest.raises(ValueError, match="at least 1 step, got 0.1; the rate comes first"):
+        schedule(1000, 0.1)
+
+
+@pytest.mark.parametrize("optimizer, name, bad", [
+    (optim.SGD(lr=0.1, momentum=0.9), "momentum", "0.9"), (optim.SGD(lr=0.1, momentum=0.9), "momentum", 1.5),
+    (optim.SGD(lr=0.1), "weight_decay", -1), (optim.SGD(lr=0.1), "nesterov", "False"),
+    (optim.Adagrad(), "eps", math.nan), (optim.RMSprop(), "alpha", 1), (optim.Adam(), "betas", (0.9, 1.0)),
+    (optim.Adam(), "betas", 0.9), (optim.Adam(), "eps", None), (optim.AdamW(), "weight_decay", math.inf)])
+def test_a_setting_is_checked_whenever_it_is_set(optimizer, name, bad):
+    """Not only by the constructor: a momentum of 1.5 set later would diverge without a word."""
+    before = getattr(optimizer, name)
+    with pytest.raises(ValueError, match=name):
+        setattr(optimizer, name, bad)
+    assert getattr(optimizer, name) == before
+
+
+def test_a_setting_of_numpys_float64_does_not_turn_float32_into_float64():
+    p = parameter(1.0, 2.0)
+    p.data = p.data.astype(np.float32)
+    optimizer = optim.SGD([p], lr=0.1, momentum=0.9)
+    optimizer.momentum, optimizer.weight_decay = np.float64(0.5), np.float64(0.1)
+    p.grad = np.ones(p.shape, np.float32)
+    optimizer.step()
+    assert p.dtype == np.float32 and type(optimizer.momentum) is float
+
+
+def test_only_what_a_gradient_reaches_can_be_trained():
+    """A result keeps no gradient and integers have none: both would be left as they are."""
+    p = parameter(1.0, 2.0)
+    with pytest.raises(ValueError, match="parameter 1 is the result of mul"):
+        optim.SGD([p, p * 2])
+    with pytest.raises(ValueError, match="parameter 0 has dtype int64"):
+        optim.SGD([Tensor(np.arange(3))])
+
+
+@pytest.mark.parametrize("name, bad", [("steps", -1), ("steps", 1.5), ("updates", [-1]), ("updates", [0.5])])
+def test_counters_are_whole_and_not_negative(name, bad):
+    optimizer = optim.Adam([parameter(1.0)])
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match="number of steps or updates must be a whole number"):
+        optimizer.load_state_dict(state | {name: np.array(bad)})
+    assert optimizer.steps == 0 and optimizer.updates == [0]
+
+
+@pytest.mark.parametrize("clipping, expected", [
+    ({"clipnorm": 2.5}, [[1.5, 2.0], [0.5, 0.0]]), ({"clipvalue": 2.0}, [[2.0, 2.0], [0.5, 0.0]]),
+    ({"global_clipnorm": 50.25 ** 0.5}, [[3.0, 4.0], [0.5, 0.0]]),
+    ({"global_clipnorm": 25.25 ** 0.5 / 5}, [[0.6, 0.8], [0.1, 0.0]])], ids=str)
+def test_an_optimizer_clips_as_in_keras(clipping, expected):
+    """Each gradient by its own norm, each number, or all gradients by their joint norm; one that is missing stays so."""
+    parameters = with_gradients(np.array([3.0, 4.0]), np.array([0.5, 0.0])) + [parameter(7.0)]
+    optim.SGD(parameters, lr=1.0, **clipping).step()
+    np.testing.assert_allclose([-p.data for p in parameters[:2]], expected, rtol=1e-12)
+    assert parameters[2].data == 7
+
+
+def test_clipping_in_fit():
+    x, y = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32), np.arange(40) % 3
+    free, clipped = (Sequential([Dense(3)], seed=0).compile(optim.SGD(lr=1.0, **o)) for o in ({}, {"global_clipnorm": 1e-3}))
+    for model in free, clipped:
+        model.build(5).set_weights([np.zeros((5, 3)), np.zeros(3)])
+        model.fit(x, y, batch_size=40, verbose=0)
+    assert np.linalg.norm(np.concatenate([w.ravel() for w in clipped.get_weights()])) == pytest.approx(1e-3, rel=1e-4)
+    assert np.abs(free[0].kernel.data).max() > 0.01
+
+
+def test_clipping_options_are_checked():
+    with pytest.raises(ValueError, match="clipnorm and clipvalue are two ways"):
+        optim.Adam(lr=0.1, clipnorm=1.0, clipvalue=1.0)
+    with pytest.raises(ValueError, match="clipvalue must be a finite number above 0, got -1"):
+        optim.SGD(lr=0.1, clipvalue=-1)
+    with pytest.raises(TypeError, match="clipnrom"):
+        optim.SGD(lr=0.1, clipnrom=1)
+
+
+# --- Groups of parameters --------------------------------------------------------------------------------------
+
+def grouped(kind=optim.SGD, **options):
+    """A model whose kernels decay and whose biases do not, and learn ten times as fast."""
+    model = Sequential([Dense(4, "tanh"), Dense(3)], seed=0).build(5)
+    kernels, others = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim == 1]
+    return model, kind([{"params": kernels}, {"params": others, "weight_decay": 0.0, "lr": 0.5}], lr=0.05,
+                       weight_decay=0.1, **options)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW])
+def test_groups_have_their_own_settings(kind):
+    """Each parameter moves as under an optimizer of its group alone."""
+    model, optimizer = grouped(kind)
+    alone, _ = grouped(kind)
+    pieces = [kind([p], lr=0.05, weight_decay=0.1) if p.ndim > 1 else kind([p], lr=0.5, weight_decay=0.0)
+              for p in alone.parameters()]
+    for p, q in zip(model.parameters(), alone.parameters()):
+        p.grad = q.grad = np.ones_like(p.data)
+    for _ in range(3):
+        optimizer.step()
+        for piece in pieces:
+            piece.step()
+    assert optimizer.steps == 3
+    for p, q in zip(model.parameters(), alone.parameters()):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-6)
+
+
+def test_groups_train_in_fit_and_keep_their_proportion(tmp_path):
+    """Also through a checkpoint: the second half of a run is the same run."""
+    x, y = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32), np.arange(40) % 3
+    model, optimizer = grouped(momentum=0.9)
+    model.compile(optimizer).fit(x, y, epochs=4, verbose=0)
+    half, optimizer = grouped(momentum=0.9)
+    half.compile(optimizer).fit(x, y, epochs=2, verbose=0)
+    half.save_checkpoint(tmp_path / "half.npz", 2)
+    rest, optimizer = grouped(momentum=0.9)
+    rest.compile(optimizer)
+    rest.fit(x, y, epochs=4, initial_epoch=rest.load_checkpoint(tmp_path / "half.npz"), verbose=0)
+    assert all(map(np.array_equal, rest.get_weights(), model.get_weights()))
+    optimizer.lr = 0.005
+    assert [one.lr for one in optimizer.optimizers] == [0.005, pytest.approx(0.05)] and optimizer.current_lr == 0.005
+
+
+def test_a_state_that_does_not_fit_one_group_changes_none():
+    model, optimizer = grouped(momentum=0.9)
+    for p in model.parameters():
+        p.grad = np.ones_like(p.data)
+    optimizer.step()
+    before, state = optimizer.state_dict(), optimizer.state_dict()
+    state["0.steps"], state["1.velocity.0"] = np.array(9), np.zeros((2, 2))
+    with pytest.raises(ValueError, match=r"velocity\.0"):
+        optimizer.load_state_dict(state)
+    assert all(np.array_equal(a, before[name]) for name, a in optimizer.state_dict().items())
+
+
+def test_groups_are_checked():
+    p, q = parameter(1.0), parameter(2.0)
+    with pytest.raises(ValueError, match="in two groups"):
+        optim.SGD([{"params": [p, q]}, {"params": [q]}], lr=0.1)
+    with pytest.raises(TypeError, match="a dict like"):
+        optim.SGD([{"params": [p]}, q], lr=0.1)
+    with pytest.raises(TypeError, match="momntum"):
+        optim.SGD([{"params": [p], "momntum": 0.9}], lr=0.1)
+    model, optimizer = grouped()
+    with pytest.raises(ValueError, match="already trains another model's parameters"):
+        Sequential([Dense(3)]).compile(optimizer).fit(np.ones((4, 5)), np.zeros(4, int), verbose=0)

@@ -4,6 +4,8 @@ settings fit.
 Each check looks at all samples, but copies no more than a batch of them.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from .. import functional as F
@@ -35,6 +37,9 @@ def checked(model, x, y, loss, differentiable=False):
     Builds the model. x keeps its dtype: each batch is converted to that of the example.
     differentiable: whether the loss must have a gradient.
     """
+    if y is None or isinstance(x, Iterable) and not (
+            isinstance(x, (list, tuple, dict, Tensor)) or hasattr(x, "__array__")):
+        raise TypeError(_loop_for(model, type(x).__name__ + " and no y" * (y is None)))
     x, y = checked_inputs(x), as_array(y)
     if y.shape[:1] != (len(x),):
         raise ValueError(f"x has {len(x)} samples, y has shape {y.shape}: there must be one label "
@@ -61,6 +66,19 @@ def checked(model, x, y, loss, differentiable=False):
     return x, y, example
 
 
+def _loop_for(model, kind):
+    """What to write instead of fit(loader)."""
+    return (f"fit needs arrays x and y, got a {kind}" + """. For batches that come one
+after the other, from a generator or a DataLoader, write the loop:
+
+    model.build(%s).train()
+    model.optimizer.attach(model.parameters())
+    for epoch in range(5):
+        for xb, yb in loader:
+            training.step(model, model.loss, model.optimizer, np.asarray(xb), np.asarray(yb))
+""" % (getattr(model, "input_shape", None) or 784,))
+
+
 def _try_loss(loss, example, y, differentiable):
     """Find labels that do not fit, and losses that are none, before any step: on a few rows, the
     extreme labels among them.
@@ -81,8 +99,8 @@ def _try_loss(loss, example, y, differentiable):
             raise
     if not isinstance(trial, Tensor) or trial.shape != ():
         shape = tuple(len(y) if n == len(rows) else n for n in getattr(trial, "shape", ()))
-        raise TypeError("a loss gives one number as a Tensor, made with minidl.functional, but "
-                        f"this one gave a {type(trial).__name__} of shape "
+        raise TypeError("a loss returns one number as a Tensor, made with minidl.functional, but "
+                        f"this one returned a {type(trial).__name__} of shape "
                         f"{shape}" + "; end it with .mean()" * isinstance(trial, Tensor))
     if differentiable and not trial.requires_grad:
         raise ValueError("no gradient flows from this loss to the outputs, so nothing would be "
@@ -145,7 +163,7 @@ def checked_validation_data(model, pair, loss, metrics, example):
     try:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             three = isinstance(pair, (tuple, list)) and len(pair) == 3
-            raise TypeError("give a pair (x, y)" + "; minidl has no weights of samples" * three)
+            raise TypeError("give a pair (x, y)" + "; its samples all count alike" * three)
         x, y, _ = checked(model, *pair, loss)
         settled(metrics, loss, example, y)
         return x, y

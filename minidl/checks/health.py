@@ -111,6 +111,7 @@ class Watch:
             optimizer,
             shuffled,
         )
+        self.seen = seen
         self.fresh, self.told = optimizer.steps == 0, False
         self.layers = [
             (part, a)
@@ -132,6 +133,7 @@ class Watch:
             found.append(f"batches of {size} are too small for BatchNorm: a mean and a variance of "
                          f"{size} samples are mostly noise. Take batch_size=16 or more, or "
                          "LayerNorm()")
+        found += self._last_axes()
         if validation_data is not None and len(validation_data[0]) >= FEW:
             ours, theirs = _size(_sample(self.x)), _size(_sample(validation_data[0]))
             if ours and theirs and not 1 / LARGE < theirs / ours < LARGE:
@@ -145,6 +147,22 @@ class Watch:
                              "before they are split, or use data.split")
         self.told = bool(found)
         return found
+
+    def _last_axes(self):
+        """BatchNorms that get (n, time, features) from a Dense, and would take the time for the
+        features.
+        """
+        features_last = []  # outputs of a Dense, also behind activations
+        for part, a, y in self.seen:
+            behind = any(a is each for each in features_last)
+            if behind and isinstance(part, BatchNorm) and a.ndim == 3:
+                return [f"{part.label} normalises along axis 1, the {a.shape[1]} places of its "
+                        f"input {('n', *a.shape[1:])}, but Dense has its features on the last "
+                        "axis: take LayerNorm(), or a Module that exchanges the two axes before "
+                        "and after by x.transpose(0, 2, 1)".replace("'", "")]
+            if isinstance(part, Dense) or behind and isinstance(part, Activation):
+                features_last.append(y)
+        return []
 
     def _unseen(self, y):
         """The share of labels that do not occur in training."""
