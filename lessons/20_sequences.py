@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 20. Sequences: BatchNorm over time, and why language models take LayerNorm
+# # 20. Sequences: is BatchNorm for them, and why do language models take LayerNorm?
 #
 # "Batch normalisation is widely used in convolutional and in recurrent neural networks",
 # says one text, and another lists natural language among its uses. Of convolutions that is
@@ -54,7 +54,7 @@ test = rows(x_test[:1000]), y_test[:1000]
 #   2016).
 #
 # LayerNorm (Ba, Kiros and Hinton 2016) takes mean and variance over the 32 numbers of *one*
-# sample at *one* step, lesson 17's formula along the other axis. It has no running
+# sample at *one* step: the formula of BatchNorm along the other axis. It has no running
 # statistics.
 
 # %%
@@ -157,7 +157,7 @@ gap = {kind: np.mean(batch_mode[kind] - eval_mode[kind]) for kind in models}
 
 # %%
 fig, ax = plotting.figure(
-    size=(12, 6), title="One pair of statistics for all steps: "
+    size=(12, 6), title="Shared statistics: "
     f"{np.median(batch_mode[SHARED]):.2f} in training mode, "
     f"{np.median(eval_mode[SHARED]):.2f} in evaluation mode")
 for i, (name, values) in enumerate((("training mode", batch_mode),
@@ -183,13 +183,15 @@ lesson.show(fig, "modes")
 # %%
 per_step, shared = models[STEP][0].norms, models[SHARED][0].norms[0]
 found = np.array([[norm.running_mean, np.sqrt(norm.running_var)] for norm in per_step])
-wander = np.median(found[:, 0].std(axis=0) / found[:, 1].mean(axis=0))
-print("one unit's mean moves over the 28 steps by "
-      f"{wander:.2f} of its own standard deviations (median over the units)")
+typical = np.median(found[:, 1], axis=1)
+print("standard deviation of a unit (median over the units) at steps 1, 4, 8, 14 and 28: "
+      + ", ".join(f"{typical[t - 1]:.2f}" for t in (1, 4, 8, 14, 28)))
+print(f"the shared BatchNorm has {np.median(np.sqrt(shared.running_var)):.2f} for all")
 
 # %%
 fig, (left, right) = plotting.figure(
-    1, 2, size=(14, 6), title="A unit's mean and spread are not the same at each step")
+    1, 2, size=(14, 6), title=f"At step 1 a unit's spread is {typical[0]:.1f}, at step 14 "
+    f"{typical[13]:.1f}: no single number fits both")
 for panel, what, name in ((left, 0, "mean"), (right, 1, "standard deviation")):
     values = found[:, what].T
     panel.plot(np.arange(1, STEPS + 1), values.T, color="0.6", linewidth=1)
@@ -298,7 +300,30 @@ for kind, norm in ((SHARED, BatchNorm()), (LAYER, LayerNorm())):
 # %% [markdown]
 # ## Explain
 #
-# TODO
+# *Shared statistics fail in evaluation.* In training each step is normalised by its own
+# batch, and all is well. The running statistics are an average over 28 different
+# situations: empty rows, at which a unit hardly varies, and rows full of ink. In evaluation
+# every step gets that average, which fits none of them. Statistics per step repair it, at
+# a price: 28 times as many numbers, and no statistic for a step that training never
+# reached.
+#
+# *"In recurrent networks, too."* It can be done: the network with statistics per step
+# learns. But look at the rows without BatchNorm: with first weights of a good size, no norm
+# at all is about as good, and LayerNorm at least as good. Laurent et al. (2016), who tried it
+# on speech and text, found that BatchNorm in the path of the memory does not help; Cooijmans et al. (2016) found some, with statistics per step and a small first $\gamma$.
+#
+# *Why language models take LayerNorm.* Three of the reasons we have measured. Sentences have
+# different lengths, and with BatchNorm the padding of the others enters what is learned from
+# one. A model that writes sees one sequence at a time, and may have to learn from one. And
+# statistics over positions let each position see the future, which a model that is to guess
+# it must not. LayerNorm looks at one sample at one position, so none of these can happen.
+# Shen et al. (2020) name a fourth: in text the statistics of batches vary far more from one
+# to the next than in images.
+#
+# *Limits.* LayerNorm is no free gift: it makes numbers of full size of a silent input, too.
+# See how it falls with the first blank row, where the plain network hardly changes. None was
+# trained for that. And 32 units, digits and 150 steps are not language: we have shown what
+# *can go wrong* with BatchNorm in sequences, not that it must.
 
 # %%
 print()
@@ -319,8 +344,20 @@ lesson.finish()
 # %% [markdown]
 # ## Try
 #
-# 1. Easy: TODO
-# 2. Easy: TODO
-# 3. Medium: TODO
+# 1. Easy: `estimate_population_statistics` gives the network with shared statistics exact
+#    ones. Predict whether that repairs its evaluation mode. Does it?
+# 2. Easy: start the pixels' weights of the networks without BatchNorm at 0.1, 0.2, 0.4 and 1
+#    times Glorot's. How much does the plain one depend on it, and how much LayerNorm?
+# 3. Medium: Cooijmans et al. start $\gamma$ at 0.1, so that tanh is not saturated. Does it
+#    help the BatchNorm per step here?
+# 4. Medium: feed each trained network with blank rows only. How large is its memory after 1,
+#    4 and 8 of them? Does that explain who falls with the first blank row?
+# 5. Medium: keep statistics per step, but one $\gamma$ and $\beta$ for all, as Cooijmans et al.
+#    did. How many parameters are saved, and is anything lost?
+# 6. Research: train four times as long. Does the order stay?
 #
-# Sources: TODO
+# Sources: J. Ba, J. Kiros and G. Hinton, Layer Normalization, 2016. C. Laurent, G. Pereyra,
+# P. Brakel, Y. Zhang and Y. Bengio, Batch Normalized Recurrent Neural Networks, 2016.
+# T. Cooijmans, N. Ballas, C. Laurent, C. Gulcehre and A. Courville, Recurrent Batch
+# Normalization, 2016. S. Shen, Z. Yao, A. Gholami, M. Mahoney and K. Keutzer, PowerNorm:
+# Rethinking Batch Normalization in Transformers, 2020.
