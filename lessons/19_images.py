@@ -3,10 +3,10 @@
 #
 # So far an image was a row of 784 numbers. Networks for images are built of
 # *convolutions*, and that is where BatchNorm became famous: a text names ResNet50,
-# Inception V3 and Xception, networks with dozens of BatchNorms. It says three things that
-# we can test. BatchNorm belongs behind the convolution. The paper puts it before the
-# activation, "but in practice after the activation may work better". And "some very deep
-# networks can only be trained with several BatchNorms".
+# Inception V3 and Xception, networks with dozens of BatchNorms. It says three things
+# that we can test. BatchNorm belongs behind the convolution. The paper puts it before
+# the activation, "but in practice after the activation may work better". And "some very
+# deep networks can only be trained with several BatchNorms".
 #
 # You need: lessons 7, 10 and 13. Running time: 15 to 20 seconds.
 
@@ -26,6 +26,7 @@ lesson = Lesson("19_images")
 (x_train, y_train), (x_test, y_test) = lesson.load_data()
 
 
+# %%
 def images(x):
     """Half the size, one channel, standardised by two numbers of the training set."""
     x = x.reshape(-1, 1, 14, 2, 14, 2).mean(axis=(3, 5))
@@ -41,24 +42,27 @@ test = images(x_test[:1000]), y_test[:1000]
 # %% [markdown]
 # ## What a convolution is
 #
-# A Dense layer has a weight for each pixel. A convolution has a small kernel, 3 × 3 pixels
-# here, and lays it on *every* place of the image: the output at a place is the sum of the
-# nine pixels there, each times its weight, plus a bias. One such kernel is a *filter*, and
-# what it makes of an image is a *channel*. `Conv2D(8, 3)` has eight filters: from images
-# (n, 1, 14, 14) it makes (n, 8, 14, 14). Move the image, and the output moves with it.
+# A Dense layer has a weight for each pixel. A convolution has a small kernel, 3 × 3
+# pixels here, and lays it on *every* place of the image: the output at a place is the
+# sum of the nine pixels there, each times its weight, plus a bias. One such kernel is a
+# *filter*, and what it makes of an image is a *channel*. `Conv2D(8, 3)` has eight
+# filters: from images (n, 1, 14, 14) it makes (n, 8, 14, 14). Move the image, and the
+# output moves with it.
 #
 # ## Which axes are averaged, and how many means are there?
 #
-# Of (n, features) BatchNorm takes one mean per feature, over the n samples. Of (n, channels,
-# height, width) one could take a mean for each of the 8 · 14 · 14 = 1,568 numbers, too. The
-# paper (section 3.2) takes one for each *channel*, over all images and all places: "different
-# elements of the same feature map, at different locations, are normalized in the same way".
+# Of (n, features) BatchNorm takes one mean per feature, over the n samples. Of (n,
+# channels, height, width) one could take a mean for each of the 8 · 14 · 14 = 1,568
+# numbers, too. The paper (section 3.2) takes one for each *channel*, over all images
+# and all places: "different elements of the same feature map, at different locations,
+# are normalized in the same way".
 #
 # ## Predict
 #
-# A batch of 64 images goes through eight filters. How many means are there, and of how many
-# numbers each? If we move every second image by two pixels, does its output behind BatchNorm
-# move by two pixels as well, with a mean for each channel, and with a mean for each number?
+# A batch of 64 images goes through eight filters. How many means are there, and of how
+# many numbers each? If we move every second image by two pixels, does its output behind
+# BatchNorm move by two pixels as well, with a mean for each channel, and with a mean
+# for each number?
 #
 # ## Run
 
@@ -79,6 +83,7 @@ def moved(x):
     return np.roll(x, 2, axis=3)  # what leaves on the right comes in on the left
 
 
+# %%
 batch, inner = learn[0][:64], np.s_[:, :, 3:-3, 3:-3]  # away from the edge
 half_moved = batch.copy()
 half_moved[::2] = moved(batch[::2])
@@ -93,11 +98,11 @@ for name, normalized in (("channel", per_channel), ("number", per_number)):
           f"outputs of moved images differ from moved outputs by {change[name]:.3f}")
 
 # %% [markdown]
-# With a mean per channel the output moves with the image: the layer stays a convolution.
-# With a mean per number each place is treated in its own way, and what was learned at one
-# place is worth less at another. There is a second reason: a mean over more numbers is
-# known better. Here is how far each mean moves from batch to batch, in units of the
-# standard deviation of the numbers it is taken over.
+# With a mean per channel the output moves with the image: the layer stays a
+# convolution. With a mean per number each place is treated in its own way, and what was
+# learned at one place is worth less at another. There is a second reason: a mean over
+# more numbers is known better. Here is how far each mean moves from batch to batch, in
+# units of the standard deviation of the numbers it is taken over.
 
 # %%
 with no_grad():
@@ -110,13 +115,14 @@ for name, axes in (("channel", (0, 2, 3)), ("number", (0,))):
     usable = deviation > 0.05 * deviation.max()  # at the edge some numbers hardly vary
     spread[name] = (by_batch.std(axis=0)[usable] / deviation[usable]).ravel()
     counts_as = 1 / np.median(spread[name]) ** 2
-    print(f"mean per {name:7}: moves by {np.median(spread[name]):.3f} standard deviations, "
-          f"like a mean of {counts_as:,.0f} independent numbers")
+    print(f"mean per {name:7}: moves by {np.median(spread[name]):.3f} standard "
+          f"deviations, like a mean of {counts_as:,.0f} independent numbers")
 
 # %%
 typical = {name: np.median(values) for name, values in spread.items()}
-fig, ax = plotting.figure(size=(12, 6), title="From batch to batch the mean of a channel "
-                          f"moves {typical['number'] / typical['channel']:.0f} times less")
+times = typical["number"] / typical["channel"]
+fig, ax = plotting.figure(size=(12, 6), title="From batch to batch the mean of a "
+                          f"channel moves {times:.0f} times less")
 bins = np.geomspace(0.003, 0.5, 40)
 for i, (name, values) in enumerate(spread.items()):
     share = np.full(values.size, 100 / values.size)
@@ -130,17 +136,18 @@ plotting.legend(ax)
 lesson.show(fig, "means")
 
 # %% [markdown]
-# (Neighbouring places see nearly the same, so a mean of 12,544 numbers is not as good as one
-# of 12,544 independent numbers. Yet even with small batches there is more to average than in
-# a Dense layer: another reason why BatchNorm does so well on images.)
+# (Neighbouring places see nearly the same, so a mean of 12,544 numbers is not as good
+# as one of 12,544 independent numbers. Yet even with small batches there is more to
+# average than in a Dense layer: another reason why BatchNorm does so well on images.)
 #
 # ## With and without, before and after
 #
 # A small network: three times convolution, ReLU, and twice a MaxPool2D, which keeps the
-# largest of each 2 × 2 numbers. All get standardised images and the same seeds. As lesson 7
-# asks, the plain network may choose among three *initial scales* and four learning rates;
-# the two with BatchNorm, before or behind the activation, choose a rate only. What is chosen
-# is what does best on 500 images that are neither learned nor tested.
+# largest of each 2 × 2 numbers. All get standardised images and the same seeds. As
+# lesson 7 asks, the plain network may choose among three *initial scales* and four
+# learning rates; the two with BatchNorm, before or behind the activation, choose a rate
+# only. What is chosen is what does best on 500 images that are neither learned nor
+# tested.
 #
 # Predict: which of the three is ahead after 25 steps, which after 80?
 
@@ -164,6 +171,7 @@ def network(seed, place, scale=1.0):
     return Sequential([*layers, Flatten(), Dense(10)], seed=seed)
 
 
+# %%
 def train(model, lr, measured_on, eval_steps, batch_size=64):
     return experiments.run(model, (learn, measured_on), optimizer=optim.SGD(lr=lr),
                            steps=max(eval_steps), batch_size=batch_size,
@@ -171,7 +179,7 @@ def train(model, lr, measured_on, eval_steps, batch_size=64):
 
 
 def best(build, rates, options, steps, **settings):
-    """(accuracy, rate, option) of the best on the images to choose by; a diverged run is 0."""
+    """(accuracy, rate, option) of the best on the images to choose by; 0 if diverged."""
     tried = []
     for option in options:
         for lr in rates:
@@ -214,19 +222,21 @@ lesson.show(fig, "accuracy")
 # ## How deep?
 #
 # Now 17 convolutions, one after the other, on 7 × 7 places. The networks that the text
-# names do not stack layers only. A ResNet is made of *residual blocks*: two convolutions
-# make a *branch*, and the output is what came in plus the branch, $x + f(x)$, so that there
-# is a way through the network that no layer can block. We build five networks:
+# names do not stack layers only. A ResNet is made of *residual blocks*: two
+# convolutions make a *branch*, and the output is what came in plus the branch, $x +
+# f(x)$, so that there is a way through the network that no layer can block. We build
+# five networks:
 #
 # | | without BatchNorm | with BatchNorm |
 # |---|---|---|
 # | layers only | plain | plain + BN |
 # | with residual blocks | residual; residual, zero | residual + BN |
 #
-# "Residual, zero" has no BatchNorm either. But the second convolution of each branch starts
-# with weights 0, so that each block starts as $x + 0$, and the network as a shallow one. It
-# is the simplest form of an idea of Zhang, Dauphin and Ma (2019). The plain network gets
-# what helps it most, He's weights times 1.1 (exercise 4 tries others).
+# "Residual, zero" has no BatchNorm either. But the second convolution of each branch
+# starts with weights 0, so that each block starts as $x + 0$, and the network as a
+# shallow one. It is the simplest form of an idea of Zhang, Dauphin and Ma (2019). The
+# plain network gets what helps it most, He's weights times 1.1 (exercise 4 tries
+# others).
 
 # %%
 PLAIN, PLAIN_BN, RESIDUAL = "plain", "plain + BN", "residual"
@@ -252,6 +262,7 @@ class Block(Module):
         return F.relu(x + y if self.skip else y)
 
 
+# %%
 def deep(seed, kind):
     scales = {PLAIN: (1.1, 1.1), ZERO: (1.0, 0.0)}.get(kind, (1.0, 1.0))
     options = {"batch_norm": "BN" in kind, "skip": "residual" in kind, "scales": scales}
@@ -262,12 +273,13 @@ def deep(seed, kind):
 
 
 # %% [markdown]
-# Before anything is trained: what becomes of the signal? Predict for each network whether
-# the numbers grow or shrink from block to block, and by how much over eight blocks.
+# Before anything is trained: what becomes of the signal? Predict for each network
+# whether the numbers grow or shrink from block to block, and by how much over eight
+# blocks.
 
 # %%
 def sizes(model, x):
-    """The standard deviation behind each block, in training mode, divided by the first."""
+    """The standard deviation behind each block, in training mode, by that of the first."""
     model.train()
     found = []
     with no_grad():
@@ -282,12 +294,12 @@ KINDS = (PLAIN_BN, PLAIN, RESIDUAL_BN, RESIDUAL, ZERO)
 signals = {kind: np.array([sizes(deep(seed, kind).build((1, 14, 14)), batch)
                            for seed in seeds]) for kind in KINDS}
 for kind, values in signals.items():
-    print(f"{kind:15}: after eight blocks the signal is {np.median(values[:, -1]):.3g} times as "
-          "large as before")
+    print(f"{kind:15}: after eight blocks the signal is {np.median(values[:, -1]):.3g} "
+          "times as large as before")
 
 # %% [markdown]
-# Predict: which of the five learn? Each has a grid of rates of its own, around where it does
-# best. 50 steps with batches of 32, then 500 images of the test set.
+# Predict: which of the five learn? Each has a grid of rates of its own, around where it
+# does best. 50 steps with batches of 32, then 500 images of the test set.
 
 # %%
 RATES = {PLAIN: (0.003, 0.01, 0.03), PLAIN_BN: (0.1, 0.3, 1.0),
@@ -305,7 +317,7 @@ for kind in KINDS:
 middle = {kind: np.median(values) for kind, values in reached.items()}
 fig, (left, right) = plotting.figure(
     1, 2, size=(15, 6.5), title=f"17 convolutions: {middle[PLAIN]:.2f} plain, "
-    f"{middle[PLAIN_BN]:.2f} with BatchNorm; with a shortcut instead {middle[ZERO]:.2f}")
+    f"{middle[PLAIN_BN]:.2f} with BatchNorm; by a shortcut instead {middle[ZERO]:.2f}")
 for i, (kind, values) in enumerate(signals.items()):
     plotting.band(np.arange(9), values, kind, i, left)
     color = plotting.LOOKS[i][0]
@@ -322,28 +334,30 @@ lesson.show(fig, "deep")
 # %% [markdown]
 # ## Explain
 #
-# *Axes.* Behind a convolution a feature is a channel. BatchNorm averages over the samples
-# *and* over all places, because the same filter has made all these numbers. The rule is the
-# old one, a mean for each set of weights; only the shape of the array has changed. PyTorch
-# calls that layer BatchNorm2d.
+# *Axes.* Behind a convolution a feature is a channel. BatchNorm averages over the
+# samples *and* over all places, because the same filter has made all these numbers. The
+# rule is the old one, a mean for each set of weights; only the shape of the array has
+# changed. PyTorch calls that layer BatchNorm2d.
 #
 # *Before or after.* Both have a head start over a plain network that was given a better
-# initial scale and a rate of its own, and part of it is left in the end. The text's "after
-# may work better" fits what we see here: after is ahead in most runs. In lesson 13, with
-# Dense layers, and in the table printed there, the sign changes from case to case. So it is
-# a choice to try out, and no rule. (ResNet50 and its kin in Keras have it before.)
+# initial scale and a rate of its own, and part of it is left in the end. The text's
+# "after may work better" fits what we see here: after is ahead in most runs. In lesson
+# 13, with Dense layers, and in the table printed there, the sign changes from case to
+# case. So it is a choice to try out, and no rule. (ResNet50 and its kin in Keras have
+# it before.)
 #
-# *Depth.* BatchNorm helps the network that only stacks layers, yet at 17 convolutions it
-# is slow in either case: lesson 10 has shown that with BatchNorm gradients grow from layer
-# to layer. Residual blocks with He's weights learn next to nothing without BatchNorm, and
-# well with it. So far the text is right: *this* network needs it. But the last network has
-# none, and does at least as well. What it shares with "residual + BN" is the left picture:
-# the signal does not explode. Without BatchNorm each branch adds as much as there was, so
-# that the signal doubles in variance, and doubles again. With BatchNorm each branch adds a
-# constant amount, so that late blocks change little (De and Smith 2020). Branches that
-# start at zero change nothing at first. Very deep networks need a way through and branches
-# that start small; BatchNorm is one means to that, and not the only one. Brock et al. (2021)
-# reached the best accuracy of their time on ImageNet without it, with more care elsewhere.
+# *Depth.* BatchNorm helps the network that only stacks layers, yet at 17 convolutions
+# it is slow in either case: lesson 10 has shown that with BatchNorm gradients grow from
+# layer to layer. Residual blocks with He's weights learn next to nothing without
+# BatchNorm, and well with it. So far the text is right: *this* network needs it. But
+# the last network has none, and does at least as well. What it shares with "residual +
+# BN" is the left picture: the signal does not explode. Without BatchNorm each branch
+# adds nearly as much as there was, so that the variance of the signal nearly doubles,
+# and doubles again. With BatchNorm each branch adds a constant amount, so that late
+# blocks change little (De and Smith 2020). Branches that start at zero change nothing
+# at first. Very deep networks need a way through and branches that start small;
+# BatchNorm is one means to that, and not the only one. Brock et al. (2021) reached the
+# best accuracy of their time on ImageNet without it, with more care elsewhere.
 #
 # *Limits.* Eight filters, small images, 50 steps: these networks show what *begins* to
 # learn. What wins after days on a million photographs they cannot show.
@@ -351,13 +365,14 @@ lesson.show(fig, "deep")
 # %%
 print()
 flat = np.abs(means["channel"]).max()
-lesson.check("largest |mean| of a channel behind BatchNorm, 64 images", flat, at_most=1e-4)
+lesson.check("largest |mean| of a channel behind BatchNorm, 64 images", flat,
+             at_most=1e-4)
 lesson.check("images moved: change of the output, per number / per channel",
              change["number"] / max(change["channel"], 1e-3), at_least=10)
 for place in (BEFORE, AFTER):
     lesson.check(f"accuracy at step 25, {place} - none", early[place], at_least=0.1)
 growth = {kind: np.median(signals[kind][:, -1]) for kind in (RESIDUAL, RESIDUAL_BN)}
-lesson.check("growth of the signal over eight residual blocks, without / with BatchNorm",
+lesson.check("growth of the signal over residual blocks, without / with BatchNorm",
              growth[RESIDUAL] / growth[RESIDUAL_BN], at_least=1.5)
 lesson.check("residual blocks, He's weights: accuracy with - without BatchNorm",
              middle[RESIDUAL_BN] - middle[RESIDUAL], at_least=0.2)
@@ -374,19 +389,21 @@ lesson.finish()
 #
 # 1. Easy: how many parameters and how many running statistics has the BatchNorm behind
 #    `Conv2D(8, 3)` on these images, and how many if a Flatten comes before it?
-# 2. Easy: after training, `norm.fold(convolution)` makes one convolution of two layers. Fold
-#    the whole network "before". How many layers are left, and what happens to its outputs?
-# 3. Medium: a batch of two images still has 2 · 14 · 14 numbers for each channel. Train with
-#    batches of two, with and without BatchNorm. Is the loss as large as in lesson 12?
-# 4. Medium: give the plain deep network He's weights times 1.0, 1.1 and 1.2. How narrow is
-#    the range in which it learns at all?
-# 5. Medium: residual blocks without BatchNorm whose weights are He's times 0.7, or whose
-#    second convolutions are He's times 0.3. Is zero needed?
+# 2. Easy: after training, `norm.fold(convolution)` makes one convolution of two layers.
+#    Fold the whole network "before". How many layers are left, and what happens to its
+#    outputs?
+# 3. Medium: a batch of two images still has 2 · 14 · 14 numbers for each channel. Train
+#    with batches of two, with and without BatchNorm. Is the loss as large as in lesson
+#    12?
+# 4. Medium: give the plain deep network He's weights times 1.0, 1.1 and 1.2. How narrow
+#    is the range in which it learns at all?
+# 5. Medium: residual blocks without BatchNorm whose weights are He's times 0.7, or
+#    whose second convolutions are He's times 0.3. Is zero needed?
 # 6. Research: 33 convolutions. Who still learns in 50 steps?
 #
-# Sources: S. Ioffe and C. Szegedy 2015, section 3.2. K. He, X. Zhang, S. Ren and J. Sun, Deep
-# Residual Learning for Image Recognition, 2015. H. Zhang, Y. Dauphin and T. Ma, Fixup
-# Initialization: Residual Learning Without Normalization, 2019. S. De and S. Smith, Batch
-# Normalization Biases Residual Blocks Towards the Identity Function in Deep Networks, 2020.
-# A. Brock, S. De, S. Smith and K. Simonyan, High-Performance Large-Scale Image Recognition
-# Without Normalization, 2021.
+# Sources: S. Ioffe and C. Szegedy 2015, section 3.2. K. He, X. Zhang, S. Ren and J.
+# Sun, Deep Residual Learning for Image Recognition, 2015. H. Zhang, Y. Dauphin and T.
+# Ma, Fixup Initialization: Residual Learning Without Normalization, 2019. S. De and S.
+# Smith, Batch Normalization Biases Residual Blocks Towards the Identity Function in
+# Deep Networks, 2020. A. Brock, S. De, S. Smith and K. Simonyan, High-Performance
+# Large-Scale Image Recognition Without Normalization, 2021.

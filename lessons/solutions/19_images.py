@@ -60,7 +60,8 @@ def deep(seed, blocks=8, batch_norm=False, skip=False, scales=(1.0, 1.0)):
 def accuracy(build, lr, steps, batch_size, seeds=(0, 1, 2)):
     """The test accuracy of each seed; 0 of a run that diverged."""
     runs = [experiments.run(build(seed), sets, optimizer=optim.SGD(lr=lr), steps=steps,
-                            batch_size=batch_size, eval_steps=[steps]) for seed in seeds]
+                            batch_size=batch_size, eval_steps=[steps])
+            for seed in seeds]
     return np.array([np.nan_to_num(run.accuracy[-1]) for run in runs])
 
 
@@ -92,7 +93,8 @@ while layers:
     folded.append(layer)
 short = Sequential(folded)
 difference = np.abs(short.predict(sets[1][0]) - model.predict(sets[1][0])).max()
-print(f"2: {len(model)} layers become {len(short)}; the logits differ by {difference:.1e}")
+print(f"2: {len(model)} layers become {len(short)}; the logits differ by "
+      f"{difference:.1e}")
 
 # %% [markdown]
 # ANSWER2

@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Solutions to lesson 20: sequences
 #
-# For teachers. Numbers: digits, row by row; 150 steps of Adam, batches of 64; seeds 0 to 2.
+# For teachers. Numbers: digits, row by row; 150 steps of Adam, batches of 64; seeds 0 to
+# 2.
 
 # %%
 import os
@@ -10,8 +11,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from minidl import (BatchNorm, Dense, LayerNorm, Module, data, experiments, initializers,
-                    estimate_population_statistics, no_grad, optim)
+from minidl import (BatchNorm, Dense, LayerNorm, Module, data,
+                    estimate_population_statistics, experiments, initializers, no_grad,
+                    optim)
 from minidl import functional as F
 
 (x, y), (x_test, y_test) = data.load("digits")
@@ -75,8 +77,8 @@ estimate_population_statistics(model, sets[0][0])
 with no_grad():
     after = np.mean(model.eval()(sets[1][0]).numpy().argmax(axis=1) == sets[1][1])
     there = np.mean(model.train()(sets[1][0]).numpy().argmax(axis=1) == sets[1][1])
-print(f"1: shared statistics: {before:.3f} with running averages, {after:.3f} with exact "
-      f"ones, {there:.3f} in training mode")
+print(f"1: shared statistics: {before:.3f} with running averages, {after:.3f} with "
+      f"exact ones, {there:.3f} in training mode")
 
 # %% [markdown]
 # ANSWER1
@@ -135,8 +137,9 @@ def one_gamma(model):
 
 for name, prepare in (("28", lambda model: None), ("1", one_gamma)):
     model, _ = trained(STEP, steps=1, prepare=prepare)
-    print(f"5: gamma and beta for {name} steps: {sum(p.size for p in model.parameters())} "
-          f"parameters, accuracy {accuracies(STEP, prepare=prepare):.3f}")
+    parameters = sum(p.size for p in model.parameters())
+    print(f"5: gamma and beta for {name} steps: {parameters} parameters, accuracy "
+          f"{accuracies(STEP, prepare=prepare):.3f}")
 
 # %% [markdown]
 # ANSWER5
