@@ -104,7 +104,7 @@ print(f"2: {len(model)} layers become {len(short)}; the logits differ by "
 # %%
 for batch_norm in (True, False):
     rates = {lr: accuracy(lambda seed: network(seed, batch_norm), lr, 400, 2)
-             for lr in (0.003, 0.01, 0.03)}
+             for lr in (0.01, 0.03, 0.1)}
     print(f"3: batches of 2, {'with' if batch_norm else 'without'} BatchNorm: "
           + ", ".join(f"{value.mean():.3f} at {lr}" for lr, value in rates.items()))
 
@@ -116,7 +116,7 @@ for batch_norm in (True, False):
 # %%
 for scale in (1.0, 1.1, 1.2):
     rates = {lr: accuracy(lambda seed: deep(seed, scales=(scale, scale)), lr, 50, 32)
-             for lr in (0.003, 0.01, 0.03)}
+             for lr in (0.01, 0.03, 0.1)}
     print(f"4: He's weights times {scale}: "
           + ", ".join(f"{value.mean():.3f} at {lr}" for lr, value in rates.items()))
 
