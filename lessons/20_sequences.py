@@ -198,7 +198,7 @@ print(f"the shared BatchNorm has {np.median(np.sqrt(shared.running_var)):.2f} fo
 
 # %%
 fig, (left, right) = plotting.figure(
-    1, 2, size=(14, 6), title=f"At step 1 a unit's spread is {typical[0]:.1f}, at step "
+    1, 2, size=(14, 6), title=f"At step 1 a unit's spread is {typical[0]:.2f}, at step "
     f"14 {typical[13]:.1f}: no single number fits both")
 for panel, what, name in ((left, 0, "mean"), (right, 1, "standard deviation")):
     values = found[:, what].T
@@ -331,11 +331,12 @@ for kind, norm in ((SHARED, BatchNorm()), (LAYER, LayerNorm())):
 # so none of these can happen. Shen et al. (2020) name a fourth: in text the statistics
 # of batches vary far more from one to the next than in images.
 #
-# *Limits.* LayerNorm is no free gift: it makes numbers of full size of a silent input,
-# too. See how it falls with the first blank row, where the plain network hardly
-# changes. None was trained for that. And 32 units, digits and 150 steps are not
-# language: we have shown what *can go wrong* with BatchNorm in sequences, not that it
-# must.
+# *Limits.* LayerNorm is no free gift. See how it falls with the first blank row, where
+# the plain network hardly changes: it gives the memory its full size at every step, so
+# that on blank rows it never comes to rest (exercise 4), and the answer depends on how
+# many there are. No network was trained for that. And 32 units, digits and 150 steps
+# are not language: we have shown what *can go wrong* with BatchNorm in sequences, not
+# that it must.
 
 # %%
 print()
@@ -363,8 +364,9 @@ lesson.finish()
 #    LayerNorm?
 # 3. Medium: Cooijmans et al. start $\gamma$ at 0.1, so that tanh is not saturated. Does
 #    it help the BatchNorm per step here?
-# 4. Medium: feed each trained network with blank rows only. How large is its memory
-#    after 1, 4 and 8 of them? Does that explain who falls with the first blank row?
+# 4. Medium: feed each trained network with blank rows only. By how much does its memory
+#    still move at the second, fifth and eighth? Does that explain who falls with the
+#    first blank row?
 # 5. Medium: keep statistics per step, but one $\gamma$ and $\beta$ for all, as
 #    Cooijmans et al. did. How many parameters are saved, and is anything lost?
 # 6. Research: train four times as long. Does the order stay?
