@@ -6,6 +6,7 @@ for both. In memory the channels lie last, for the sake of speed: the numbers th
 lie beside each other, and a row of windows times a matrix is one matrix product.
 """
 
+import math
 from functools import reduce
 
 import numpy as np
@@ -18,6 +19,8 @@ from .module import Module
 from .parts import converted
 from .settings import as_shape, as_whole, is_whole
 from .tensor import Op, Tensor, floats, plain
+
+IN_CACHE = 2 ** 16  # numbers: 256 kB in float32
 
 # --- The convolution ------------------------------------------------------------------------------
 # y is linear in the image and in the kernel. So sum(g * y) is a product of three, g, image and
@@ -33,11 +36,30 @@ def _on_canvas(x, height, width, start, gap=1):
     return canvas
 
 
-def _rows_of_windows(canvas, size, stride):
-    """Every window of size x size pixels as one row, (n * h * w, size * size * c), and (n, h, w)."""
+def _windows(canvas, size, stride):
+    """Every window of size x size pixels, (n, h, w, size, size, c), still without copies."""
     windows = sliding_window_view(canvas, (size, size), axis=(1, 2))[:, ::stride, ::stride]
-    n, h, w = windows.shape[:3]
-    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(n * h * w, -1), (n, h, w)
+    return windows.transpose(0, 1, 2, 4, 5, 3)
+
+
+def _rows(windows):
+    """(places, rows) of some images at a time: each window copied into a row, for a product.
+
+    As many images as fit into a processor's cache: that takes half the time of all at once.
+    """
+    step = max(1, IN_CACHE // math.prod(windows.shape[1:]))
+    for i in range(0, len(windows), step):
+        piece = windows[i:i + step]
+        yield slice(i, i + step), piece.reshape(-1, math.prod(piece.shape[3:]))
+
+
+def _products(windows, kernel):
+    """Each window times the kernel: (n, units, h, w)."""
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    y = np.empty((*windows.shape[:3], kernel.shape[1]), windows.dtype)
+    for some, rows in _rows(windows):
+        y[some] = rows.dot(kernel).reshape(y[some].shape)
+    return y.transpose(0, 3, 1, 2)
 
 
 def _padded(x, padding):
@@ -45,24 +67,23 @@ def _padded(x, padding):
 
 
 def _convolve_forward(x, kernel, stride, padding):
-    rows, nhw = _rows_of_windows(_padded(x, padding), len(kernel), stride)
-    units = kernel.shape[-1]
-    return rows.dot(kernel.reshape(-1, units)).reshape(*nhw, units).transpose(0, 3, 1, 2)
+    return _products(_windows(_padded(x, padding), len(kernel), stride), kernel)
 
 
 def _by_image_forward(d, kernel, shape, stride, padding):
     """d spread over the places its windows stood at, then convolved with the kernel turned round."""
     size = len(kernel)
     canvas = _on_canvas(d, shape[2] + size - 1, shape[3] + size - 1, size - 1 - padding, stride)
-    rows, nhw = _rows_of_windows(canvas, size, 1)
-    turned = kernel[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, shape[1])
-    return rows.dot(turned).reshape(*nhw, shape[1]).transpose(0, 3, 1, 2)
+    return _products(_windows(canvas, size, 1), kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def _by_kernel_forward(x, d, size, stride, padding):
-    rows, _ = _rows_of_windows(_padded(x, padding), size, stride)
-    units = d.shape[1]
-    return rows.T.dot(d.transpose(0, 2, 3, 1).reshape(-1, units)).reshape(size, size, -1, units)
+    """The sum over all windows of x: each number in it times what came out, d."""
+    d = d.transpose(0, 2, 3, 1)
+    kernel = np.zeros((size * size * x.shape[1], d.shape[3]), x.dtype)
+    for some, rows in _rows(_windows(_padded(x, padding), size, stride)):
+        kernel += rows.T.dot(d[some].reshape(len(rows), -1))
+    return kernel.reshape(size, size, x.shape[1], d.shape[3])
 
 
 _convolve = Op(

@@ -101,6 +101,19 @@ def test_the_check_notices_each_broken_vjp(op, place, monkeypatch):
         gradcheck(*calls(op))
 
 
+def test_pieces_of_a_batch_give_what_each_image_gives_alone():
+    """A large batch is worked off in pieces that fit into the cache; and there may be no image at all."""
+    x, kernel = normal(30, 5, 40, 30), normal(3, 3, 5, 4)
+    together = convolve(x, kernel, 1, 1)
+    alone = np.concatenate([convolve(x[i:i + 1], kernel, 1, 1) for i in range(30)])
+    np.testing.assert_allclose(together, alone, rtol=1e-12, atol=1e-12)
+    g = normal(*together.shape)
+    by_kernel = _by_kernel(x, g, size=3, stride=1, padding=1)
+    one_by_one = sum(_by_kernel(x[i:i + 1], g[i:i + 1], size=3, stride=1, padding=1) for i in range(30))
+    np.testing.assert_allclose(by_kernel, one_by_one, rtol=1e-9, atol=1e-9)
+    assert convolve(x[:0], kernel).shape == (0, 4, 38, 28)
+
+
 def test_a_convolution_moves_with_its_image():
     """Away from the edge: move the image, and the output moves by as much."""
     image, kernel = np.zeros((1, 1, 12, 12)), normal(3, 3, 1, 2)

@@ -1,0 +1,151 @@
+# %% [markdown]
+# # Solutions to lesson 19: images
+#
+# For teachers. Numbers: digits, 14 x 14, standardised; seeds 0 to 2 unless said.
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from minidl import (Activation, BatchNorm, Conv2D, Dense, Flatten, MaxPool2D, Module,
+                    Sequential, data, experiments, initializers, optim)
+from minidl import functional as F
+
+(x, y), (x_test, y_test) = data.load("digits")
+small = [a.reshape(-1, 1, 14, 2, 14, 2).mean(axis=(3, 5)) for a in (x, x_test)]
+small = [(a - small[0].mean()) / small[0].std() for a in small]
+sets = (small[0][:3000], y[:3000]), (small[1][:1000], y_test[:1000])
+
+
+def scaled(scale):
+    return lambda shape, rng: scale * initializers.he_normal(shape, rng)
+
+
+def network(seed, batch_norm=True):
+    """Lesson 19's small network, BatchNorm before the ReLU."""
+    layers = []
+    for i in range(3):
+        layers.append(Conv2D(8, 3, padding="same", kernel_initializer=scaled(1.0)))
+        layers += [BatchNorm()] if batch_norm else []
+        layers += [Activation("relu"), *([MaxPool2D(2)] if i < 2 else [])]
+    return Sequential([*layers, Flatten(), Dense(10)], seed=seed)
+
+
+class Block(Module):
+    def __init__(self, batch_norm, skip, scales):
+        self.layers, self.skip = [], skip
+        for scale in scales:
+            self.layers.append(Conv2D(8, 3, padding="same", use_bias=not batch_norm,
+                                      kernel_initializer=scaled(scale)))
+            self.layers += [*([BatchNorm()] if batch_norm else []), Activation("relu")]
+        self.layers.pop()
+
+    def forward(self, x):
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return F.relu(x + y if self.skip else y)
+
+
+def deep(seed, blocks=8, batch_norm=False, skip=False, scales=(1.0, 1.0)):
+    first = [Conv2D(8, 3, stride=2, padding="same", kernel_initializer=scaled(1.0)),
+             *([BatchNorm()] if batch_norm else []), Activation("relu")]
+    blocks = [Block(batch_norm, skip, scales) for _ in range(blocks)]
+    return Sequential([*first, *blocks, Flatten(), Dense(10)], seed=seed)
+
+
+def accuracy(build, lr, steps, batch_size, seeds=(0, 1, 2)):
+    """The test accuracy of each seed; 0 of a run that diverged."""
+    runs = [experiments.run(build(seed), sets, optimizer=optim.SGD(lr=lr), steps=steps,
+                            batch_size=batch_size, eval_steps=[steps])
+            for seed in seeds]
+    return np.array([np.nan_to_num(run.accuracy[-1]) for run in runs])
+
+
+# %% [markdown]
+# ## 1. How many numbers has a BatchNorm?
+
+# %%
+image = Sequential([Conv2D(8, 3, padding="same", input_shape=(1, 14, 14)), BatchNorm()])
+flat = Sequential([Conv2D(8, 3, padding="same", input_shape=(1, 14, 14)), Flatten(),
+                   BatchNorm()])
+for name, model in (("images", image), ("flattened", flat)):
+    norm = model[-1]
+    print(f"1: {name}: {norm.gamma.size + norm.beta.size} parameters, "
+          f"{norm.running_mean.size + norm.running_var.size} running statistics")
+
+# %% [markdown]
+# ANSWER1
+#
+# ## 2. Folding
+
+# %%
+model = network(0)
+experiments.run(model, sets, optimizer=optim.SGD(lr=0.3), steps=100, batch_size=64)
+layers, folded = list(model.eval()), []
+while layers:
+    layer = layers.pop(0)
+    if isinstance(layer, Conv2D):
+        layer = layers.pop(0).fold(layer)  # the BatchNorm behind it
+    folded.append(layer)
+short = Sequential(folded)
+difference = np.abs(short.predict(sets[1][0]) - model.predict(sets[1][0])).max()
+print(f"2: {len(model)} layers become {len(short)}; the logits differ by "
+      f"{difference:.1e}")
+
+# %% [markdown]
+# ANSWER2
+#
+# ## 3. Batches of two
+
+# %%
+for batch_norm in (True, False):
+    rates = {lr: accuracy(lambda seed: network(seed, batch_norm), lr, 400, 2)
+             for lr in (0.01, 0.03, 0.1)}
+    print(f"3: batches of 2, {'with' if batch_norm else 'without'} BatchNorm: "
+          + ", ".join(f"{value.mean():.3f} at {lr}" for lr, value in rates.items()))
+
+# %% [markdown]
+# ANSWER3
+#
+# ## 4. The plain deep network's initial weights
+
+# %%
+for scale in (1.0, 1.1, 1.2):
+    rates = {lr: accuracy(lambda seed: deep(seed, scales=(scale, scale)), lr, 50, 32)
+             for lr in (0.01, 0.03, 0.1)}
+    print(f"4: He's weights times {scale}: "
+          + ", ".join(f"{value.mean():.3f} at {lr}" for lr, value in rates.items()))
+
+# %% [markdown]
+# ANSWER4
+#
+# ## 5. Residual blocks without BatchNorm
+
+# %%
+for scales in ((0.7, 0.7), (1.0, 0.3), (1.0, 0.0)):
+    rates = {lr: accuracy(lambda seed: deep(seed, skip=True, scales=scales), lr, 50, 32)
+             for lr in (0.01, 0.03, 0.1)}
+    print(f"5: scales {scales}: "
+          + ", ".join(f"{value.mean():.3f} at {lr}" for lr, value in rates.items()))
+
+# %% [markdown]
+# ANSWER5
+#
+# ## 6. Twice as deep
+
+# %%
+KINDS = {"plain + BN": (dict(batch_norm=True), (0.03, 0.1, 0.3)),
+         "residual + BN": (dict(batch_norm=True, skip=True), (0.01, 0.03, 0.1)),
+         "residual, zero": (dict(skip=True, scales=(1.0, 0.0)), (0.03, 0.1, 0.3))}
+for kind, (options, rates) in KINDS.items():
+    found = {lr: accuracy(lambda seed: deep(seed, 16, **options), lr, 50, 32, (0,))
+             for lr in rates}
+    print(f"6: 33 convolutions, {kind}: "
+          + ", ".join(f"{value[0]:.3f} at {lr}" for lr, value in found.items()))
+
+# %% [markdown]
+# ANSWER6
