@@ -256,7 +256,7 @@ class DivergenceError(ArithmeticError):
 
 def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(),
         validation_data=None,
-        rng=None, initial_epoch=0, verbose=1):
+        rng=None, initial_epoch=0, verbose=1, take_step=None):
     """Train model on x, y; returns a History.
 
     loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels)
@@ -265,7 +265,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
     `data.batches`). initial_epoch: where a resumed run goes on; with the same weights, buffers,
     optimizer and random generators it is the same run, in which callbacks, too, go on with the
     states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
-    no terminal), 2 a line per epoch.
+    no terminal), 2 a line per epoch. take_step: called in place of `step`, see `jit.py`.
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that
     would not be trained (see `binding.py`), DivergenceError when the loss is no longer finite.
@@ -339,7 +339,7 @@ def fit(model, x, y, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), ca
                 tell("on_train_batch_begin", number, {})
                 start, logs = perf_counter(), {}
                 xb = xb.astype(example.dtype, copy=False)
-                step(model, loss, optimizer, xb, yb, measure, history)
+                (take_step or step)(model, loss, optimizer, xb, yb, measure, history)
                 if not history.steps["loss"]:
                     warn(watch.after_first_step(latest.pop(), yb, logs["loss"]))
                 history.add_step(logs, perf_counter() - start)

@@ -35,6 +35,7 @@ THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_
 if __name__ == "__main__":
     os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ["KERAS_BACKEND"] = "jax"
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"  # of JAX
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -81,7 +82,8 @@ def show(title, rows):
 
 def steps(optimizer, seconds):
     """One training step of the nets of the lessons: microseconds, and minidl's time divided by the others'."""
-    results, rows = [], [["net, batch, optimizer", *STEPS, *(f"/ {name}" for name in STEPS if name != "minidl")]]
+    results, rows = [], [["net, batch, optimizer", *STEPS, *(f"/ {name}" for name in STEPS if name != "minidl"),
+                         *(f"compiled / {name}" for name in ("by hand", "JAX") if name in STEPS)]]
     for lesson in LESSON_NETS:
         task = Task(lesson.sizes, lesson.batch, lesson.activation, lesson.batch_norm, optimizer)
         contenders = {name: make(task) for name, make in STEPS.items()}
@@ -89,7 +91,8 @@ def steps(optimizer, seconds):
         times = turns(contenders, seconds)
         ratios = {name: times["minidl"] / time for name, time in times.items() if name != "minidl"}
         results.append({"net": str(task), "microseconds": times, "ratios": ratios})
-        rows.append([str(task), *times.values(), *ratios.values()])
+        rows.append([str(task), *times.values(), *ratios.values(),
+                     *(times["compiled"] / times[name] for name in ("by hand", "JAX") if name in times)])
     show(f"One step with {optimizer}, microseconds, and minidl's time divided by that of the others", rows)
     return results
 

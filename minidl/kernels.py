@@ -1,0 +1,185 @@
+"""Expressions cut into kernels, each one line of NumPy: what the compiler writes its programs with.
+
+An expression comes as text, from the declaration of an op or from the compiler's table, and is
+computed along the way, on the arrays of one real step: so shapes and dtypes need no rules.
+"""
+
+import ast
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+UFUNCS = {ast.Add: ("np.add", "+"), ast.Sub: ("np.subtract", "-"), ast.Mult: ("np.multiply", "*"),
+          ast.Div: ("np.divide", "/"), ast.Pow: ("np.power", "**"), ast.Gt: ("np.greater", ">"),
+          ast.Lt: ("np.less", "<"), ast.Eq: ("np.equal", "=="), ast.MatMult: ("np.dot", "@"),
+          ast.GtE: ("np.greater_equal", ">="), ast.LtE: ("np.less_equal", "<=")}
+# what the declarations call by minidl's names
+NAMED = {"exp": "np.exp", "log": "np.log", "where": "np.where", "sum": "np.add.reduce"}
+VECTORS = {"ones": "np.ones({n}, np.{dtype})", "shares": "np.full({n}, 1 / {n}, np.{dtype})",
+           "counted": "np.arange({n})"}
+VALUES = [f"v[{i}]" for i in range(4)]
+
+
+class Inexpressible(ValueError):
+    """What the compiler has no words for, in one sentence."""
+
+
+class Operand(NamedTuple):
+    """What a kernel reads. name: of the result or array, "" of a number. text: as the program writes
+    it. value: in the traced step.
+    """
+
+    name: str
+    text: str
+    value: object
+
+
+def number(value):
+    """The Operand of a constant."""
+    return Operand("", repr(value), value)
+
+
+@dataclass
+class Kernel:
+    """One line of a program: name = form, where the operands fill the slots {0}, {1} ...
+
+    out: the array that takes the result; none for one that NumPy makes anew. value: the result in
+    the traced step. scope: the comment above.
+    """
+
+    name: str
+    form: str
+    operands: list
+    value: object
+    scope: str
+    out: str = ""
+
+    @property
+    def elementwise(self):
+        """Whether the result may take the place of an operand of its shape."""
+        return "{out}" in self.form and not self.form.startswith(("np.dot", "np.add.reduce"))
+
+    @property
+    def reads(self):
+        """The names in the operands."""
+        return set(re.findall(r"[A-Za-z_]\w*", " ".join(o.text for o in self.operands)))
+
+    def __str__(self):
+        call = self.form.format(*(o.text for o in self.operands),
+                                out=f", out={self.out}" if self.out else "")
+        return call if self.out == self.name else f"{self.name} = {call}"
+
+
+class Writer:
+    """Lowers expressions into `kernels`. dtype: that of the numbers. head: {name: how it is made} of
+    the constant vectors. scope: the comment for what comes next.
+    """
+
+    def __init__(self, dtype):
+        self.dtype, self.kernels, self.head, self.scope = dtype, [], {}, ""
+        self.names = Counter()
+
+    def run(self, code, env, suffix, moved=()):
+        """Lower lines `name = expression`. env: {name: Operand}, which grows by them.
+
+        A name in moved is an array: its old numbers are replaced by the result.
+        """
+        for line in ast.parse(code).body:
+            name = line.targets[0].id
+            result = self.lower(line.value, env, f"{name}_{suffix}")
+            if not np.ndim(result.value) and result.text != result.name:  # of numbers alone
+                result = self.emit("{0}", [result], f"{name}_{suffix}")
+            if name in moved:
+                self.kernels[-1].name = self.kernels[-1].out = env[name].name
+            else:
+                env[name] = result
+
+    def lower(self, node, env, name="t"):
+        """The Operand of an expression, after the kernels that compute it."""
+        def all_of(*nodes):
+            return [self.lower(part, env) for part in nodes]
+
+        match node:
+            case ast.Constant(value=value):
+                return number(value)
+            case ast.Name(id=key) if key in env:
+                return env[key]
+            case ast.UnaryOp(op=ast.USub(), operand=x):
+                x, = all_of(x)
+                return self.emit("np.negative({0}{out})" if np.ndim(x.value) else "(-{0})", [x], name)
+            case (ast.BinOp(left=a, op=op, right=b)
+                  | ast.Compare(left=a, ops=[op], comparators=[b])) if type(op) in UFUNCS:
+                a, b = all_of(a, b)
+                if b.value is None:  # a layer without bias
+                    return a
+                function, symbol = UFUNCS[type(op)]
+                arrays = np.ndim(a.value) or np.ndim(b.value)
+                form = f"{function}({{0}}, {{1}}{{out}})" if arrays else f"({{0}} {symbol} {{1}})"
+                return self.emit(form, [a, b], name)
+            case ast.Call(func=ast.Name(id="floats"), args=[x]):
+                return self.lower(x, env, name)
+            case ast.Call(func=ast.Name(id=vector), args=[n]) if vector in VECTORS:
+                n, = all_of(n)
+                vector, made = f"{vector}_{n.text}", VECTORS[vector]
+                self.head[vector] = made = made.format(n=n.text, dtype=self.dtype)
+                return Operand(vector, vector, eval(made, {"np": np}))
+            case ast.Call(func=ast.Name(id="put"), args=arguments):
+                return self.emit("{0}.put({1}, {2})", all_of(*arguments), name)
+            case ast.Attribute() | ast.Subscript() | ast.Call():
+                parts, form = _slots(node)
+                return self.emit(form, all_of(*parts), name)
+        raise Inexpressible(f"{self.scope} has {ast.unparse(node)!r}, which the compiler cannot read")
+
+    def emit(self, form, operands, name):
+        """The Operand of form: the result of a new kernel, or text where none is needed, for a view
+        and for numbers.
+        """
+        values, texts = [o.value for o in operands], [o.text for o in operands]
+        value = eval(form.format(*VALUES, out=""), {"np": np, "v": values})
+        if operands and not any(o.name for o in operands):
+            return number(value)
+        if form.startswith("(") or form.endswith((".T", "[:, None]")) or ".reshape(" in form:
+            return Operand(operands[0].name or operands[1].name, form.format(*texts), value)
+        if ".put(" in form:  # changes its first operand
+            self.kernels.append(Kernel(texts[0], form, operands, values[0], self.scope, texts[0]))
+            return operands[0]
+        self.names[name] += 1
+        name += f"_{self.names[name]}" if self.names[name] > 1 or name == "t" else ""
+        self.kernels.append(Kernel(name, form, operands, value, self.scope))
+        return Operand(name, name, value)
+
+    def rename(self, old, new):
+        """Give a result another name, wherever it is read."""
+        for kernel in self.kernels:
+            kernel.name = new if kernel.name == old else kernel.name
+            kernel.operands = [o._replace(name=new, text=o.text.replace(old, new, 1))
+                               if o.name == old else o for o in kernel.operands]
+
+
+def _slots(node):
+    """(the expressions in a call, an index or an attribute, its text with slots for them)."""
+    match node:
+        case ast.Attribute(value=x):
+            parts = [x]
+        case ast.Subscript(value=x, slice=ast.Tuple(elts=indices)):
+            parts = [x, *(i for i in indices if not isinstance(i, (ast.Slice, ast.Constant)))]
+        case ast.Call(func=function, args=arguments, keywords=words):
+            own = isinstance(function, ast.Attribute) and not ast.unparse(function).startswith("np.")
+            parts = [*([function.value] if own else []), *arguments, *(w.value for w in words)]
+        case _:
+            raise Inexpressible(f"the compiler cannot read {ast.unparse(node)!r}")
+    text, form, end = ast.unparse(node), "", 0
+    for i, part in enumerate(parts):
+        found = re.compile(rf"(?<![\w.]){re.escape(ast.unparse(part))}(?!\w)").search(text, end)
+        form += f"{text[end:found.start()]}{{{i}}}"
+        end = found.end()
+    form = (form + text[end:]).replace("({0})[", "{0}[")
+    called, bracket, rest = form.partition("(")
+    form = NAMED.get(called, called) + bracket + rest
+    if bracket and not form.startswith(("np.", "{0}.take(", "{0}.argmax(", "{0}.reshape(")):
+        raise Inexpressible(f"the compiler does not know the function in {text!r}")
+    takes_out = form.startswith("np.") and not form.startswith("np.where")
+    return parts, form[:-1] + "{out})" if takes_out else form
