@@ -53,7 +53,7 @@ g_x = (centred * (g_gamma * scale * (-1 / n)) + g - g_beta * (1 / n)) * slope"""
 z = logits - logits[counted(n), logits.argmax(axis=1), None]
 p = np.exp(z)
 total = p @ ones(classes)
-places = counted(n) * classes + labels
+places = starts(n, classes) + labels
 y = np.add.reduce(np.log(total) - z.take(places)) / n""", """
 g_logits = p * (g / n / total)[:, None]
 right = put(g_logits, places, g_logits.take(places) - g / n)"""),
@@ -363,6 +363,19 @@ def one_update(program):
     program.move({"p": "parameters", "g": "gradients", **dict(zip(states, states))})
 
 
+def constants(program):
+    """Make the numbers that are known into arrays before the first step, instead of at each."""
+    for kernel in program.kernels:
+        if kernel.form.startswith("np.") and np.ndim(kernel.value):
+            for i, o in enumerate(kernel.operands):
+                if not o.name and isinstance(o.value, (int, float)):
+                    text = f"np.array({o.text}, np.{program.dtype})"
+                    names = {made: name for name, made in program.head.items()}
+                    name = names.get(text, f"c{len(program.head)}")
+                    program.head[name] = text
+                    kernel.operands[i] = Operand(name, name, o.value)
+
+
 def reuse_memory(program):
     """Let each result take an array that nobody needs any more, instead of a new one."""
     kernels, homes, free = program.kernels, {"gradients": "gradients"}, []
@@ -392,7 +405,7 @@ def reuse_memory(program):
         free += [(homes[name], value) for name, value in dying.items() if homes[name] != kernel.out]
 
 
-PASSES = dead_code, one_update, reuse_memory
+PASSES = dead_code, one_update, constants, reuse_memory
 
 
 def source(model, loss, optimizer, batch_size, passes=PASSES):

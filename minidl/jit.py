@@ -12,11 +12,11 @@ from .compiler import PASSES, Inexpressible, labels_for, rewritten_by, trace
 from .normalization import BatchStatistics
 from .tensor import Tensor, mark_changed, watchers
 
-# What a program takes for granted of a layer and of an optimizer; once one of these is another, all
+# What a program takes for granted of layers and optimizer; once one of these is another, all
 # programs are written anew.
-ASSUMED = ("training", "forward_hooks", "kernel", "bias", "gamma", "beta", "activation", "function",
-           "eps", "momentum", "affine", "fused", "ghost_batch_size", "frozen_statistics")
-SETTINGS = "momentum", "nesterov", "weight_decay", "betas", "eps", "state", "parameters"
+SETTINGS = ("training", "forward_hooks", "kernel", "bias", "gamma", "beta", "activation", "function",
+            "eps", "momentum", "affine", "fused", "ghost_batch_size", "frozen_statistics",
+            "nesterov", "weight_decay", "betas", "state", "parameters")
 TOLERANCE = 0.75  # sums are taken in another order: eps ** 0.75 is 6e-6 in float32
 
 
@@ -127,11 +127,9 @@ class CompiledStep:
 
     def _assume(self, model, optimizer):
         """Remember what the programs take for granted."""
-        self.assumed = [(vars(owner), name, vars(owner).get(name))
-                        for owner, names in [(optimizer, SETTINGS),
-                                             *((part, ASSUMED) for part in model.modules()
-                                               if part is not model)]
-                        for name in names if name in vars(owner)]
+        owners = [optimizer, *(part for part in model.modules() if part is not model)]
+        self.assumed = [(vars(owner), name, vars(owner)[name])
+                        for owner in owners for name in SETTINGS if name in vars(owner)]
         self.views = [(p, p.data) for p in model.parameters()]
 
     def _bind(self, program, optimizer):

@@ -18,8 +18,9 @@ UFUNCS = {ast.Add: ("np.add", "+"), ast.Sub: ("np.subtract", "-"), ast.Mult: ("n
           ast.GtE: ("np.greater_equal", ">="), ast.LtE: ("np.less_equal", "<=")}
 # what the declarations call by minidl's names
 NAMED = {"exp": "np.exp", "log": "np.log", "where": "np.where", "sum": "np.add.reduce"}
-VECTORS = {"ones": "np.ones({n}, np.{dtype})", "shares": "np.full({n}, 1 / {n}, np.{dtype})",
-           "counted": "np.arange({n})"}
+# constant vectors: n ones, n shares of 1, the numbers of n rows, and where rows of so many begin
+VECTORS = {"ones": "np.ones({0}, np.{dtype})", "shares": "np.full({0}, 1 / {0}, np.{dtype})",
+           "counted": "np.arange({0})", "starts": "np.arange({0}) * {1}"}
 VALUES = [f"v[{i}]" for i in range(4)]
 
 
@@ -121,11 +122,11 @@ class Writer:
                 return self.emit(form, [a, b], name)
             case ast.Call(func=ast.Name(id="floats"), args=[x]):
                 return self.lower(x, env, name)
-            case ast.Call(func=ast.Name(id=vector), args=[n]) if vector in VECTORS:
-                n, = all_of(n)
-                vector, made = f"{vector}_{n.text}", VECTORS[vector]
-                self.head[vector] = made = made.format(n=n.text, dtype=self.dtype)
-                return Operand(vector, vector, eval(made, {"np": np}))
+            case ast.Call(func=ast.Name(id=vector), args=lengths) if vector in VECTORS:
+                lengths = [length.text for length in all_of(*lengths)]
+                name = "_".join([vector, *lengths])
+                self.head[name] = VECTORS[vector].format(*lengths, dtype=self.dtype)
+                return Operand(name, name, eval(self.head[name], {"np": np}))
             case ast.Call(func=ast.Name(id="put"), args=arguments):
                 return self.emit("{0}.put({1}, {2})", all_of(*arguments), name)
             case ast.Attribute() | ast.Subscript() | ast.Call():
