@@ -8,6 +8,7 @@ program as text, which runs without minidl; `jit.py` runs it in place of the eng
 """
 
 import ast
+import functools
 import inspect
 import math
 import re
@@ -17,13 +18,14 @@ import numpy as np
 
 from . import functional as F
 from .kernels import Inexpressible, Operand, Writer, number
-from .metrics import named_loss
+from .layers import ACTIVATIONS
+from .metrics import LOSSES, named_loss
 from .normalization import BatchNorm
 from .parts import evaluation
 from .tensor import MANY, Node, Tensor, no_grad
 
 # What may be compiled, and the settings that must have these values.
-LAYERS = {"Sequential": {}, "Dense": {}, "Activation": {}, "Flatten": {},
+LAYERS = {"Dense": {}, "Activation": {}, "Flatten": {},
           "BatchNorm": {"fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
 
@@ -178,7 +180,7 @@ def trace(model, loss, optimizer, x, y):
 
     Raises Inexpressible, in one sentence, for what the compiler does not know.
     """
-    parts = _checked_parts(model, x)
+    parts = _checked_parts(model, loss, x)
     outputs, value, marks = _graph(model, parts, loss, leaf := Tensor(x, requires_grad=True), y)
     program = Program(f"{', '.join(map(repr, parts))}; batches of {len(x)}; {optimizer.__class__.__name__}",
                       x, y, outputs, optimizer)
@@ -194,7 +196,7 @@ def trace(model, loss, optimizer, x, y):
         env = _environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
                            **{key: getattr(part, key) for key in ("eps", "momentum")
                               if hasattr(part, key)})
-        forward, backward = _texts(node.op, y)
+        forward, backward = _texts(node, y)
         program.run(forward, env, layer)
         names[node], environments[node] = env["y"], (env, backward, layer, label)
     program.rename(names[value.node].name, "loss")
@@ -241,12 +243,18 @@ def labels_for(y, dtype):
     return y if y.ndim == 1 else y.astype(dtype, copy=False)
 
 
-def _checked_parts(model, x):
-    """The layers, once all of them are known to the compiler."""
+def _checked_parts(model, loss, x):
+    """The layers, once nothing is left that the compiler does not know, or that might branch."""
+    if loss not in LOSSES.values():
+        raise Inexpressible("the loss is none of minidl's, and may branch")
     for part in model.modules():
-        settings = LAYERS.get(type(part).__name__)
+        settings = {} if part is model else LAYERS.get(type(part).__name__)
         if settings is None or not type(part).__module__.startswith("minidl."):
             raise Inexpressible(f"{part.label} is of a kind that the compiler does not know")
+        function = getattr(part, "activation", None) or getattr(part, "function", None)
+        if function is not None and function not in ACTIVATIONS.values():
+            raise Inexpressible(f"{part.label} has a function that is none of minidl's, and may "
+                                "branch")
         for key, value in {**settings, "training": True, "forward_hooks": ()}.items():
             if getattr(part, key) != value:
                 raise Inexpressible(f"{part.label} has {key}={getattr(part, key)!r}")
@@ -324,18 +332,27 @@ def _environment(node, names, y, **numbers):
     return env
 
 
-def _texts(op, y):
+def _texts(node, y):
     """(forward, backward) of an op, as text: from KERNELS, or else as its declaration has them."""
-    rows = " of rows" * (op.name == "cross_entropy" and y.ndim == 2)
+    op, rows = node.op, " of rows" * (node.op.name == "cross_entropy" and y.ndim == 2)
     forward, backward = KERNELS.get(op.name + rows, ("", ""))
     if not (forward and backward):
-        for call in ast.walk(ast.parse(inspect.getsource(inspect.getmodule(op.vjps[0])))):
-            if isinstance(call, ast.Call) and ast.unparse(call.args[:1] or call) == repr(op.name):
-                made, *vjps = (ast.unparse(getattr(f, "body", f)) for f in call.args[1:])
-                forward = forward or f"y = {made}"
-                backward = backward or "\n".join(
-                    f"g_{x} = {g}" for x, g in zip(inspect.unwrap(op.forward).__code__.co_varnames, vjps))
+        declared, *vjps = _declarations(inspect.getmodule(op.vjps[0])).get(op.name) or ["", ""]
+        forward = forward or f"y = {declared}"
+        backward = backward or "\n".join(
+            f"g_{name} = {vjp}" for name, vjp, i in zip(_inputs(node), vjps, node.inputs)
+            if isinstance(i, (Node, Tensor)))
     return forward, backward
+
+
+@functools.lru_cache
+def _declarations(module):
+    """{name of an op: [forward, VJP ...]}, the expressions in the lambdas of a module's ops."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(module)))
+             if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Name)
+             and node.func.id in ("Op", "View") and isinstance(node.args[0], ast.Constant)]
+    return {call.args[0].value: [ast.unparse(getattr(function, "body", function))
+                                 for function in call.args[1:]] for call in calls}
 
 
 # --- Passes: each rewrites the list of kernels ----------------------------------------------------
@@ -366,7 +383,7 @@ def one_update(program):
 def constants(program):
     """Make the numbers that are known into arrays before the first step, instead of at each."""
     for kernel in program.kernels:
-        if kernel.form.startswith("np.") and np.ndim(kernel.value):
+        if kernel.elementwise and np.ndim(kernel.value):
             for i, o in enumerate(kernel.operands):
                 if not o.name and isinstance(o.value, (int, float)):
                     text = f"np.array({o.text}, np.{program.dtype})"

@@ -18,6 +18,7 @@ SETTINGS = ("training", "forward_hooks", "kernel", "bias", "gamma", "beta", "act
             "eps", "momentum", "affine", "fused", "ghost_batch_size", "frozen_statistics",
             "nesterov", "weight_decay", "betas", "state", "parameters")
 TOLERANCE = 0.75  # sums are taken in another order: eps ** 0.75 is 6e-6 in float32
+LARGE = 2.0 ** 20  # a rate at which the gradient is seen in what the parameters lose
 
 
 class CompiledStep:
@@ -41,13 +42,13 @@ class CompiledStep:
         """Be ready for another model, or for one that has changed."""
         self.programs = {}  # {shapes and dtypes: (program, dtype), or None for the engine}
         self.assumed, self.views, self.norms = [], [], []
-        self.layers = self.loss = self.vectors = None
+        self.layers = self.loss = self.optimizer = self.vectors = None
 
     def __call__(self, model, loss, optimizer, xb, yb, measure=None, history=None):
         arguments = model, loss, optimizer, xb, yb, measure, history
         if watchers.get():
             return self._by_engine(arguments, "somebody looks at the gradients")
-        if not self._holds(model, loss):
+        if not self._holds(model, loss, optimizer):
             self.forget()
         key = xb.shape, xb.dtype, yb.shape, yb.dtype
         if key not in self.programs:
@@ -60,9 +61,9 @@ class CompiledStep:
                 mean[:], var[:] = part.running_mean, part.running_var
                 vars(part).update(running_mean=mean, running_var=var)
         t = optimizer.updates[0] + 1
-        rate = (optimizer.current_lr, t) if optimizer.kept[:1] == ["m_sum"] else (optimizer.current_lr,)
         with np.errstate(over="ignore", invalid="ignore"):
-            value, outputs, *statistics = run(xb, labels_for(yb, dtype), *rate)
+            value, outputs, *statistics = run(
+                xb, labels_for(yb, dtype), *self._rate(optimizer.current_lr, t))
         value = float(value)
         if not math.isfinite(value):  # nothing has moved yet
             return training.step(*arguments)
@@ -78,9 +79,15 @@ class CompiledStep:
         mark_changed(optimizer.parameters)
         return value
 
-    def _holds(self, model, loss):
+    def _rate(self, rate, t):
+        """What a program is given besides the batch: Adam's counts its steps."""
+        return (rate, t) if "m_sum" in self.optimizer.kept else (rate,)
+
+    def _holds(self, model, loss, optimizer):
         """Whether everything still is as the programs take it to be."""
-        if self.loss is not loss or self.layers != model.layers or not model.training:
+        if self.loss is not loss or self.optimizer is not optimizer:
+            return False
+        if self.layers != model.layers or not model.training or model.forward_hooks:
             return False
         for own, name, value in self.assumed:
             if own.get(name) is not value:
@@ -93,7 +100,7 @@ class CompiledStep:
     def _first(self, key, arguments):
         """The first step of a shape: compile, let the engine take it, and compare."""
         model, loss, optimizer, xb, yb, *_ = arguments
-        self.loss, self.layers = loss, list(model.layers)
+        self.loss, self.optimizer, self.layers = loss, optimizer, list(model.layers)
         try:
             program = rewritten_by(PASSES, trace(model, loss, optimizer, xb, yb))
             if len(set(optimizer.updates)) > 1:
@@ -106,14 +113,18 @@ class CompiledStep:
             self.programs[key] = None
             self._assume(model, optimizer)
             return self._by_engine(arguments, reason)
-        make = namespace["program"]
-        vectors = _vectors(program, optimizer)
-        t = (optimizer.updates[0] + 1,) * (optimizer.kept[:1] == ["m_sum"])
+        make, before, t = namespace["program"], _vectors(program, optimizer), optimizer.updates[0] + 1
+        mine = [a.copy() for a in before]
+        rate = optimizer.current_lr if optimizer.kept else LARGE
         with np.errstate(all="ignore"):
-            mine = make(*vectors)(xb, labels_for(yb, program.dtype), optimizer.current_lr, *t)[0]
+            loss_of_mine, *_ = make(*mine)(xb, labels_for(yb, program.dtype), *self._rate(rate, t))
         value = training.step(*arguments)
         theirs = _vectors(program, optimizer)
-        if not _agree([np.asarray(mine), *vectors], [np.asarray(value), *theirs], optimizer):
+        if not optimizer.kept:  # SGD: the parameters have moved by rate times gradient
+            mine[0] = (before[0] - mine[0]) / LARGE
+        gradient = [np.concatenate([p.grad.reshape(-1) for p in program.parameters])]
+        expected = theirs if optimizer.kept else gradient + theirs[1:]
+        if not _agree([np.asarray(loss_of_mine), *mine], [np.asarray(value), *expected], optimizer):
             self.programs[key] = None
             self._assume(model, optimizer)
             self._tell("the program's first step is not the engine's")

@@ -61,7 +61,7 @@ class Kernel:
     @property
     def elementwise(self):
         """Whether the result may take the place of an operand of its shape."""
-        return "{out}" in self.form and not self.form.startswith(("np.dot", "np.add.reduce"))
+        return "{out}" in self.form and "np.dot(" not in self.form and ".reduce(" not in self.form
 
     @property
     def reads(self):
@@ -174,7 +174,7 @@ def _slots(node):
             raise Inexpressible(f"the compiler cannot read {ast.unparse(node)!r}")
     text, form, end = ast.unparse(node), "", 0
     for i, part in enumerate(parts):
-        found = re.compile(rf"(?<![\w.]){re.escape(ast.unparse(part))}(?!\w)").search(text, end)
+        found = re.compile(rf"(?<![\w.]){re.escape(ast.unparse(part))}(?!\w|=)").search(text, end)
         form += f"{text[end:found.start()]}{{{i}}}"
         end = found.end()
     form = (form + text[end:]).replace("({0})[", "{0}[")
