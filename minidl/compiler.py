@@ -419,7 +419,8 @@ def reuse_memory(program):
             free = [(name, value) for name, value in free if name != kernel.out]
             if kernel.out in program.buffers or kernel.out == "gradients":
                 homes[kernel.name] = kernel.out
-        free += [(homes[name], value) for name, value in dying.items() if homes[name] != kernel.out]
+        free += [(homes[name], program.buffers.get(homes[name], value))
+                 for name, value in dying.items() if homes[name] != kernel.out]
 
 
 PASSES = dead_code, one_update, constants, reuse_memory
