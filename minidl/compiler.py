@@ -1,15 +1,12 @@
 """A second reader of the graph: it writes a training step as the NumPy program that one would have
 written by hand.
 
-`trace` sends one batch through the engine and goes through the graph that this leaves. Of each op
-it takes forward and VJPs as the declarations in `tensor.py` and `functional.py` have them, or from
-KERNELS where there is a faster form. PASSES rewrite the list of kernels. `source` returns the
-program as text, which runs without minidl; `jit.py` runs it in place of the engine.
+`trace` sends one batch through the engine and goes through the graph that this leaves, forward and
+back; what each op computes is cut into lines of NumPy (`kernels.py`). PASSES rewrite the list of
+lines. `source` returns the program as text, which runs without minidl; `jit.py` runs it in place of
+the engine.
 """
 
-import ast
-import functools
-import inspect
 import math
 import re
 from bisect import bisect_left
@@ -17,7 +14,17 @@ from bisect import bisect_left
 import numpy as np
 
 from . import functional as F
-from .kernels import Inexpressible, Operand, Writer, number
+from .kernels import (
+    STATISTICS,
+    UPDATES,
+    Inexpressible,
+    Operand,
+    Writer,
+    environment,
+    inputs_of,
+    number,
+    texts,
+)
 from .layers import ACTIVATIONS
 from .metrics import LOSSES, named_loss
 from .normalization import BatchNorm
@@ -29,55 +36,6 @@ LAYERS = {"Dense": {}, "Activation": {}, "Flatten": {},
           "BatchNorm": {"fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
 
-# Of an op the forward, which ends with y, and the backward, which sets g_x for each input x; ""
-# where the op's own declaration serves. labels are the batch's y; put(a, places, values) writes.
-KERNELS = {
-    "linear": ("y = x @ kernel + bias",
-               "g_x = g @ kernel.T; g_kernel = x.T @ g; g_bias = ones(n) @ g"),
-    "sigmoid": ("y = 1 / (1 + np.exp(-x))", ""),
-    "softplus": ("y = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))",
-                 "g_x = g / (1 + np.exp(-x))"),
-    "softmax": ("e = np.exp(x - np.maximum.reduce(x, axis=axis, keepdims=True))\n"
-                "y = e / np.add.reduce(e, axis=axis, keepdims=True)", ""),
-    "sum": ("y = np.add.reduce(x, axis=axis, keepdims=keepdims)", "g_x = g"),
-    "reshape": ("y = x.reshape(y_shape)", ""),
-    "batch_norm": ("""
-mean = shares(n) @ x
-centred = x - mean
-var = shares(n) @ (centred * centred)
-scale = 1 / np.sqrt(var + eps)
-slope = gamma * scale
-y = centred * slope + beta""", """
-g_beta = ones(n) @ g
-g_gamma = (ones(n) @ (g * centred)) * scale
-g_x = (centred * (g_gamma * scale * (-1 / n)) + g - g_beta * (1 / n)) * slope"""),
-    "cross_entropy": ("""
-z = logits - logits[counted(n), logits.argmax(axis=1), None]
-p = np.exp(z)
-total = p @ ones(classes)
-places = starts(n, classes) + labels
-y = np.add.reduce(np.log(total) - z.take(places)) / n""", """
-g_logits = p * (g / n / total)[:, None]
-right = put(g_logits, places, g_logits.take(places) - g / n)"""),
-    "cross_entropy of rows": ("""
-z = logits - logits[counted(n), logits.argmax(axis=1), None]
-p = np.exp(z)
-total = p @ ones(classes)
-y = np.add.reduce(labels * (np.log(total)[:, None] - z), axis=None) / n""", """
-g_logits = (p * (np.add.reduce(labels, axis=1) / total)[:, None] - labels) * (g / n)"""),
-}
-STATISTICS = """
-running_mean = running_mean * (1 - momentum) + mean * momentum
-running_var = running_var * (1 - momentum) + var * (momentum * n / (n - 1))"""
-UPDATES = {
-    "SGD": "p = p - lr * g",
-    "SGD with momentum": "velocity = velocity * momentum + g; p = p - lr * velocity",
-    "Adam": """
-m_sum = m_sum * b1 + g
-v_sum = v_sum * b2 + g * g
-root = ((1 - b2) / (1 - b2 ** t)) ** 0.5
-rate = lr * (1 - b1) / (1 - b1 ** t) / root
-p = p - m_sum / (np.sqrt(v_sum) + eps / root) * rate"""}
 UPDATE, SCALED = "update", "p = p - g"  # SCALED: SGD, where the gradient is that of lr * loss
 
 TEXT = '''"""A training step of {title}.
@@ -193,10 +151,10 @@ def trace(model, loss, optimizer, x, y):
         part = marks[place][1] if place < len(marks) else None  # None: the loss
         layer, label = (part.name, part.label) if part else ("loss", "loss")
         program.scope = f"{label}: {node.op.name}"
-        env = _environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
+        env = environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
                            **{key: getattr(part, key) for key in ("eps", "momentum")
                               if hasattr(part, key)})
-        forward, backward = _texts(node, y)
+        forward, backward = texts(node, y)
         program.run(forward, env, layer)
         names[node], environments[node] = env["y"], (env, backward, layer, label)
     program.rename(names[value.node].name, "loss")
@@ -210,7 +168,7 @@ def trace(model, loss, optimizer, x, y):
             program.scope = f"{label}: gradients of {node.op.name}"
             env["g"] = gradients.pop(node)
             program.run(backward, env, layer)
-            for key, i in zip(_inputs(node), node.inputs):
+            for key, i in zip(inputs_of(node), node.inputs):
                 if isinstance(i, (Node, Tensor)):
                     g = env[f"g_{key}"]
                     if np.shape(g.value) not in ((), i.shape):
@@ -310,49 +268,6 @@ def _in_order(*ends):
             nodes.add(node)
             ahead += node.inputs
     return sorted(nodes, key=lambda node: node.number)
-
-
-def _inputs(node):
-    return inspect.unwrap(node.op.forward).__code__.co_varnames[:len(node.inputs)]
-
-
-def _environment(node, names, y, **numbers):
-    """{name: Operand} of what the texts of an op may read."""
-    env = {"labels": Operand("y", "y", y)} | {key: number(value) for key, value in numbers.items()}
-    for key, i in zip(_inputs(node), node.inputs):
-        if isinstance(i, tuple) and i != y.shape:  # of an array the graph keeps only the shape
-            raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
-        env[key] = (names[i] if isinstance(i, (Node, Tensor)) else
-                    env["labels"] if isinstance(i, tuple) else number(i))
-        env[f"{key}_shape"] = number(np.shape(env[key].value))
-    if not node.op.fused:  # of constants, such as an axis, the graph keeps what a VJP reads
-        words = [*_inputs(node), "y", *node.op.constants]
-        env |= {words[place]: number(value) for (place, _), value in zip(node.plan.kept, node.saved)
-                if place > len(node.inputs)}
-    return env
-
-
-def _texts(node, y):
-    """(forward, backward) of an op, as text: from KERNELS, or else as its declaration has them."""
-    op, rows = node.op, " of rows" * (node.op.name == "cross_entropy" and y.ndim == 2)
-    forward, backward = KERNELS.get(op.name + rows, ("", ""))
-    if not (forward and backward):
-        declared, *vjps = _declarations(inspect.getmodule(op.vjps[0])).get(op.name) or ["", ""]
-        forward = forward or f"y = {declared}"
-        backward = backward or "\n".join(
-            f"g_{name} = {vjp}" for name, vjp, i in zip(_inputs(node), vjps, node.inputs)
-            if isinstance(i, (Node, Tensor)))
-    return forward, backward
-
-
-@functools.lru_cache
-def _declarations(module):
-    """{name of an op: [forward, VJP ...]}, the expressions in the lambdas of a module's ops."""
-    calls = [node for node in ast.walk(ast.parse(inspect.getsource(module)))
-             if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Name)
-             and node.func.id in ("Op", "View") and isinstance(node.args[0], ast.Constant)]
-    return {call.args[0].value: [ast.unparse(getattr(function, "body", function))
-                                 for function in call.args[1:]] for call in calls}
 
 
 # --- Passes: each rewrites the list of kernels ----------------------------------------------------

@@ -1,10 +1,13 @@
-"""Expressions cut into kernels, each one line of NumPy: what the compiler writes its programs with.
+"""Kernels, the lines of a compiled program: each calls one NumPy function.
 
-An expression comes as text, from the declaration of an op or from the compiler's table, and is
-computed along the way, on the arrays of one real step: so shapes and dtypes need no rules.
+What an op computes comes as text: from its declaration in `tensor.py` or `functional.py`, or from
+KERNELS where there is a faster form. `Writer` cuts such an expression into kernels. It computes
+each of them along the way, on the arrays of one real step: so shapes and dtypes need no rules.
 """
 
 import ast
+import functools
+import inspect
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +15,57 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .tensor import Node, Tensor
+
+# Of an op the forward, which ends with y, and the backward, which sets g_x for each input x; ""
+# where the op's own declaration serves. labels are the batch's y; put(a, places, values) writes.
+KERNELS = {
+    "linear": ("y = x @ kernel + bias",
+               "g_x = g @ kernel.T; g_kernel = x.T @ g; g_bias = ones(n) @ g"),
+    "sigmoid": ("y = 1 / (1 + np.exp(-x))", ""),
+    "softplus": ("y = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))",
+                 "g_x = g / (1 + np.exp(-x))"),
+    "softmax": ("e = np.exp(x - np.maximum.reduce(x, axis=axis, keepdims=True))\n"
+                "y = e / np.add.reduce(e, axis=axis, keepdims=True)", ""),
+    "sum": ("y = np.add.reduce(x, axis=axis, keepdims=keepdims)", "g_x = g"),
+    "reshape": ("y = x.reshape(y_shape)", ""),
+    "batch_norm": ("""
+mean = shares(n) @ x
+centred = x - mean
+var = shares(n) @ (centred * centred)
+scale = 1 / np.sqrt(var + eps)
+slope = gamma * scale
+y = centred * slope + beta""", """
+g_beta = ones(n) @ g
+g_gamma = (ones(n) @ (g * centred)) * scale
+g_x = (centred * (g_gamma * scale * (-1 / n)) + g - g_beta * (1 / n)) * slope"""),
+    "cross_entropy": ("""
+z = logits - logits[counted(n), logits.argmax(axis=1), None]
+p = np.exp(z)
+total = p @ ones(classes)
+places = starts(n, classes) + labels
+y = np.add.reduce(np.log(total) - z.take(places)) / n""", """
+g_logits = p * (g / n / total)[:, None]
+right = put(g_logits, places, g_logits.take(places) - g / n)"""),
+    "cross_entropy of rows": ("""
+z = logits - logits[counted(n), logits.argmax(axis=1), None]
+p = np.exp(z)
+total = p @ ones(classes)
+y = np.add.reduce(labels * (np.log(total)[:, None] - z), axis=None) / n""", """
+g_logits = (p * (np.add.reduce(labels, axis=1) / total)[:, None] - labels) * (g / n)"""),
+}
+STATISTICS = """
+running_mean = running_mean * (1 - momentum) + mean * momentum
+running_var = running_var * (1 - momentum) + var * (momentum * n / (n - 1))"""
+UPDATES = {
+    "SGD": "p = p - lr * g",
+    "SGD with momentum": "velocity = velocity * momentum + g; p = p - lr * velocity",
+    "Adam": """
+m_sum = m_sum * b1 + g
+v_sum = v_sum * b2 + g * g
+root = ((1 - b2) / (1 - b2 ** t)) ** 0.5
+rate = lr * (1 - b1) / (1 - b1 ** t) / root
+p = p - m_sum / (np.sqrt(v_sum) + eps / root) * rate"""}
 UFUNCS = {ast.Add: ("np.add", "+"), ast.Sub: ("np.subtract", "-"), ast.Mult: ("np.multiply", "*"),
           ast.Div: ("np.divide", "/"), ast.Pow: ("np.power", "**"), ast.Gt: ("np.greater", ">"),
           ast.Lt: ("np.less", "<"), ast.Eq: ("np.equal", "=="), ast.MatMult: ("np.dot", "@"),
@@ -184,3 +238,49 @@ def _slots(node):
         raise Inexpressible(f"the compiler does not know the function in {text!r}")
     takes_out = form.startswith("np.") and not form.startswith("np.where")
     return parts, form[:-1] + "{out})" if takes_out else form
+
+
+# --- What an op is, in the words of its declaration ------------------------------------------------
+
+def inputs_of(node):
+    """The names that the op of a node has for its inputs."""
+    return inspect.unwrap(node.op.forward).__code__.co_varnames[:len(node.inputs)]
+
+
+def environment(node, names, y, **numbers):
+    """{name: Operand} of what the texts of an op may read."""
+    env = {"labels": Operand("y", "y", y)} | {key: number(value) for key, value in numbers.items()}
+    for key, i in zip(inputs_of(node), node.inputs):
+        if isinstance(i, tuple) and i != y.shape:  # of an array the graph keeps only the shape
+            raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
+        env[key] = (names[i] if isinstance(i, (Node, Tensor)) else
+                    env["labels"] if isinstance(i, tuple) else number(i))
+        env[f"{key}_shape"] = number(np.shape(env[key].value))
+    if not node.op.fused:  # of constants, such as an axis, the graph keeps what a VJP reads
+        words = [*inputs_of(node), "y", *node.op.constants]
+        env |= {words[place]: number(value) for (place, _), value in zip(node.plan.kept, node.saved)
+                if place > len(node.inputs)}
+    return env
+
+
+def texts(node, y):
+    """(forward, backward) of an op, as text: from KERNELS, or else as its declaration has them."""
+    op, rows = node.op, " of rows" * (node.op.name == "cross_entropy" and y.ndim == 2)
+    forward, backward = KERNELS.get(op.name + rows, ("", ""))
+    if not (forward and backward):
+        declared, *vjps = _declarations(inspect.getmodule(op.vjps[0])).get(op.name) or ["", ""]
+        forward = forward or f"y = {declared}"
+        backward = backward or "\n".join(
+            f"g_{name} = {vjp}" for name, vjp, i in zip(inputs_of(node), vjps, node.inputs)
+            if isinstance(i, (Node, Tensor)))
+    return forward, backward
+
+
+@functools.lru_cache
+def _declarations(module):
+    """{name of an op: [forward, VJP ...]}, the expressions in the lambdas of a module's ops."""
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(module)))
+             if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Name)
+             and node.func.id in ("Op", "View") and isinstance(node.args[0], ast.Constant)]
+    return {call.args[0].value: [ast.unparse(getattr(function, "body", function))
+                                 for function in call.args[1:]] for call in calls}

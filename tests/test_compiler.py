@@ -21,6 +21,7 @@ from minidl import (
     LambdaCallback,
     Sequential,
     compiler,
+    kernels,
     optim,
     record,
     schedules,
@@ -150,8 +151,8 @@ def test_the_source_runs_without_minidl_and_is_the_engine_step(optimizer, passes
 def test_each_pass_leaves_something_out():
     model = network((16, 16)).build(20)
     texts = [compiler.source(model, "cross_entropy", optim.SGD(lr=0.1), 32, compiler.PASSES[:n]) for n in range(5)]
-    kernels = [text[text.index("def step"):text.index("return step")].count("np.") for text in texts]
-    assert kernels[0] > kernels[1] > kernels[2] and "g_x_dense =" in texts[0] and "g_x_dense =" not in texts[1]
+    counts = [text[text.index("def step"):text.index("return step")].count("np.") for text in texts]
+    assert counts[0] > counts[1] > counts[2] and "g_x_dense =" in texts[0] and "g_x_dense =" not in texts[1]
     assert "out=b0" not in texts[3] and "out=b0" in texts[4] and "np.subtract(parameters, gradients" in texts[4]
     assert texts[4] == compiler.source(model, "cross_entropy", optim.SGD(lr=0.1), 32), "two compilations write the same text"
 
@@ -318,8 +319,8 @@ def test_what_the_compiler_does_not_know_is_said_once_and_left_to_the_engine(nam
 
 def test_a_wrong_kernel_is_found_at_the_first_step(monkeypatch):
     """The mutation: a program that does not compute what the engine computes is never used."""
-    forward, backward = compiler.KERNELS["linear"]
-    monkeypatch.setitem(compiler.KERNELS, "linear", (forward, backward.replace("g @ kernel.T", "g @ kernel.T * 1.001")))
+    forward, backward = kernels.KERNELS["linear"]
+    monkeypatch.setitem(kernels.KERNELS, "linear", (forward, backward.replace("g @ kernel.T", "g @ kernel.T * 1.001")))
     x, y = noise(100)
     model = network().build(20).compile("sgd", jit_compile=True)
     with pytest.warns(UserWarning, match="the program's first step is not the engine's"):
