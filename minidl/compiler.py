@@ -21,6 +21,7 @@ from .kernels import (
     Operand,
     Writer,
     environment,
+    in_order,
     inputs_of,
     number,
     texts,
@@ -60,7 +61,7 @@ def program({vectors}):
 
 if __name__ == "__main__":  # a trial: noise for weights and data
     rng = np.random.default_rng(0)
-    vectors = {zeros}
+    vectors = [{zeros}]
     vectors[0][:] = rng.normal(0, 0.05, len(vectors[0]))
     step = program(*vectors)
     x, y = {x}, {y}
@@ -78,21 +79,21 @@ class Program(Writer):
     numbers.
     """
 
-    def __init__(self, title, x, y, outputs, optimizer):
+    def __init__(self, parts, x, y, outputs, optimizer):
         super().__init__(str(outputs.dtype))
-        self.title, self.x, self.y, self.classes = title, x, labels_for(y, self.dtype), outputs.shape[-1]
+        if self.dtype not in ("float32", "float64"):
+            raise Inexpressible(f"sums of {self.dtype} numbers need a wider dtype")
+        self.x, self.y, self.classes = x, labels_for(y, self.dtype), outputs.shape[-1]
         self.arrays, self.vectors, self.kept, self.buffers = {}, {}, [], {}
         self.parameters, self.norms = {}, []
-        kind = type(optimizer).__name__
-        self.update = UPDATES.get(kind + " with momentum" * bool(getattr(optimizer, "momentum", 0)))
-        if self.update is None or getattr(optimizer, "nesterov", False) or getattr(
-                optimizer, "weight_decay", 0):
+        kind, own = type(optimizer).__name__, vars(optimizer)
+        self.title = f"{', '.join(map(repr, parts))}; batches of {len(x)}; {kind}"
+        self.update = UPDATES.get(kind + " with momentum" * bool(own.get("momentum")))
+        if self.update is None or own.get("nesterov") or own.get("weight_decay"):
             raise Inexpressible(f"the compiler does not know {kind} with these settings")
-        self.settings = {name: number(value) for name, value in vars(optimizer).items()
-                         if name in ("momentum", "eps")}
-        if kind == "Adam":
-            self.settings |= {"b1": number(optimizer.betas[0]), "b2": number(optimizer.betas[1])}
-        self.settings |= {name: Operand(name, name, 1.0) for name in ("lr", "t")}
+        self.settings = {key: number(own[key]) for key in ("momentum", "eps") if key in own}
+        self.settings |= {key: number(beta) for key, beta in zip(("b1", "b2"), own.get("betas", ()))}
+        self.settings |= {key: Operand(key, key, 1.0) for key in ("lr", "t")}
 
     def move(self, arrays):
         """Add the update. arrays: {"p": name, "g": name ...}, those that it works on."""
@@ -103,60 +104,65 @@ class Program(Writer):
         self.run(self.update, env | self.settings, "update", moved=set(arrays) - {"g"})
 
     def __str__(self):
-        step, scope, result = [], "", f"return {', '.join(['loss', *self.kept])}"
+        lines, scope, result = [], "", f"return {', '.join(['loss', *self.kept])}"
         for kernel in self.kernels:
             if kernel.scope != scope:
                 scope = kernel.scope
-                step.append(f"# {scope}")
-            step.append(str(kernel))
+                lines.append(f"# {_printable(scope)}")
+            lines.append(str(kernel))
             if kernel.name == "loss":
-                step += ["if not math.isfinite(loss):  # then nothing moves", f"    {result}"]
-        step, numbers = "\n        ".join([*step, result]), {}
-        step = re.sub(r"\bt_\d+", lambda t: numbers.setdefault(t[0], f"t_{len(numbers) + 1}"), step)
-        used = set(re.findall(r"\w+", step))
-        made = {"gradients": "np.empty_like(parameters)"} if "gradients" in used else {}
+                lines += ["if not math.isfinite(loss):  # then nothing moves", f"    {result}"]
+        numbers = {}
+        step = re.sub(r"\bt_\d+\b", lambda t: numbers.setdefault(t[0], f"t_{len(numbers) + 1}"),
+                      "\n        ".join([*lines, result]))
+        used = set(re.findall(r"\w+", " ".join(map(str, self.kernels))))
+        used -= {kernel.name for kernel in self.kernels if kernel.out != kernel.name}
+        made = {"gradients": "np.empty_like(parameters)"}
         for name, (vector, start, shape) in self.arrays.items():
-            if vector != "gradients" or made:
-                text = f"{vector}[{start}:{start + math.prod(shape)}]"
-                made[name] = text + f".reshape{shape}" * (len(shape) > 1)
+            text = f"{vector}[{start}:{start + math.prod(shape)}]"
+            made[name] = text + f".reshape{shape}" * (len(shape) > 1)
         made |= self.head | {name: f"np.empty({value.shape}, np.{value.dtype})"
                              for name, value in self.buffers.items()}
         call = "step(x, y, lr, t)" if "t" in used else "step(x, y, lr)"
         x, y = (f"rng.random({a.shape}).astype(np.{a.dtype})" if a.dtype.kind == "f" else
                 f"rng.integers(0, {self.classes}, {len(a)})" for a in (self.x, self.y))
         return TEXT.format(
-            title=self.title, vectors=", ".join(self.vectors), call=call, step=step, x=x, y=y,
+            title=_printable(self.title), vectors=", ".join(self.vectors), call=call, step=step,
             head="\n    ".join(f"{name} = {text}" for name, text in made.items() if name in used),
-            zeros="".join(f"np.zeros({n}, np.{self.dtype}), " for n in self.vectors.values()),
-            trial=call.replace("lr", "0.01"))
+            zeros=", ".join(f"np.zeros({n}, np.{self.dtype})" for n in self.vectors.values()),
+            trial=call.replace("lr", "0.01"), x=x, y=y)
+
+
+def _printable(text):
+    """What may stand in a comment: a layer's name, from a file perhaps, must not end the line."""
+    return re.sub(r'[^ !#-\[\]-~]', "?", text)
 
 
 # --- The graph into kernels -----------------------------------------------------------------------
 
-def trace(model, loss, optimizer, x, y):
-    """The Program of one step from the batch x, y, kernel by kernel as the engine computes it.
+def trace(model, loss, optimizer, x, y, passes):
+    """The Program of one step from the batch x, y: as the engine computes it, then after the passes.
 
     Raises Inexpressible, in one sentence, for what the compiler does not know.
     """
     parts = _checked_parts(model, loss, x)
     outputs, value, marks = _graph(model, parts, loss, leaf := Tensor(x, requires_grad=True), y)
-    program = Program(f"{', '.join(map(repr, parts))}; batches of {len(x)}; {optimizer.__class__.__name__}",
-                      x, y, outputs, optimizer)
+    program = Program(parts, x, y, outputs, optimizer)
     y, names = program.y, {leaf: Operand("x", "x", x)}
     program.parameters = parameters = _lay_out(program, parts, optimizer, names)
-    nodes = _in_order(outputs.node, value.node)
+    nodes = in_order(outputs.node, value.node)
     environments = {}
     for node in nodes:  # forward, in the order of the engine
         place = bisect_left(marks, node.number, key=lambda mark: mark[0])
         part = marks[place][1] if place < len(marks) else None  # None: the loss
-        layer, label = (part.name, part.label) if part else ("loss", "loss")
+        layer, label = (_identifier(part), part.label) if part else ("loss", "loss")
         program.scope = f"{label}: {node.op.name}"
         env = environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
                            **{key: getattr(part, key) for key in ("eps", "momentum")
                               if hasattr(part, key)})
         forward, backward = texts(node, y)
         program.run(forward, env, layer)
-        names[node], environments[node] = env["y"], (env, backward, layer, label)
+        names[node], environments[node] = env["y"], (env, backward, layer, label, part)
     program.rename(names[value.node].name, "loss")
     program.kept = [names[outputs.node].name]
 
@@ -164,7 +170,7 @@ def trace(model, loss, optimizer, x, y):
     gradients = {value.node: program.emit("1.0", [], "seed")}
     for node in reversed(nodes):  # backward
         if node in gradients:
-            env, backward, layer, label = environments[node]
+            env, backward, layer, label, _ = environments[node]
             program.scope = f"{label}: gradients of {node.op.name}"
             env["g"] = gradients.pop(node)
             program.run(backward, env, layer)
@@ -178,7 +184,7 @@ def trace(model, loss, optimizer, x, y):
     for p, name in parameters.items():
         program.rename(gradients[p].name, f"{name}_gradients")
 
-    for env, _, layer, label in environments.values():  # what moves
+    for env, _, layer, label, part in environments.values():  # what moves
         if "mean" in env:
             program.scope = f"{label}: running statistics"
             for key in ("running_mean", "running_var"):
@@ -187,12 +193,14 @@ def trace(model, loss, optimizer, x, y):
                 program.arrays[name] = ("statistics", start, array.shape)
                 program.vectors["statistics"] += len(array)
                 env[key] = Operand(name, name, array)
-            program.norms.append(next(part for part in parts if part.name == layer))
+            program.norms.append(part)
             program.kept += [env["mean"].name, env["var"].name]
             program.run(STATISTICS, env, layer, moved=("running_mean", "running_var"))
     for name in parameters.values():
         program.move({"p": name, "g": f"{name}_gradients",
                       **{key: f"{name}_{key}" for key in optimizer.kept}})
+    for rewrite in passes:
+        rewrite(program)
     return program
 
 
@@ -248,26 +256,23 @@ def _lay_out(program, parts, optimizer, names):
     for part in parts:
         for key in type(part).parameter_names:
             if (p := getattr(part, key)) is not None:
-                parameters[p] = name = re.sub(r"\W", "_", f"{part.name}_{key}")
+                parameters[p] = name = f"{_identifier(part)}_{key}"
+                program.names[name] = 1
                 names[p] = Operand(name, name, p.data)
                 program.arrays[name] = ("parameters", start, p.shape)
                 for vector in ("gradients", *optimizer.kept):
                     program.arrays[f"{name}_{vector}"] = (vector, start, p.shape)
                 start += p.size
-    if len(set(parameters.values())) < len(parameters) or len(set(parts)) < len(parts):
+    if len({_identifier(part) for part in parts}) < len(parts):
         raise Inexpressible("two layers have the same name")
     program.vectors |= dict.fromkeys(["parameters", *optimizer.kept], start)
     return parameters
 
 
-def _in_order(*ends):
-    """All nodes that these were made from, in the order of their making."""
-    nodes, ahead = set(), list(ends)
-    while ahead:
-        if isinstance(node := ahead.pop(), Node) and node not in nodes:
-            nodes.add(node)
-            ahead += node.inputs
-    return sorted(nodes, key=lambda node: node.number)
+def _identifier(part):
+    """The name of a layer, as a part of the names in the program."""
+    name = re.sub(r"\W", "_", part.name, flags=re.ASCII)
+    return f"layer_{name}" if name[:1].isdigit() else name
 
 
 # --- Passes: each rewrites the list of kernels ----------------------------------------------------
@@ -357,11 +362,4 @@ def source(model, loss, optimizer, batch_size, passes=PASSES):
         outputs = model(Tensor(x)).data
     numbers = loss in (F.cross_entropy, F.categorical_crossentropy)  # of classes
     y = np.arange(batch_size) % outputs.shape[-1] if numbers else np.full_like(outputs, 0.5)
-    return str(rewritten_by(passes, trace(model, loss, optimizer, x, y)))
-
-
-def rewritten_by(passes, program):
-    """The program, after these passes."""
-    for rewrite in passes:
-        rewrite(program)
-    return program
+    return str(trace(model, loss, optimizer, x, y, passes))

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import training
 from .checks.health import say
-from .compiler import PASSES, Inexpressible, labels_for, rewritten_by, trace
+from .compiler import PASSES, Inexpressible, labels_for, trace
 from .normalization import BatchStatistics
 from .tensor import Tensor, mark_changed, watchers
 
@@ -102,7 +102,7 @@ class CompiledStep:
         model, loss, optimizer, xb, yb, *_ = arguments
         self.loss, self.optimizer, self.layers = loss, optimizer, list(model.layers)
         try:
-            program = rewritten_by(PASSES, trace(model, loss, optimizer, xb, yb))
+            program = trace(model, loss, optimizer, xb, yb, PASSES)
             if len(set(optimizer.updates)) > 1:
                 raise Inexpressible("some parameters have been updated more often than others")
             if set(optimizer.parameters) != set(program.parameters):

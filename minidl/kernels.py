@@ -284,3 +284,13 @@ def _declarations(module):
              and node.func.id in ("Op", "View") and isinstance(node.args[0], ast.Constant)]
     return {call.args[0].value: [ast.unparse(getattr(function, "body", function))
                                  for function in call.args[1:]] for call in calls}
+
+
+def in_order(*ends):
+    """All nodes that these were made from, in the order of their making."""
+    nodes, ahead = set(), list(ends)
+    while ahead:
+        if isinstance(node := ahead.pop(), Node) and node not in nodes:
+            nodes.add(node)
+            ahead += node.inputs
+    return sorted(nodes, key=lambda node: node.number)

@@ -332,3 +332,18 @@ def test_a_wrong_kernel_is_found_at_the_first_step(monkeypatch):
 def test_a_model_that_is_not_built_is_told_to_be():
     with pytest.raises(ValueError, match="model.build"):
         compiler.source(network(), "cross_entropy", optim.SGD(lr=0.1), 32)
+
+
+def test_the_name_of_a_layer_is_no_code():
+    """A model comes from a file, perhaps, and what stands in its names must not be executed."""
+    model = network().build(20)
+    model[0].name, model[1].name, model[3].name = "1 a\nraise SystemExit  # \\", 't"""', "gradients"
+    x, y = noise(64)
+    model.compile("adam", jit_compile=True).fit(x, y, verbose=0)
+    assert model.compiled_step.programs and None not in model.compiled_step.programs.values()
+
+
+def test_half_precision_is_left_to_the_engine():
+    model = network().build(20).astype(np.float16)
+    with pytest.raises(ValueError, match="float16 numbers need a wider dtype"):
+        compiler.source(model, "cross_entropy", optim.SGD(lr=0.1), 32)
