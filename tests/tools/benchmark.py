@@ -2,7 +2,7 @@
 
     python tests/tools/benchmark.py [--quick] [--json FILE] [--figure FILE]
 
-The yardsticks: the same step by hand in NumPy, PyTorch's eager mode and Keras' `fit` where they are installed, and
+The yardsticks: the same step by hand in NumPy, PyTorch's eager mode, JAX's jit and Keras' `fit` where they are installed, and
 the matrix products alone, below which no step can be. By hand means as one writes it, not with the expressions that
 minidl chose for their speed; but before anything is timed, all steps must give the same losses.
 The contenders take turns, some 20 steps each, so that noise of the machine hits all alike; the first 5 of each
@@ -112,12 +112,12 @@ def fit(rounds):
     count = 300
     x, y = rng.random((32 * count, 784), np.float32), rng.integers(0, 10, 32 * count)
 
-    def program():
+    def program(jit_compile=False):
         model = Sequential([Dense(64, input_shape=(784,)), BatchNorm(), Activation("relu"), Dense(10), Activation("softmax")])
-        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit_compile)
         return model
 
-    fitted, stepped = program(), program()
+    fitted, compiled, stepped = program(), program(jit_compile=True), program()
     optimizer = optim.Adam(stepped.parameters())
 
     def bare():
@@ -127,7 +127,8 @@ def fit(rounds):
             loss.backward()
             optimizer.step()
 
-    contenders = {"bare steps": bare, "fit": lambda: fitted.fit(x, y, batch_size=32)}
+    contenders = {"bare steps": bare, "fit": lambda: fitted.fit(x, y, batch_size=32),
+                  "fit, compiled": lambda: compiled.fit(x, y, batch_size=32)}
     try:
         import keras
     except ImportError:
@@ -148,7 +149,7 @@ def fit(rounds):
     result = {name: 1e6 * median(values[1:]) / count for name, values in times.items()}
     show("fit with a progress bar: microseconds per step, and its time divided by that of the others",
          [["", *result], ["784-64-10 relu BN softmax, 32, Adam", *result.values()],
-          ["fit /", *(result["fit"] / time for time in result.values())]])
+          *([f"{name} /", *(result[name] / time for time in result.values())] for name in ("fit", "fit, compiled"))])
     return result
 
 
