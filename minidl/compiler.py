@@ -140,6 +140,7 @@ def _printable(text):
 
 # --- The graph into kernels -----------------------------------------------------------------------
 
+@np.errstate(all="ignore")  # a divergence is for the engine to report
 def trace(model, loss, optimizer, x, y, passes):
     """The Program of one step from the batch x, y: as the engine computes it, then after the passes.
 
@@ -205,8 +206,8 @@ def trace(model, loss, optimizer, x, y, passes):
 
 
 def labels_for(y, dtype):
-    """Labels as the losses read them: class numbers as they are, rows as floating-point numbers."""
-    return y if y.ndim == 1 else y.astype(dtype, copy=False)
+    """Labels as a program reads them: class numbers as integers that count places, rows as dtype."""
+    return y.astype(np.intp if y.ndim == 1 else dtype, copy=False)
 
 
 def _checked_parts(model, loss, x):

@@ -258,6 +258,19 @@ def test_ctrl_c_leaves_a_model_that_trains_on():
     assert model.fit(x, y, verbose=0).history["loss"]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint64])
+def test_class_numbers_of_any_integer_dtype(dtype):
+    a, b = (fitted(jit, y=noise(210)[1].astype(dtype)) for jit in (False, True))
+    assert difference(a, b) < 1e-9
+
+
+def test_a_saved_model_is_the_one_that_was_trained(tmp_path):
+    model = fitted(True, dtype=np.float32)
+    model.save(tmp_path / "model.npz")
+    x, _ = noise(50)
+    assert np.array_equal(Sequential.load(tmp_path / "model.npz").predict(x), model.predict(x))
+
+
 def test_a_copy_of_a_model_compiles_for_itself():
     model = fitted(True)
     before = model.get_weights()
