@@ -258,8 +258,11 @@ def environment(node, names, y, **numbers):
         env[f"{key}_shape"] = number(np.shape(env[key].value))
     if not node.op.fused:  # of constants, such as an axis, the graph keeps what a VJP reads
         words = [*inputs_of(node), "y", *node.op.constants]
-        env |= {words[place]: number(value) for (place, _), value in zip(node.plan.kept, node.saved)
-                if place > len(node.inputs)}
+        for (place, _), value in zip(node.plan.kept, node.saved):
+            if place > len(node.inputs):
+                if isinstance(value, np.ndarray):  # made from this batch, and other ones differ
+                    raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
+                env[words[place]] = number(value)
     return env
 
 
@@ -268,6 +271,8 @@ def texts(node, y):
     op, rows = node.op, " of rows" * (node.op.name == "cross_entropy" and y.ndim == 2)
     forward, backward = KERNELS.get(op.name + rows, ("", ""))
     if not (forward and backward):
+        if op.fused:
+            raise Inexpressible(f"the compiler has no kernels for {op.name}")
         declared, *vjps = _declarations(inspect.getmodule(op.vjps[0])).get(op.name) or ["", ""]
         forward = forward or f"y = {declared}"
         backward = backward or "\n".join(

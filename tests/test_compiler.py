@@ -304,6 +304,8 @@ UNKNOWN = {
     "a function": (lambda: Sequential([Dense(16), Activation(lambda x: x * x), Dense(10)]), {}, "may branch"),
     "a loss": (network, {"loss": own_loss}, "may branch"),
     "ghost batches": (lambda: Sequential([Dense(16), BatchNorm(ghost_batch_size=8), Dense(10)]), {}, "ghost_batch_size=8"),
+    "softmax not at the end": (lambda: Sequential([Dense(10, "softmax"), Flatten()]), {"loss": "categorical_crossentropy"},
+                   "an array that is not in the graph"),
     "RMSprop": (network, {"optimizer": "rmsprop"}, "RMSprop"),
     "weight decay": (network, {"optimizer": optim.SGD(lr=0.1, weight_decay=0.1)}, "SGD with these settings"),
     "AdamW": (network, {"optimizer": "adamw"}, "AdamW"),
