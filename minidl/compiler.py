@@ -21,9 +21,12 @@ from .kernels import (
     Operand,
     Writer,
     environment,
+    identifier,
     in_order,
     inputs_of,
+    labels_for,
     number,
+    printable,
     texts,
 )
 from .layers import ACTIVATIONS
@@ -37,7 +40,7 @@ LAYERS = {"Dense": {}, "Activation": {}, "Flatten": {},
           "BatchNorm": {"fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
 
-UPDATE, SCALED = "update", "p = p - g"  # SCALED: SGD, where the gradient is that of lr * loss
+UPDATE = "update"
 
 TEXT = '''"""A training step of {title}.
 
@@ -92,7 +95,8 @@ class Program(Writer):
         if self.update is None or own.get("nesterov") or own.get("weight_decay"):
             raise Inexpressible(f"the compiler does not know {kind} with these settings")
         self.settings = {key: number(own[key]) for key in ("momentum", "eps") if key in own}
-        self.settings |= {key: number(beta) for key, beta in zip(("b1", "b2"), own.get("betas", ()))}
+        betas = zip(("b1", "b2"), own.get("betas", ()))
+        self.settings |= {key: number(beta) for key, beta in betas}
         self.settings |= {key: Operand(key, key, 1.0) for key in ("lr", "t")}
 
     def move(self, arrays):
@@ -108,7 +112,7 @@ class Program(Writer):
         for kernel in self.kernels:
             if kernel.scope != scope:
                 scope = kernel.scope
-                lines.append(f"# {_printable(scope)}")
+                lines.append(f"# {printable(scope)}")
             lines.append(str(kernel))
             if kernel.name == "loss":
                 lines += ["if not math.isfinite(loss):  # then nothing moves", f"    {result}"]
@@ -127,22 +131,17 @@ class Program(Writer):
         x, y = (f"rng.random({a.shape}).astype(np.{a.dtype})" if a.dtype.kind == "f" else
                 f"rng.integers(0, {self.classes}, {len(a)})" for a in (self.x, self.y))
         return TEXT.format(
-            title=_printable(self.title), vectors=", ".join(self.vectors), call=call, step=step,
+            title=printable(self.title), vectors=", ".join(self.vectors), call=call, step=step,
             head="\n    ".join(f"{name} = {text}" for name, text in made.items() if name in used),
             zeros=", ".join(f"np.zeros({n}, np.{self.dtype})" for n in self.vectors.values()),
             trial=call.replace("lr", "0.01"), x=x, y=y)
-
-
-def _printable(text):
-    """What may stand in a comment: a layer's name, from a file perhaps, must not end the line."""
-    return re.sub(r'[^ !#-\[\]-~]', "?", text)
 
 
 # --- The graph into kernels -----------------------------------------------------------------------
 
 @np.errstate(all="ignore")  # a divergence is for the engine to report
 def trace(model, loss, optimizer, x, y, passes):
-    """The Program of one step from the batch x, y: as the engine computes it, then after the passes.
+    """The Program of one step from the batch x, y, as the engine computes it and after the passes.
 
     Raises Inexpressible, in one sentence, for what the compiler does not know.
     """
@@ -156,7 +155,7 @@ def trace(model, loss, optimizer, x, y, passes):
     for node in nodes:  # forward, in the order of the engine
         place = bisect_left(marks, node.number, key=lambda mark: mark[0])
         part = marks[place][1] if place < len(marks) else None  # None: the loss
-        layer, label = (_identifier(part), part.label) if part else ("loss", "loss")
+        layer, label = (identifier(part), part.label) if part else ("loss", "loss")
         program.scope = f"{label}: {node.op.name}"
         env = environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
                            **{key: getattr(part, key) for key in ("eps", "momentum")
@@ -203,11 +202,6 @@ def trace(model, loss, optimizer, x, y, passes):
     for rewrite in passes:
         rewrite(program)
     return program
-
-
-def labels_for(y, dtype):
-    """Labels as a program reads them: class numbers as integers that count places, rows as dtype."""
-    return y.astype(np.intp if y.ndim == 1 else dtype, copy=False)
 
 
 def _checked_parts(model, loss, x):
@@ -257,23 +251,17 @@ def _lay_out(program, parts, optimizer, names):
     for part in parts:
         for key in type(part).parameter_names:
             if (p := getattr(part, key)) is not None:
-                parameters[p] = name = f"{_identifier(part)}_{key}"
+                parameters[p] = name = f"{identifier(part)}_{key}"
                 program.names[name] = 1
                 names[p] = Operand(name, name, p.data)
                 program.arrays[name] = ("parameters", start, p.shape)
                 for vector in ("gradients", *optimizer.kept):
                     program.arrays[f"{name}_{vector}"] = (vector, start, p.shape)
                 start += p.size
-    if len({_identifier(part) for part in parts}) < len(parts):
+    if len({identifier(part) for part in parts}) < len(parts):
         raise Inexpressible("two layers have the same name")
     program.vectors |= dict.fromkeys(["parameters", *optimizer.kept], start)
     return parameters
-
-
-def _identifier(part):
-    """The name of a layer, as a part of the names in the program."""
-    name = re.sub(r"\W", "_", part.name, flags=re.ASCII)
-    return f"layer_{name}" if name[:1].isdigit() else name
 
 
 # --- Passes: each rewrites the list of kernels ----------------------------------------------------
@@ -296,7 +284,7 @@ def one_update(program):
         if kernel.name in program.arrays:  # gradients, each a part of one vector
             kernel.out = kernel.name
         if kernel.name == "seed" and program.update == UPDATES["SGD"]:
-            kernel.form, program.update = "lr", SCALED
+            kernel.form, program.update = "lr", "p = p - g"
     states = [name for name in program.vectors if name not in ("parameters", "statistics")]
     program.move({"p": "parameters", "g": "gradients", **dict(zip(states, states))})
 
@@ -328,11 +316,13 @@ def reuse_memory(program):
         return bool(after) and after[0].out == name and name not in after[0].reads
 
     for i, kernel in enumerate(kernels):
-        dying = {o.name: o.value for o in kernel.operands if last.get(o.name) == i and o.name in homes}
+        dying = {o.name: o.value for o in kernel.operands
+                 if last.get(o.name) == i and o.name in homes}
         if "{out}" in kernel.form and not kernel.out and np.ndim(kernel.value):
             places = [homes.get(o.name, o.name) for o in kernel.operands
                       if kernel.elementwise and o.text == o.name
-                      and (o.name in dying or rewritten(o.name, i)) and alike(o.value, kernel.value)]
+                      and (o.name in dying or rewritten(o.name, i))
+                      and alike(o.value, kernel.value)]
             places += [name for name, value in free if alike(value, kernel.value)][-1:]
             kernel.out = places[0] if places else f"b{len(program.buffers)}"
             if not places:

@@ -8,15 +8,16 @@ import numpy as np
 
 from . import training
 from .checks.health import say
-from .compiler import PASSES, Inexpressible, labels_for, trace
+from .compiler import PASSES, trace
+from .kernels import Inexpressible, labels_for
 from .normalization import BatchStatistics
 from .tensor import Tensor, mark_changed, watchers
 
 # What a program takes for granted of layers and optimizer; once one of these is another, all
 # programs are written anew.
-SETTINGS = ("training", "forward_hooks", "kernel", "bias", "gamma", "beta", "activation", "function",
-            "eps", "momentum", "affine", "fused", "ghost_batch_size", "frozen_statistics",
-            "nesterov", "weight_decay", "betas", "state", "parameters")
+SETTINGS = ("training", "forward_hooks", "kernel", "bias", "gamma", "beta", "activation",
+            "function", "eps", "momentum", "affine", "fused", "ghost_batch_size",
+            "frozen_statistics", "nesterov", "weight_decay", "betas", "state", "parameters")
 TOLERANCE = 0.75  # sums are taken in another order: eps ** 0.75 is 6e-6 in float32
 LARGE = 2.0 ** 20  # a rate at which the gradient is seen in what the parameters lose
 
@@ -113,11 +114,12 @@ class CompiledStep:
             self.programs[key] = None
             self._assume(model, optimizer)
             return self._by_engine(arguments, reason)
-        make, before, t = namespace["program"], _vectors(program, optimizer), optimizer.updates[0] + 1
+        make, before = namespace["program"], _vectors(program, optimizer)
         mine = [a.copy() for a in before]
         rate = optimizer.current_lr if optimizer.kept else LARGE
         with np.errstate(all="ignore"):
-            loss_of_mine, *_ = make(*mine)(xb, labels_for(yb, program.dtype), *self._rate(rate, t))
+            loss_of_mine, *_ = make(*mine)(
+                xb, labels_for(yb, program.dtype), *self._rate(rate, optimizer.updates[0] + 1))
         value = training.step(*arguments)
         theirs = _vectors(program, optimizer)
         if not optimizer.kept:  # SGD: the parameters have moved by rate times gradient

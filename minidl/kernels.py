@@ -83,8 +83,8 @@ class Inexpressible(ValueError):
 
 
 class Operand(NamedTuple):
-    """What a kernel reads. name: of the result or array, "" of a number. text: as the program writes
-    it. value: in the traced step.
+    """What a kernel reads. name: of the result or array, "" of a number. text: as it stands in the
+    program. value: in the traced step.
     """
 
     name: str
@@ -129,8 +129,8 @@ class Kernel:
 
 
 class Writer:
-    """Lowers expressions into `kernels`. dtype: that of the numbers. head: {name: how it is made} of
-    the constant vectors. scope: the comment for what comes next.
+    """Lowers expressions into `kernels`. dtype: that of the numbers. head: {name: how it is made}
+    of the constant vectors. scope: the comment for what comes next.
     """
 
     def __init__(self, dtype):
@@ -164,7 +164,8 @@ class Writer:
                 return env[key]
             case ast.UnaryOp(op=ast.USub(), operand=x):
                 x, = all_of(x)
-                return self.emit("np.negative({0}{out})" if np.ndim(x.value) else "(-{0})", [x], name)
+                form = "np.negative({0}{out})" if np.ndim(x.value) else "(-{0})"
+                return self.emit(form, [x], name)
             case (ast.BinOp(left=a, op=op, right=b)
                   | ast.Compare(left=a, ops=[op], comparators=[b])) if type(op) in UFUNCS:
                 a, b = all_of(a, b)
@@ -186,7 +187,7 @@ class Writer:
             case ast.Attribute() | ast.Subscript() | ast.Call():
                 parts, form = _slots(node)
                 return self.emit(form, all_of(*parts), name)
-        raise Inexpressible(f"{self.scope} has {ast.unparse(node)!r}, which the compiler cannot read")
+        raise Inexpressible(f"{self.scope}: the compiler cannot read {ast.unparse(node)!r}")
 
     def emit(self, form, operands, name):
         """The Operand of form: the result of a new kernel, or text where none is needed, for a view
@@ -222,8 +223,9 @@ def _slots(node):
         case ast.Subscript(value=x, slice=ast.Tuple(elts=indices)):
             parts = [x, *(i for i in indices if not isinstance(i, (ast.Slice, ast.Constant)))]
         case ast.Call(func=function, args=arguments, keywords=words):
-            own = isinstance(function, ast.Attribute) and not ast.unparse(function).startswith("np.")
-            parts = [*([function.value] if own else []), *arguments, *(w.value for w in words)]
+            method = isinstance(function, ast.Attribute) and not ast.unparse(function).startswith("np")
+            own = [function.value] if method else []
+            parts = [*own, *arguments, *(word.value for word in words)]
         case _:
             raise Inexpressible(f"the compiler cannot read {ast.unparse(node)!r}")
     text, form, end = ast.unparse(node), "", 0
@@ -240,7 +242,7 @@ def _slots(node):
     return parts, form[:-1] + "{out})" if takes_out else form
 
 
-# --- What an op is, in the words of its declaration ------------------------------------------------
+# --- What an op is, in the words of its declaration -----------------------------------------------
 
 def inputs_of(node):
     """The names that the op of a node has for its inputs."""
@@ -299,3 +301,21 @@ def in_order(*ends):
             nodes.add(node)
             ahead += node.inputs
     return sorted(nodes, key=lambda node: node.number)
+
+
+def labels_for(y, dtype):
+    """Labels as a program reads them: class numbers as integers that count places, rows as dtype."""
+    return y.astype(np.intp if y.ndim == 1 else dtype, copy=False)
+
+
+# --- Names and comments ---------------------------------------------------------------------------
+
+def identifier(part):
+    """The name of a layer, as a part of the names in the program."""
+    name = re.sub(r"\W", "_", part.name, flags=re.ASCII)
+    return f"layer_{name}" if name[:1].isdigit() else name
+
+
+def printable(text):
+    """What may stand in a comment: a layer's name, from a file perhaps, must not end the line."""
+    return re.sub(r'[^ !#-\[\]-~]', "?", text)

@@ -16,12 +16,16 @@ from minidl import Activation, BatchNorm, Dense, Sequential, compiler, data, opt
 
 
 def network():
-    return Sequential([Dense(64), BatchNorm(), Activation("relu"), Dense(10)], seed=0).build(x.shape[1])
+    return Sequential(
+        [Dense(64), BatchNorm(), Activation("relu"), Dense(10)], seed=0
+    ).build(x.shape[1])
 
 
 def program(passes=compiler.PASSES, optimizer=None, batch=32):
     """The text of one training step."""
-    return compiler.source(network(), "cross_entropy", optimizer or optim.SGD(lr=0.1), batch, passes)
+    return compiler.source(
+        network(), "cross_entropy", optimizer or optim.SGD(lr=0.1), batch, passes
+    )
 
 
 def made(text, states=0):
@@ -35,13 +39,17 @@ def made(text, states=0):
 
 
 def fastest(steps, batch=32):
-    """Microseconds of each of several steps, which take turns; the quickest turn of each."""
+    """Microseconds of each of several steps, which take turns: the quickest turn."""
     times = dict.fromkeys(steps, np.inf)
     for _ in range(30):
         for name, step in steps.items():
             start = perf_counter()
             for i in range(10):
-                step(x[i * batch:i * batch + batch], y[i * batch:i * batch + batch], 0.1)
+                step(
+                    x[i * batch : i * batch + batch],
+                    y[i * batch : i * batch + batch],
+                    0.1,
+                )
             times[name] = min(times[name], 1e5 * (perf_counter() - start))
     return times
 
@@ -49,22 +57,27 @@ def fastest(steps, batch=32):
 # %% [markdown]
 # ## 1. Adam
 #
-# New is the end, under "update": the two moments move in place, the rate is corrected for their start at 0, and the
-# vector of gradients, which nobody needs any more, holds the step. So four arrays are as large as all weights: the
-# weights, the gradients, and the two moments. The engine makes two more for each parameter: the square of the gradient,
-# and the step.
+# New is the end, under "update": the two moments move in place, the rate is corrected
+# for their start at 0, and the vector of gradients, which nobody needs any more, holds
+# the step. So four arrays are as large as all weights: the weights, the gradients, and
+# the two moments. The engine makes two more for each parameter: the square of the
+# gradient, and the step.
 
 # %%
 text = program(optimizer=optim.Adam())
-print(text[text.index("        # update"):text.index("    return step")])
-print("vectors as large as all weights:", text[text.index("def program"):].split(")")[0], "and gradients")
+print(text[text.index("        # update") : text.index("    return step")])
+print(
+    "vectors as large as all weights:",
+    text[text.index("def program") :].split(")")[0],
+    "and gradients",
+)
 
 # %% [markdown]
 # ## 2. Leave one pass out
 #
-# The first is worth most by far: the dead line is a product as large as the layer's forward. With batches of 512
-# the products take nearly all of the time, and the update of the weights, whose time does not depend on the batch,
-# hardly counts.
+# The first is worth most by far: the dead line is a product as large as the layer's
+# forward. With batches of 512 the products take nearly all of the time, and the update
+# of the weights, whose time does not depend on the batch, hardly counts.
 
 # %%
 for batch in (32, 512):
@@ -78,15 +91,23 @@ for batch in (32, 512):
 # %% [markdown]
 # ## 3. A pass that counts
 #
-# The update moves 3 times 51,018 numbers, the two products with the images read 75,000. What a fused loop could leave
-# out are results that the next line reads and nobody else: `centred * centred` before its mean, the sums in the gradient
-# of BatchNorm. They are 2,048 numbers each here, so fusion has little to gain on a network as small as this.
+# The update moves 3 times 51,018 numbers, the two products with the images read 75,000.
+# What a fused loop could leave out are results that the next line reads and nobody
+# else: `centred * centred` before its mean, the sums in the gradient of BatchNorm. They
+# are 2,048 numbers each here, so fusion has little to gain on a network as small as
+# this.
+
 
 # %%
 def traffic(program):
-    """A pass that changes nothing and prints the lines which read and write most numbers."""
-    moved = [(sum(np.size(o.value) for o in kernel.operands) + np.size(kernel.value), str(kernel))
-             for kernel in program.kernels]
+    """Change nothing; print the lines that read and write most numbers."""
+    moved = [
+        (
+            sum(np.size(o.value) for o in kernel.operands) + np.size(kernel.value),
+            str(kernel),
+        )
+        for kernel in program.kernels
+    ]
     for numbers, line in sorted(moved, reverse=True)[:10]:
         print(f"{numbers:8,} {line}")
 
@@ -96,24 +117,44 @@ program([*compiler.PASSES, traffic])
 # %% [markdown]
 # ## 4. A bias before BatchNorm
 #
-# BatchNorm subtracts the mean of the batch, and with it the bias. So the line that adds the bias can go, if its readers
-# read the product instead. But the running mean is used in evaluation, where the bias *is* added: it has to be the mean
-# with the bias. One line of 64 numbers takes the place of one of 2,048.
+# BatchNorm subtracts the mean of the batch, and with it the bias. So the line that adds
+# the bias can go, if its readers read the product instead. But the running mean is used
+# in evaluation, where the bias *is* added: it has to be the mean with the bias. One
+# line of 64 numbers takes the place of one of 2,048.
+
 
 # %%
 def cancel_bias(program):
-    """Leave out a bias that BatchNorm subtracts again; add it to the mean that is remembered."""
+    """Leave out a bias that BatchNorm subtracts; add it to the mean that is kept."""
     kernels = program.kernels
-    add = next(kernel for kernel in kernels if kernel.operands[1:] and kernel.operands[1].name == "dense_bias")
+    add = next(
+        kernel
+        for kernel in kernels
+        if kernel.operands[1:] and kernel.operands[1].name == "dense_bias"
+    )
     kernels.remove(add)
     product, bias = add.operands
     program.rename(add.name, product.name)
-    moving = next(i for i, kernel in enumerate(kernels) if "running statistics" in kernel.scope)
-    kernels.insert(moving, type(add)("mean_with_bias", add.form, [kernels_mean(kernels), bias],
-                                     bias.value, kernels[moving].scope))
-    for kernel in kernels[moving + 1:]:
-        kernel.operands = [o._replace(name="mean_with_bias", text="mean_with_bias")
-                           if o.name == "mean_batchnorm" else o for o in kernel.operands]
+    moving = next(
+        i for i, kernel in enumerate(kernels) if "running statistics" in kernel.scope
+    )
+    kernels.insert(
+        moving,
+        type(add)(
+            "mean_with_bias",
+            add.form,
+            [kernels_mean(kernels), bias],
+            bias.value,
+            kernels[moving].scope,
+        ),
+    )
+    for kernel in kernels[moving + 1 :]:
+        kernel.operands = [
+            o._replace(name="mean_with_bias", text="mean_with_bias")
+            if o.name == "mean_batchnorm"
+            else o
+            for o in kernel.operands
+        ]
 
 
 def kernels_mean(kernels):
@@ -126,17 +167,19 @@ passes = [*compiler.PASSES[:1], cancel_bias, *compiler.PASSES[1:]]
 (with_bias, remembered), (without, also) = made(program()), made(program(passes))
 differences = []
 for i in range(50):
-    batch = x[32 * i:32 * i + 32], y[32 * i:32 * i + 32]
+    batch = x[32 * i : 32 * i + 32], y[32 * i : 32 * i + 32]
     differences.append(abs(with_bias(*batch, 0.1)[0] - without(*batch, 0.1)[0]))
-print(f"losses of 50 steps differ by {max(differences):.1g}, running statistics by {np.abs(remembered - also).max():.1g}")
+moved = np.abs(remembered - also).max()
+print(f"losses of 50 steps differ by {max(differences):.1g}, statistics by {moved:.1g}")
 print(fastest({"with the line": with_bias, "without": without}))
 
 # %% [markdown]
 # ## 5. XLA
 #
-# On one thread XLA is about as fast as the program with batches of 32. With more samples and layers that are not
-# products, such as BatchNorm and sigmoid, each pass over memory that it fuses away counts; where the products dominate,
-# the two BLAS libraries are what is compared.
+# On one thread XLA is about as fast as the program with batches of 32. With more
+# samples and layers that are not products, such as BatchNorm and sigmoid, each pass
+# over memory that it fuses away counts; where the products dominate, the two BLAS
+# libraries are what is compared.
 
 # %%
 try:
@@ -144,6 +187,7 @@ try:
 except ImportError:
     print("jax is not installed: pip install jax")
 else:
+
     def loss_of(weights, images, labels):
         (kernel, bias, gamma, beta), (last, last_bias) = weights
         z = images @ kernel + bias
@@ -165,4 +209,10 @@ else:
             loss, weights = by_xla(weights, images, labels)
             return loss.block_until_ready()
 
-        print(batch, fastest({"XLA": jitted, "minidl's compiler": made(program(batch=batch))[0]}, batch))
+        print(
+            batch,
+            fastest(
+                {"XLA": jitted, "minidl's compiler": made(program(batch=batch))[0]},
+                batch,
+            ),
+        )
