@@ -253,7 +253,7 @@ for jit in (False, True):
     runs[jit] = np.array(history.steps["loss"])
     accuracy = trained.evaluate(x_test, y_test)[1]
     print(f"jit_compile={jit}: last loss {runs[jit][-1]:.7f}, "
-          f"test accuracy {accuracy:.4f}, {history.steps['seconds'][-1]:.2f} seconds in steps")
+          f"test accuracy {accuracy:.4f}, {history.steps['seconds'][-1]:.2f} seconds")
 apart = np.abs(runs[True] - runs[False])
 print(f"the first loss differs by {apart[0]:.1g}, the largest difference of "
       f"{len(apart)} is {apart.max():.1g}")

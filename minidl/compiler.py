@@ -39,13 +39,8 @@ from .tensor import MANY, Node, Tensor, no_grad
 LAYERS = {"Dense": {}, "Activation": {}, "Flatten": {},
           "BatchNorm": {"fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
-
-UPDATE = "update"
-
-TEXT = '''"""A training step of {title}.
-
-Written by minidl's compiler.
-"""
+UPDATE = "update"  # the comment above it
+TEXT = '''"""A training step of {title}. Written by minidl's compiler."""
 
 import math
 
@@ -116,12 +111,11 @@ class Program(Writer):
             lines.append(str(kernel))
             if kernel.name == "loss":
                 lines += ["if not math.isfinite(loss):  # then nothing moves", f"    {result}"]
-        numbers = {}
+        numbers, made = {}, {"gradients": "np.empty_like(parameters)"}
         step = re.sub(r"\bt_\d+\b", lambda t: numbers.setdefault(t[0], f"t_{len(numbers) + 1}"),
                       "\n        ".join([*lines, result]))
         used = set(re.findall(r"\w+", " ".join(map(str, self.kernels))))
         used -= {kernel.name for kernel in self.kernels if kernel.out != kernel.name}
-        made = {"gradients": "np.empty_like(parameters)"}
         for name, (vector, start, shape) in self.arrays.items():
             text = f"{vector}[{start}:{start + math.prod(shape)}]"
             made[name] = text + f".reshape{shape}" * (len(shape) > 1)

@@ -223,8 +223,9 @@ def _slots(node):
         case ast.Subscript(value=x, slice=ast.Tuple(elts=indices)):
             parts = [x, *(i for i in indices if not isinstance(i, (ast.Slice, ast.Constant)))]
         case ast.Call(func=function, args=arguments, keywords=words):
-            method = isinstance(function, ast.Attribute) and not ast.unparse(function).startswith("np")
-            own = [function.value] if method else []
+            own = [function.value] if isinstance(function, ast.Attribute) else []
+            if ast.unparse(function).startswith("np."):
+                own = []
             parts = [*own, *arguments, *(word.value for word in words)]
         case _:
             raise Inexpressible(f"the compiler cannot read {ast.unparse(node)!r}")
@@ -304,7 +305,7 @@ def in_order(*ends):
 
 
 def labels_for(y, dtype):
-    """Labels as a program reads them: class numbers as integers that count places, rows as dtype."""
+    """Labels as a program reads them: class numbers as places are counted, rows in the dtype."""
     return y.astype(np.intp if y.ndim == 1 else dtype, copy=False)
 
 
