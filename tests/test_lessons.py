@@ -10,7 +10,7 @@ from lesson_runs import LESSONS, run
 NAMES = sorted(path.stem for path in LESSONS.glob("[0-9]*.py"))
 # These explain; the others claim that BatchNorm has an effect, which the negative controls must take away.
 NO_CLAIM = {"01_tensors_and_gradients", "02_training_by_hand", "03_valley_and_bowl", "05_batchnorm_backward",
-            "06_keras_and_pytorch_programs"}
+            "06_keras_and_pytorch_programs", "21_what_a_compiler_does"}
 SOLUTIONS = sorted(f"solutions/{path.stem}" for path in (LESSONS / "solutions").glob("*.py"))
 CLAIMS = [name for name in NAMES if name not in NO_CLAIM]
 # These stand for all in the three other kinds of run; the others run with `pytest -m thorough`.

@@ -2,7 +2,7 @@
 
     python tests/tools/benchmark.py [--quick] [--json FILE] [--figure FILE]
 
-The yardsticks: the same step by hand in NumPy, PyTorch's eager mode and Keras' `fit` where they are installed, and
+The yardsticks: the same step by hand in NumPy, PyTorch's eager mode, JAX's jit and Keras' `fit` where they are installed, and
 the matrix products alone, below which no step can be. By hand means as one writes it, not with the expressions that
 minidl chose for their speed; but before anything is timed, all steps must give the same losses.
 The contenders take turns, some 20 steps each, so that noise of the machine hits all alike; the first 5 of each
@@ -35,6 +35,7 @@ THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_
 if __name__ == "__main__":
     os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ["KERAS_BACKEND"] = "jax"
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"  # of JAX
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -82,7 +83,8 @@ def show(title, rows):
 
 def steps(optimizer, seconds):
     """One training step of the nets of the lessons: microseconds, and minidl's time divided by the others'."""
-    results, rows = [], [["net, batch, optimizer", *STEPS, *(f"/ {name}" for name in STEPS if name != "minidl")]]
+    results, rows = [], [["net, batch, optimizer", *STEPS, *(f"/ {name}" for name in STEPS if name != "minidl"),
+                         *(f"compiled / {name}" for name in ("by hand", "JAX") if name in STEPS)]]
     for lesson in LESSON_NETS:
         task = Task(lesson.sizes, lesson.batch, lesson.activation, lesson.batch_norm, optimizer)
         contenders = {name: make(task) for name, make in STEPS.items()}
@@ -90,7 +92,8 @@ def steps(optimizer, seconds):
         times = turns(contenders, seconds)
         ratios = {name: times["minidl"] / time for name, time in times.items() if name != "minidl"}
         results.append({"net": str(task), "microseconds": times, "ratios": ratios})
-        rows.append([str(task), *times.values(), *ratios.values()])
+        rows.append([str(task), *times.values(), *ratios.values(),
+                     *(times["compiled"] / times[name] for name in ("by hand", "JAX") if name in times)])
     show(f"One step with {optimizer}, microseconds, and minidl's time divided by that of the others", rows)
     return results
 
@@ -110,12 +113,12 @@ def fit(rounds):
     count = 300
     x, y = rng.random((32 * count, 784), np.float32), rng.integers(0, 10, 32 * count)
 
-    def program():
+    def program(jit_compile=False):
         model = Sequential([Dense(64, input_shape=(784,)), BatchNorm(), Activation("relu"), Dense(10), Activation("softmax")])
-        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit_compile)
         return model
 
-    fitted, stepped = program(), program()
+    fitted, compiled, stepped = program(), program(jit_compile=True), program()
     optimizer = optim.Adam(stepped.parameters())
 
     def bare():
@@ -125,7 +128,8 @@ def fit(rounds):
             loss.backward()
             optimizer.step()
 
-    contenders = {"bare steps": bare, "fit": lambda: fitted.fit(x, y, batch_size=32)}
+    contenders = {"bare steps": bare, "fit": lambda: fitted.fit(x, y, batch_size=32),
+                  "fit, compiled": lambda: compiled.fit(x, y, batch_size=32)}
     try:
         import keras
     except ImportError:
@@ -146,7 +150,7 @@ def fit(rounds):
     result = {name: 1e6 * median(values[1:]) / count for name, values in times.items()}
     show("fit with a progress bar: microseconds per step, and its time divided by that of the others",
          [["", *result], ["784-64-10 relu BN softmax, 32, Adam", *result.values()],
-          ["fit /", *(result["fit"] / time for time in result.values())]])
+          *([f"{name} /", *(result[name] / time for time in result.values())] for name in ("fit", "fit, compiled"))])
     return result
 
 

@@ -1,4 +1,4 @@
-"""One training step, written for minidl, by hand in NumPy, and for PyTorch: what `benchmark.py` compares.
+"""One training step, written for minidl, compiled by it, by hand in NumPy, for PyTorch and for JAX: what `benchmark.py` compares.
 
 Each function takes a Task and gives a function that does one step, forward, softmax cross-entropy, backward and
 update, on the same batch every time, and returns the loss. All start from the same weights.
@@ -10,6 +10,7 @@ import numpy as np
 
 from minidl import Activation, BatchNorm, Dense, Sequential, optim
 from minidl import functional as F
+from minidl.jit import CompiledStep
 
 try:
     import torch
@@ -17,6 +18,11 @@ except ImportError:
     torch = None
 else:
     torch.set_num_threads(1)
+
+try:
+    import jax
+except ImportError:
+    jax = None
 
 LR = {"SGD": 0.1, "Adam": 0.001}
 EPS, MOMENTUM = 1e-5, 0.1
@@ -42,15 +48,20 @@ class Task:
                 f"{self.optimizer}")
 
 
-def minidl_step(task):
-    """The step as a lesson writes it."""
+def network(task):
+    """The net with its initial weights, and an optimizer for it."""
     layers = []
     for units in task.sizes[1:-1]:
         layers += [Dense(units), *([BatchNorm(MOMENTUM, EPS)] if task.batch_norm else []), Activation(task.activation)]
     model = Sequential([*layers, Dense(task.sizes[-1])]).build(task.sizes[0])
     for layer, kernel in zip([layer for layer in model.layers if isinstance(layer, Dense)], task.kernels):
         layer.kernel.data = kernel.copy()
-    optimizer = getattr(optim, task.optimizer)(model.parameters(), lr=LR[task.optimizer])
+    return model, getattr(optim, task.optimizer)(model.parameters(), lr=LR[task.optimizer])
+
+
+def minidl_step(task):
+    """The step as a lesson writes it."""
+    model, optimizer = network(task)
     x, labels = task.x, task.labels
 
     def step():
@@ -61,6 +72,13 @@ def minidl_step(task):
         return loss
 
     return step
+
+
+def compiled_step(task):
+    """The step as `fit` takes it after compile(jit_compile=True)."""
+    model, optimizer = network(task)
+    x, labels, take_step = task.x, task.labels, CompiledStep()
+    return lambda: np.float64(take_step(model, F.cross_entropy, optimizer, x, labels))
 
 
 def numpy_step(task):
@@ -184,5 +202,55 @@ def torch_step(task):
     return step
 
 
-STEPS = {"minidl": minidl_step, "by hand": numpy_step, **({} if torch is None else {"PyTorch": torch_step}),
+def jax_step(task):
+    """The step in JAX, compiled by its jit; its thread pool is set by `benchmark.py`."""
+    n, hidden, rate = task.batch, len(task.kernels) - 1, LR[task.optimizer]
+    weights = [{"kernel": jax.numpy.asarray(kernel), "bias": jax.numpy.zeros(kernel.shape[1])} for kernel in task.kernels]
+    running = []
+    for layer in weights[:-1] if task.batch_norm else []:
+        layer["gamma"], layer["beta"] = jax.numpy.ones_like(layer["bias"]), jax.numpy.zeros_like(layer["bias"])
+        running.append((jax.numpy.zeros_like(layer["bias"]), jax.numpy.ones_like(layer["bias"])))
+    state = () if task.optimizer == "SGD" else tuple(jax.tree.map(jax.numpy.zeros_like, weights) for _ in range(2))
+
+    def loss_of(weights, running, x, labels):
+        moved = []
+        for i, layer in enumerate(weights):
+            x = x @ layer["kernel"] + layer["bias"]
+            if i < hidden:
+                if task.batch_norm:
+                    mean, var = x.mean(axis=0), x.var(axis=0)
+                    moved.append(((1 - MOMENTUM) * running[i][0] + MOMENTUM * mean,
+                                  (1 - MOMENTUM) * running[i][1] + MOMENTUM * n / (n - 1) * var))
+                    x = layer["gamma"] * (x - mean) / jax.numpy.sqrt(var + EPS) + layer["beta"]
+                x = jax.nn.relu(x) if task.activation == "relu" else jax.nn.sigmoid(x)
+        return -jax.nn.log_softmax(x)[jax.numpy.arange(n), labels].mean(), moved
+
+    def sgd(weights, gradients, state, t):
+        return jax.tree.map(lambda p, g: p - rate * g, weights, gradients), state
+
+    def adam(weights, gradients, state, t, b1=0.9, b2=0.999, eps=1e-8):
+        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state[0], gradients)
+        v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state[1], gradients)
+        return jax.tree.map(lambda p, m, v: p - rate / (1 - b1 ** t) * m / (jax.numpy.sqrt(v / (1 - b2 ** t)) + eps),
+                            weights, m, v), (m, v)
+
+    def program(weights, running, state, t, x, labels):
+        (loss, running), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, running, x, labels)
+        weights, state = {"SGD": sgd, "Adam": adam}[task.optimizer](weights, gradients, state, t)
+        return weights, running, state, loss
+
+    compiled = jax.jit(program, donate_argnums=(0, 1, 2))
+    x, labels, t = jax.numpy.asarray(task.x), jax.numpy.asarray(task.labels), 0
+
+    def step():
+        nonlocal weights, running, state, t
+        t += 1
+        weights, running, state, loss = compiled(weights, running, state, float(t), x, labels)
+        return loss.block_until_ready()
+
+    return step
+
+
+STEPS = {"minidl": minidl_step, "compiled": compiled_step, "by hand": numpy_step,
+         **({} if torch is None else {"PyTorch": torch_step}), **({} if jax is None else {"JAX": jax_step}),
          "products": products_step}

@@ -1,0 +1,218 @@
+# %% [markdown]
+# # Answers to "Try" of lesson 21
+
+# %%
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from time import perf_counter
+
+import numpy as np
+
+from minidl import Activation, BatchNorm, Dense, Sequential, compiler, data, optim
+
+(x, y), _ = data.load("digits")
+
+
+def network():
+    return Sequential(
+        [Dense(64), BatchNorm(), Activation("relu"), Dense(10)], seed=0
+    ).build(x.shape[1])
+
+
+def program(passes=compiler.PASSES, optimizer=None, batch=32):
+    """The text of one training step."""
+    return compiler.source(
+        network(), "cross_entropy", optimizer or optim.SGD(lr=0.1), batch, passes
+    )
+
+
+def made(text, states=0):
+    """The function step of a program, with the initial weights of the network."""
+    namespace = {}
+    exec(text, namespace)
+    weights = np.concatenate([p.data.reshape(-1) for p in network().parameters()])
+    zeros = [np.zeros_like(weights) for _ in range(states)]
+    statistics = np.repeat(np.float32([0, 1]), 64)
+    return namespace["program"](weights, *zeros, statistics), statistics
+
+
+def fastest(steps, batch=32):
+    """Microseconds of each of several steps, which take turns: the quickest turn."""
+    times = dict.fromkeys(steps, np.inf)
+    for _ in range(30):
+        for name, step in steps.items():
+            start = perf_counter()
+            for i in range(10):
+                step(
+                    x[i * batch : i * batch + batch],
+                    y[i * batch : i * batch + batch],
+                    0.1,
+                )
+            times[name] = min(times[name], 1e5 * (perf_counter() - start))
+    return times
+
+
+# %% [markdown]
+# ## 1. Adam
+#
+# New is the end, under "update": the two moments move in place, the rate is corrected
+# for their start at 0, and the vector of gradients, which nobody needs any more, holds
+# the step. So four arrays are as large as all weights: the weights, the gradients, and
+# the two moments. The engine makes two more for each parameter: the square of the
+# gradient, and the step.
+
+# %%
+text = program(optimizer=optim.Adam())
+print(text[text.index("        # update") : text.index("    return step")])
+print(
+    "vectors as large as all weights:",
+    text[text.index("def program") :].split(")")[0],
+    "and gradients",
+)
+
+# %% [markdown]
+# ## 2. Leave one pass out
+#
+# The first is worth most by far: the dead line is a product as large as the layer's
+# forward. With batches of 512 the products take nearly all of the time, and the update
+# of the weights, whose time does not depend on the batch, hardly counts.
+
+# %%
+for batch in (32, 512):
+    steps = {"all passes": made(program(batch=batch))[0]}
+    for left_out in compiler.PASSES:
+        passes = [rewrite for rewrite in compiler.PASSES if rewrite is not left_out]
+        steps[f"without {left_out.__name__}"] = made(program(passes, batch=batch))[0]
+    for name, time in fastest(steps, batch).items():
+        print(f"batches of {batch:3}, {name:22} {time:6.0f} microseconds")
+
+# %% [markdown]
+# ## 3. A pass that counts
+#
+# The update moves 3 times 51,018 numbers, the two products with the images read 75,000.
+# What a fused loop could leave out are results that the next line reads and nobody
+# else: `centred * centred` before its mean, the sums in the gradient of BatchNorm. They
+# are 2,048 numbers each here, so fusion has little to gain on a network as small as
+# this.
+
+
+# %%
+def traffic(program):
+    """Change nothing; print the lines that read and write most numbers."""
+    moved = [
+        (
+            sum(np.size(o.value) for o in kernel.operands) + np.size(kernel.value),
+            str(kernel),
+        )
+        for kernel in program.kernels
+    ]
+    for numbers, line in sorted(moved, reverse=True)[:10]:
+        print(f"{numbers:8,} {line}")
+
+
+program([*compiler.PASSES, traffic])
+
+# %% [markdown]
+# ## 4. A bias before BatchNorm
+#
+# BatchNorm subtracts the mean of the batch, and with it the bias. So the line that adds
+# the bias can go, if its readers read the product instead. But the running mean is used
+# in evaluation, where the bias *is* added: it has to be the mean with the bias. One
+# line of 64 numbers takes the place of one of 2,048.
+
+
+# %%
+def cancel_bias(program):
+    """Leave out a bias that BatchNorm subtracts; add it to the mean that is kept."""
+    kernels = program.kernels
+    add = next(
+        kernel
+        for kernel in kernels
+        if kernel.operands[1:] and kernel.operands[1].name == "dense_bias"
+    )
+    kernels.remove(add)
+    product, bias = add.operands
+    program.rename(add.name, product.name)
+    moving = next(
+        i for i, kernel in enumerate(kernels) if "running statistics" in kernel.scope
+    )
+    kernels.insert(
+        moving,
+        type(add)(
+            "mean_with_bias",
+            add.form,
+            [kernels_mean(kernels), bias],
+            bias.value,
+            kernels[moving].scope,
+        ),
+    )
+    for kernel in kernels[moving + 1 :]:
+        kernel.operands = [
+            o._replace(name="mean_with_bias", text="mean_with_bias")
+            if o.name == "mean_batchnorm"
+            else o
+            for o in kernel.operands
+        ]
+
+
+def kernels_mean(kernels):
+    """The batch mean, as those read it that centre."""
+    centred = next(kernel for kernel in kernels if kernel.name == "centred_batchnorm")
+    return centred.operands[1]
+
+
+passes = [*compiler.PASSES[:1], cancel_bias, *compiler.PASSES[1:]]
+(with_bias, remembered), (without, also) = made(program()), made(program(passes))
+differences = []
+for i in range(50):
+    batch = x[32 * i : 32 * i + 32], y[32 * i : 32 * i + 32]
+    differences.append(abs(with_bias(*batch, 0.1)[0] - without(*batch, 0.1)[0]))
+moved = np.abs(remembered - also).max()
+print(f"losses of 50 steps differ by {max(differences):.1g}, statistics by {moved:.1g}")
+print(fastest({"with the line": with_bias, "without": without}))
+
+# %% [markdown]
+# ## 5. XLA
+#
+# On one thread XLA is about as fast as the program with batches of 32. With more
+# samples and layers that are not products, such as BatchNorm and sigmoid, each pass
+# over memory that it fuses away counts; where the products dominate, the two BLAS
+# libraries are what is compared.
+
+# %%
+try:
+    import jax
+except ImportError:
+    print("jax is not installed: pip install jax")
+else:
+
+    def loss_of(weights, images, labels):
+        (kernel, bias, gamma, beta), (last, last_bias) = weights
+        z = images @ kernel + bias
+        z = gamma * (z - z.mean(axis=0)) / jax.numpy.sqrt(z.var(axis=0) + 1e-5) + beta
+        logits = jax.nn.relu(z) @ last + last_bias
+        return -jax.nn.log_softmax(logits)[jax.numpy.arange(len(labels)), labels].mean()
+
+    @jax.jit
+    def by_xla(weights, images, labels):
+        loss, gradients = jax.value_and_grad(loss_of)(weights, images, labels)
+        return loss, jax.tree.map(lambda p, g: p - 0.1 * g, weights, gradients)
+
+    for batch in (32, 512):
+        arrays = [jax.numpy.asarray(p.data) for p in network().parameters()]
+        weights = [arrays[:4], arrays[4:]]
+
+        def jitted(images, labels, rate):
+            global weights
+            loss, weights = by_xla(weights, images, labels)
+            return loss.block_until_ready()
+
+        print(
+            batch,
+            fastest(
+                {"XLA": jitted, "minidl's compiler": made(program(batch=batch))[0]},
+                batch,
+            ),
+        )

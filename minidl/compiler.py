@@ -1,0 +1,350 @@
+"""A second reader of the graph: it writes a training step as the NumPy program that one would have
+written by hand.
+
+`trace` sends one batch through the engine and goes through the graph that this leaves, forward and
+back; what each op computes is cut into lines of NumPy (`kernels.py`). PASSES rewrite the list of
+lines. `source` returns the program as text, which runs without minidl; `jit.py` runs it in place of
+the engine.
+"""
+
+import math
+import re
+from bisect import bisect_left
+
+import numpy as np
+
+from . import functional as F
+from .kernels import (
+    STATISTICS,
+    UPDATES,
+    Inexpressible,
+    Operand,
+    Writer,
+    environment,
+    identifier,
+    in_order,
+    inputs_of,
+    labels_for,
+    number,
+    printable,
+    texts,
+)
+from .layers import ACTIVATIONS
+from .metrics import LOSSES, named_loss
+from .normalization import BatchNorm
+from .parts import evaluation
+from .tensor import MANY, Node, Tensor, no_grad
+
+# What may be compiled, and the settings that must have these values.
+LAYERS = {"Dense": {}, "Activation": {}, "Flatten": {},
+          "BatchNorm": {"fused": True, "affine": True, "ghost_batch_size": None,
+                        "frozen_statistics": False}}
+UPDATE = "update"  # the comment above it
+TEXT = '''"""A training step of {title}. Written by minidl's compiler."""
+
+import math
+
+import numpy as np
+
+
+def program({vectors}):
+    """Returns {call}, which moves these vectors in place."""
+    {head}
+
+    def {call}:
+        {step}
+
+    return step
+
+
+if __name__ == "__main__":  # a trial: noise for weights and data
+    rng = np.random.default_rng(0)
+    vectors = [{zeros}]
+    vectors[0][:] = rng.normal(0, 0.05, len(vectors[0]))
+    step = program(*vectors)
+    x, y = {x}, {y}
+    for t in range(1, 11):
+        print({trial}[0])
+'''
+
+
+class Program(Writer):
+    """A training step: `kernels`, and what they work on.
+
+    x, y: the batch of the trace. arrays: {name: (vector, start, shape)}, views of the vectors that
+    the program moves; vectors: {name: length}. kept: results that outlive the step, the outputs
+    first. buffers: {name: a result like it}. update: the rule, a line of UPDATES. settings: its
+    numbers.
+    """
+
+    def __init__(self, parts, x, y, outputs, optimizer):
+        super().__init__(str(outputs.dtype))
+        if self.dtype not in ("float32", "float64"):
+            raise Inexpressible(f"sums of {self.dtype} numbers need a wider dtype")
+        self.x, self.y, self.classes = x, labels_for(y, self.dtype), outputs.shape[-1]
+        self.arrays, self.vectors, self.kept, self.buffers = {}, {}, [], {}
+        self.parameters, self.norms = {}, []
+        kind, own = type(optimizer).__name__, vars(optimizer)
+        self.title = f"{', '.join(map(repr, parts))}; batches of {len(x)}; {kind}"
+        self.update = UPDATES.get(kind + " with momentum" * bool(own.get("momentum")))
+        if self.update is None or own.get("nesterov") or own.get("weight_decay"):
+            raise Inexpressible(f"the compiler does not know {kind} with these settings")
+        self.settings = {key: number(own[key]) for key in ("momentum", "eps") if key in own}
+        betas = zip(("b1", "b2"), own.get("betas", ()))
+        self.settings |= {key: number(beta) for key, beta in betas}
+        self.settings |= {key: Operand(key, key, 1.0) for key in ("lr", "t")}
+
+    def move(self, arrays):
+        """Add the update. arrays: {"p": name, "g": name ...}, those that it works on."""
+        self.scope = UPDATE
+        like = {name: np.zeros(shape, self.dtype) for name, (_, _, shape) in self.arrays.items()}
+        whole = np.zeros(self.vectors["parameters"], self.dtype)
+        env = {key: Operand(name, name, like.get(name, whole)) for key, name in arrays.items()}
+        self.run(self.update, env | self.settings, "update", moved=set(arrays) - {"g"})
+
+    def __str__(self):
+        lines, scope, result = [], "", f"return {', '.join(['loss', *self.kept])}"
+        for kernel in self.kernels:
+            if kernel.scope != scope:
+                scope = kernel.scope
+                lines.append(f"# {printable(scope)}")
+            lines.append(str(kernel))
+            if kernel.name == "loss":
+                lines += ["if not math.isfinite(loss):  # then nothing moves", f"    {result}"]
+        numbers, made = {}, {"gradients": "np.empty_like(parameters)"}
+        step = re.sub(r"\bt_\d+\b", lambda t: numbers.setdefault(t[0], f"t_{len(numbers) + 1}"),
+                      "\n        ".join([*lines, result]))
+        used = set(re.findall(r"\w+", " ".join(map(str, self.kernels))))
+        used -= {kernel.name for kernel in self.kernels if kernel.out != kernel.name}
+        for name, (vector, start, shape) in self.arrays.items():
+            text = f"{vector}[{start}:{start + math.prod(shape)}]"
+            made[name] = text + f".reshape{shape}" * (len(shape) > 1)
+        made |= self.head | {name: f"np.empty({value.shape}, np.{value.dtype})"
+                             for name, value in self.buffers.items()}
+        call = "step(x, y, lr, t)" if "t" in used else "step(x, y, lr)"
+        x, y = (f"rng.random({a.shape}).astype(np.{a.dtype})" if a.dtype.kind == "f" else
+                f"rng.integers(0, {self.classes}, {len(a)})" for a in (self.x, self.y))
+        return TEXT.format(
+            title=printable(self.title), vectors=", ".join(self.vectors), call=call, step=step,
+            head="\n    ".join(f"{name} = {text}" for name, text in made.items() if name in used),
+            zeros=", ".join(f"np.zeros({n}, np.{self.dtype})" for n in self.vectors.values()),
+            trial=call.replace("lr", "0.01"), x=x, y=y)
+
+
+# --- The graph into kernels -----------------------------------------------------------------------
+
+@np.errstate(all="ignore")  # a divergence is for the engine to report
+def trace(model, loss, optimizer, x, y, passes):
+    """The Program of one step from the batch x, y, as the engine computes it and after the passes.
+
+    Raises Inexpressible, in one sentence, for what the compiler does not know.
+    """
+    parts = _checked_parts(model, loss, x)
+    outputs, value, marks = _graph(model, parts, loss, leaf := Tensor(x, requires_grad=True), y)
+    program = Program(parts, x, y, outputs, optimizer)
+    y, names = program.y, {leaf: Operand("x", "x", x)}
+    program.parameters = parameters = _lay_out(program, parts, optimizer, names)
+    nodes = in_order(outputs.node, value.node)
+    environments = {}
+    for node in nodes:  # forward, in the order of the engine
+        place = bisect_left(marks, node.number, key=lambda mark: mark[0])
+        part = marks[place][1] if place < len(marks) else None  # None: the loss
+        layer, label = (identifier(part), part.label) if part else ("loss", "loss")
+        program.scope = f"{label}: {node.op.name}"
+        env = environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
+                           **{key: getattr(part, key) for key in ("eps", "momentum")
+                              if hasattr(part, key)})
+        forward, backward = texts(node, y)
+        program.run(forward, env, layer)
+        names[node], environments[node] = env["y"], (env, backward, layer, label, part)
+    program.rename(names[value.node].name, "loss")
+    program.kept = [names[outputs.node].name]
+
+    program.scope = "the gradient of the loss"
+    gradients = {value.node: program.emit("1.0", [], "seed")}
+    for node in reversed(nodes):  # backward
+        if node in gradients:
+            env, backward, layer, label, _ = environments[node]
+            program.scope = f"{label}: gradients of {node.op.name}"
+            env["g"] = gradients.pop(node)
+            program.run(backward, env, layer)
+            for key, i in zip(inputs_of(node), node.inputs):
+                if isinstance(i, (Node, Tensor)):
+                    g = env[f"g_{key}"]
+                    if np.shape(g.value) not in ((), i.shape):
+                        raise Inexpressible(f"{program.scope} must be summed over broadcast axes")
+                    gradients[i] = g if i not in gradients else program.emit(
+                        "np.add({0}, {1}{out})", [gradients[i], g], "g_sum")
+    for p, name in parameters.items():
+        program.rename(gradients[p].name, f"{name}_gradients")
+
+    for env, _, layer, label, part in environments.values():  # what moves
+        if "mean" in env:
+            program.scope = f"{label}: running statistics"
+            for key in ("running_mean", "running_var"):
+                start = program.vectors.setdefault("statistics", 0)
+                array, name = env["mean"].value, f"{layer}_{key}"
+                program.arrays[name] = ("statistics", start, array.shape)
+                program.vectors["statistics"] += len(array)
+                env[key] = Operand(name, name, array)
+            program.norms.append(part)
+            program.kept += [env["mean"].name, env["var"].name]
+            program.run(STATISTICS, env, layer, moved=("running_mean", "running_var"))
+    for name in parameters.values():
+        program.move({"p": name, "g": f"{name}_gradients",
+                      **{key: f"{name}_{key}" for key in optimizer.kept}})
+    for rewrite in passes:
+        rewrite(program)
+    return program
+
+
+def _checked_parts(model, loss, x):
+    """The layers, once nothing is left that the compiler does not know, or that might branch."""
+    if loss not in LOSSES.values():
+        raise Inexpressible("the loss is none of minidl's, and may branch")
+    for part in model.modules():
+        settings = {} if part is model else LAYERS.get(type(part).__name__)
+        if settings is None or not type(part).__module__.startswith("minidl."):
+            raise Inexpressible(f"{part.label} is of a kind that the compiler does not know")
+        function = getattr(part, "activation", None) or getattr(part, "function", None)
+        if function is not None and function not in ACTIVATIONS.values():
+            raise Inexpressible(f"{part.label} has a function that is none of minidl's, and may "
+                                "branch")
+        for key, value in {**settings, "training": True, "forward_hooks": ()}.items():
+            if getattr(part, key) != value:
+                raise Inexpressible(f"{part.label} has {key}={getattr(part, key)!r}")
+        if getattr(part, "momentum", 0) is None:
+            raise Inexpressible(f"{part.label} averages over all batches")
+    if not all(p.requires_grad for p in model.parameters()):
+        raise Inexpressible("some parameters are frozen")
+    if len(x) > MANY:
+        raise Inexpressible(f"batches of more than {MANY:,} samples are summed in a wider dtype")
+    return [part for part in model.modules() if not any(part.children())]
+
+
+def _graph(model, parts, loss, x, y):
+    """(outputs, loss, [(number of its last node, part)]); the model stays as it was."""
+    saved, marks = model.state_dict(), []
+    latest = [(part, part.latest) for part in parts if isinstance(part, BatchNorm)]
+    handles = [part.register_forward_hook(
+        lambda part, inputs, y: marks.append((y.node.number, part))) for part in parts]
+    try:
+        outputs = model(x)
+        return outputs, loss(outputs, y), marks
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.load_state_dict(saved)
+        for part, statistics in latest:
+            vars(part)["latest"] = statistics
+
+
+def _lay_out(program, parts, optimizer, names):
+    """{Parameter: name}; names and the program's arrays take in what can be read and moved."""
+    parameters, start = {}, 0
+    for part in parts:
+        for key in type(part).parameter_names:
+            if (p := getattr(part, key)) is not None:
+                parameters[p] = name = f"{identifier(part)}_{key}"
+                program.names[name] = 1
+                names[p] = Operand(name, name, p.data)
+                program.arrays[name] = ("parameters", start, p.shape)
+                for vector in ("gradients", *optimizer.kept):
+                    program.arrays[f"{name}_{vector}"] = (vector, start, p.shape)
+                start += p.size
+    if len({identifier(part) for part in parts}) < len(parts):
+        raise Inexpressible("two layers have the same name")
+    program.vectors |= dict.fromkeys(["parameters", *optimizer.kept], start)
+    return parameters
+
+
+# --- Passes: each rewrites the list of kernels ----------------------------------------------------
+
+def dead_code(program):
+    """Leave out what nobody reads, such as the gradient of the data."""
+    needed, alive = {"loss", *program.kept}, []
+    for kernel in reversed(program.kernels):
+        moves = kernel.out in program.arrays or kernel.out in program.vectors
+        if moves or kernel.name in needed:
+            alive.append(kernel)
+            needed |= kernel.reads
+    program.kernels = alive[::-1]
+
+
+def one_update(program):
+    """One update of one vector of all parameters; plain SGD scales the loss by the rate instead."""
+    program.kernels = [kernel for kernel in program.kernels if kernel.scope != UPDATE]
+    for kernel in program.kernels:
+        if kernel.name in program.arrays:  # gradients, each a part of one vector
+            kernel.out = kernel.name
+        if kernel.name == "seed" and program.update == UPDATES["SGD"]:
+            kernel.form, program.update = "lr", "p = p - g"
+    states = [name for name in program.vectors if name not in ("parameters", "statistics")]
+    program.move({"p": "parameters", "g": "gradients", **dict(zip(states, states))})
+
+
+def constants(program):
+    """Make the numbers that are known into arrays before the first step, instead of at each."""
+    for kernel in program.kernels:
+        if kernel.elementwise and np.ndim(kernel.value):
+            for i, o in enumerate(kernel.operands):
+                if not o.name and isinstance(o.value, (int, float)):
+                    text = f"np.array({o.text}, np.{program.dtype})"
+                    names = {made: name for name, made in program.head.items()}
+                    name = names.get(text, f"c{len(program.head)}")
+                    program.head[name] = text
+                    kernel.operands[i] = Operand(name, name, o.value)
+
+
+def reuse_memory(program):
+    """Let each result take an array that nobody needs any more, instead of a new one."""
+    kernels, homes, free = program.kernels, {"gradients": "gradients"}, []
+    last = {name: i for i, kernel in enumerate(kernels) for name in kernel.reads}
+    last |= dict.fromkeys(program.kept, math.inf)
+
+    def alike(a, b):
+        return np.shape(a) == np.shape(b) and a.dtype == b.dtype
+
+    def rewritten(name, i):  # whether an array is written anew before anybody else reads it
+        after = [k for k in kernels[i + 1:] if name in k.reads or k.out == name]
+        return bool(after) and after[0].out == name and name not in after[0].reads
+
+    for i, kernel in enumerate(kernels):
+        dying = {o.name: o.value for o in kernel.operands
+                 if last.get(o.name) == i and o.name in homes}
+        if "{out}" in kernel.form and not kernel.out and np.ndim(kernel.value):
+            places = [homes.get(o.name, o.name) for o in kernel.operands
+                      if kernel.elementwise and o.text == o.name
+                      and (o.name in dying or rewritten(o.name, i))
+                      and alike(o.value, kernel.value)]
+            places += [name for name, value in free if alike(value, kernel.value)][-1:]
+            kernel.out = places[0] if places else f"b{len(program.buffers)}"
+            if not places:
+                program.buffers[kernel.out] = kernel.value
+            free = [(name, value) for name, value in free if name != kernel.out]
+            if kernel.out in program.buffers or kernel.out == "gradients":
+                homes[kernel.name] = kernel.out
+        free += [(homes[name], program.buffers.get(homes[name], value))
+                 for name, value in dying.items() if homes[name] != kernel.out]
+
+
+PASSES = dead_code, one_update, constants, reuse_memory
+
+
+def source(model, loss, optimizer, batch_size, passes=PASSES):
+    """One training step as a NumPy program, as text: readable, and it runs without minidl.
+
+    model: built. loss: a name or function of `metrics.LOSSES`. passes: as in PASSES; none leaves
+    the program as the engine computes it. Raises Inexpressible, a ValueError, for what the compiler
+    does not know.
+    """
+    loss = named_loss(loss)
+    if model.input_shape is None:
+        raise ValueError("the compiler needs the shape of an input: model.build(input_shape)")
+    dtype = model.parameters()[0].dtype
+    x = np.random.default_rng(0).random((batch_size, *model.input_shape)).astype(dtype)
+    with evaluation(model), no_grad():
+        outputs = model(Tensor(x)).data
+    numbers = loss in (F.cross_entropy, F.categorical_crossentropy)  # of classes
+    y = np.arange(batch_size) % outputs.shape[-1] if numbers else np.full_like(outputs, 0.5)
+    return str(trace(model, loss, optimizer, x, y, passes))
