@@ -182,7 +182,9 @@ PACKAGE = {
         "Softplus": "softplus", "GELU": "gelu_exact", "ELU": "elu", "SiLU": "silu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
         "Identity": "linear"}.items()},
     **{cls: f"write optim.{cls}" for cls in ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop")},
-    "CrossEntropyLoss": "write loss='cross_entropy', or functional.cross_entropy(logits, y)",
+    **dict.fromkeys(("CrossEntropyLoss", "CategoricalCrossentropy"), "write loss='cross_entropy', or "
+                    "functional.cross_entropy(logits, y); with an option "
+                    "functools.partial(functional.cross_entropy, label_smoothing=0.1)"),
     "MSELoss": "write loss='mse', or functional.mse_loss(outputs, y)",
     "L1Loss": "write loss='mae', or functional.l1_loss(outputs, y)",
     "HuberLoss": "write loss='huber', or functional.huber_loss(outputs, y)",

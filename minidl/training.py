@@ -266,7 +266,8 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
     optimizer and random generators it is the same run, in which callbacks, too, go on with the
     states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
     no terminal), 2 a line per epoch. sample_weight: how much each sample counts in the loss, an
-    array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`).
+    array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`); in validation all
+    count alike.
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that
     would not be trained (see `binding.py`), DivergenceError when the loss is no longer finite.

@@ -1,4 +1,4 @@
-"""Agreement with PyTorch to 1e-6 in float64: `pip install -e ".[parity]"`, then `pytest -m parity`.
+"""Agreement with PyTorch to 1e-6 in float64, and with Keras where PyTorch has no such thing: `pip install -e ".[parity]"`, then `pytest -m parity`.
 
 The other tests hold the same facts without PyTorch, by invariants and published numbers.
 """
@@ -16,11 +16,13 @@ from minidl import (
     ReduceLROnPlateau,
     Sequential,
     Tensor,
+    callbacks,
     ops,
     optim,
 )
 from minidl import functional as F
 from minidl.layers import ACTIVATIONS, Activation
+from minidl.metrics import binary_accuracy, top_k_accuracy
 from minidl.schedules import (
     CosineDecay,
     CosineRestarts,
@@ -394,3 +396,80 @@ def test_a_network_trained_for_a_hundred_steps(torch):
         for name, their_name in names.get(type(layer), {}).items():
             close(getattr(layer, name), getattr(theirs, their_name))
     close(model.eval()(x), reference.eval()(torch.tensor(x)))
+
+
+# --- Keras: what PyTorch has not ------------------------------------------------------------------------------
+
+@pytest.fixture
+def keras(torch, monkeypatch):
+    """On PyTorch, which is there already."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    return pytest.importorskip("keras")
+
+
+SCORES = np.random.default_rng(0).uniform(0, 1, (30, 25)) + np.linspace(0.6, 0, 25)
+
+
+def rates_and_end(callback, model, optimizer, scores):
+    """The rate of each epoch until the callback ends the run."""
+    rates, model.stop_training = [], False
+    callback.on_train_begin()
+    for epoch, score in enumerate(scores):
+        rates.append(float(optimizer.learning_rate))
+        callback.on_epoch_end(epoch, {"val_loss": float(score)})
+        if model.stop_training:
+            break
+    return rates, callback.best
+
+
+@parity
+@pytest.mark.parametrize("name, options", [
+    *[("ReduceLROnPlateau", {"factor": 0.5, "patience": p, "cooldown": c, "min_delta": d, "min_lr": m})
+      for p, c, d, m in ((0, 0, 0, 0), (1, 2, 0, 0.1), (2, 0, 0.05, 0), (3, 3, 0.05, 0.1))],
+    *[("EarlyStopping", {"patience": p, "min_delta": d, "baseline": b, "start_from_epoch": s})
+      for p, d, b, s in ((0, 0, None, 3), (2, 0.05, 0.5, 0), (3, 0, 0.2, 2), (4, 0.05, None, 5))]], ids=str)
+def test_callbacks_that_watch_a_number(keras, name, options):
+    for scores in SCORES:
+        theirs, reference = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]), getattr(keras.callbacks, name)(**options)
+        theirs.compile(keras.optimizers.SGD(1.0), "mse")
+        reference.set_model(theirs)
+        callback, model = getattr(callbacks, name)(**options), Sequential([Dense(1, input_shape=1)]).compile(optim.SGD(lr=1.0), "mse")
+        callback.model, callback.optimizer, model.history = model, model.optimizer, History()
+        rates, best = rates_and_end(callback, model, model.optimizer, scores)
+        their_rates, their_best = rates_and_end(reference, theirs, theirs.optimizer, scores)
+        assert rates == pytest.approx(their_rates) and best == pytest.approx(their_best)
+
+
+@parity
+@pytest.mark.parametrize("clipping", [{}, {"clipnorm": 0.1}, {"clipvalue": 0.05}, {"global_clipnorm": 0.1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sample_weight": np.linspace(0, 3, 40)},
+                                     {"sample_weight": np.linspace(0, 3, 40), "validation_split": 0.25}], ids=["", "weights", "split"])
+def test_fit_with_weights_and_clipping(keras, clipping, options):
+    x, y = normal(40, 5).astype(np.float32), np.random.default_rng(1).integers(0, 3, 40)
+    model = Sequential([Dense(3, input_shape=5)], seed=0).compile(optim.SGD(lr=0.5, **clipping), metrics=["accuracy"])
+    theirs = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    theirs.layers[0].set_weights(model[0].get_weights())
+    theirs.compile(keras.optimizers.SGD(0.5, **clipping), keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                   metrics=["accuracy"])
+    history, reference = (m.fit(x, y, batch_size=10, epochs=4, shuffle=False, verbose=0, **options) for m in (model, theirs))
+    for name in set(history) - {"val_loss"}:  # in Keras the weights of the held-out part count there
+        assert history[name] == pytest.approx(reference.history[name], rel=1e-5)
+    for ours, expected in zip(model[0].get_weights(), theirs.layers[0].get_weights()):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+@parity
+def test_losses_and_metrics_in_keras_words(keras):
+    def number(value):
+        return pytest.approx(float(keras.ops.convert_to_numpy(value)), rel=1e-5)
+
+    rows, p, zeros = np.eye(4)[LABELS[0]], PROBABILITIES, SIGNS
+    assert F.categorical_crossentropy(p, rows, label_smoothing=0.1) == number(
+        keras.losses.CategoricalCrossentropy(label_smoothing=0.1)(rows, p))
+    assert F.cross_entropy(LOGITS, LABELS[0], ignore_index=2) == number(
+        keras.losses.SparseCategoricalCrossentropy(ignore_class=2, from_logits=True)(LABELS[0], LOGITS))
+    for metric, ours, y in ((keras.metrics.SparseTopKCategoricalAccuracy(k=2), top_k_accuracy(2), LABELS[0]),
+                            (keras.metrics.TopKCategoricalAccuracy(k=3), top_k_accuracy(3), rows),
+                            (keras.metrics.BinaryAccuracy(), binary_accuracy, zeros)):
+        metric.update_state(y, p)
+        assert ours(p, y) == number(metric.result())
