@@ -9,6 +9,7 @@ from importlib.util import spec_from_loader
 
 from . import (
     callbacks,
+    convolution,
     data,
     experiments,
     functional,
@@ -27,20 +28,23 @@ from .callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
 )
+from .convolution import AveragePool2D, Conv2D, GlobalAveragePool2D, MaxPool2D
 from .gradcheck import gradcheck
 from .inside import explain, explain_batchnorm, record
-from .layers import Activation, Dense, Dropout, Flatten, Input
+from .layers import Activation, Dense, Dropout, Flatten
 from .module import Module, Parameter
 from .normalization import BatchNorm, LayerNorm, estimate_population_statistics
-from .sequential import Sequential
+from .sequential import Input, Sequential
 from .tensor import Op, Tensor, grad, no_grad
 from .training import Callback, DivergenceError, History
 
 __version__ = "0.1.0"
 __all__ = [
-    "Activation", "BatchNorm", "Callback", "Dense", "DivergenceError", "Dropout", "EarlyStopping",
-    "Flatten", "History", "Input", "LambdaCallback", "LayerNorm", "LearningRateScheduler",
-    "ModelCheckpoint", "Module", "Op", "Parameter", "ReduceLROnPlateau", "Sequential", "Tensor", "callbacks", "data",
+    "Activation", "AveragePool2D", "BatchNorm", "Callback", "Conv2D", "Dense", "DivergenceError",
+    "Dropout", "EarlyStopping", "Flatten", "GlobalAveragePool2D", "History", "Input",
+    "LambdaCallback", "LayerNorm", "LearningRateScheduler", "MaxPool2D", "ModelCheckpoint",
+    "Module", "Op", "Parameter", "ReduceLROnPlateau", "Sequential", "Tensor", "callbacks",
+    "convolution", "data",
     "estimate_population_statistics", "experiments", "explain", "explain_batchnorm", "functional",
     "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
     "schedules", "training"]

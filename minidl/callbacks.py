@@ -86,7 +86,7 @@ class LearningRateScheduler(Callback):
         lr = self.schedule(*(epoch, self.optimizer.current_lr)[:self.arguments])
         if not is_number(lr) or not 0 <= lr < math.inf:
             raise ValueError("the schedule must return a learning rate, a number from 0 up, but "
-                             f"gave {lr!r} for epoch {epoch}")
+                             f"returned {lr!r} for epoch {epoch}")
         self.optimizer.lr = float(lr)
 
     def on_epoch_end(self, epoch, logs=None):

@@ -48,7 +48,7 @@ def save_checkpoint(path, model, optimizer, epochs):
 
 
 def load_checkpoint(path, model, optimizer):
-    """Take over a saved state; gives the number of epochs done, for fit(initial_epoch=...).
+    """Take over a saved state; returns the number of epochs done, for fit(initial_epoch=...).
 
     model: built, with the layers it had. optimizer: of the same kind; it is given the model's
     parameters if it has none. The next fit with that initial_epoch hands the callbacks' states to

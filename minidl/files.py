@@ -434,7 +434,7 @@ def write_npz(path, arrays):
     """Write a dict of name -> array as npz, whole or not at all: stored, not deflated, since
     weights do not shrink.
 
-    `np.load` reads it, too. Equal arrays in equal order give equal bytes: the date in the file is
+    `np.load` reads it, too. Equal arrays in equal order make equal bytes: the date in the file is
     always 1980.
     """
     arrays = _storable(path, arrays)

@@ -1,6 +1,6 @@
 """The mathematics of layers and losses: pure functions of arrays or Tensors, no state.
 
-Every function also takes plain arrays and then gives plain arrays. The ops of `tensor.py` are
+Every function also takes plain arrays and then returns plain arrays. The ops of `tensor.py` are
 offered here too, so that one import (`import minidl.functional as F`) has them all.
 """
 
@@ -233,8 +233,11 @@ def _rows(n):
 
 def column_sums(x):
     """The sum over the batch, for each feature. x: an array (n, features)."""
-    if len(x) > MANY or x.dtype is HALF:
+    if x.dtype is HALF:
         return np.add.reduce(x, axis=0, dtype=np.float64).astype(x.dtype)
+    if len(x) > MANY:
+        pieces = [column_sums(x[i:i + MANY]) for i in range(0, len(x), MANY)]
+        return np.add.reduce(pieces, axis=0, dtype=np.float64).astype(x.dtype)
     return _ones(len(x), x.dtype).dot(x)
 
 

@@ -15,7 +15,7 @@ def gradcheck(function, inputs, order=1, step=1e-5, tolerance=1e-6, draws=3, see
 
     function: takes Tensors, returns one Tensor. inputs: an array or Tensor, or a list of them; they
     are checked in float64. order=2 checks the gradient's own gradient too (as
-    `grad(create_graph=True)` gives it). step: the h of (f(x + h v) - f(x - h v)) / 2h. tolerance:
+    `grad(create_graph=True)` returns it). step: the h of (f(x + h v) - f(x - h v)) / 2h. tolerance:
     the relative error allowed, where sizes below 1e-3 count as 1e-3. draws: how many random
     directions per input.
     """

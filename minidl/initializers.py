@@ -1,6 +1,6 @@
-"""Initial weights: functions of (shape, rng) that give float32 arrays.
+"""Initial weights: functions of (shape, rng) that return float32 arrays.
 
-A kernel has shape (inputs, units).
+A kernel has shape (inputs, units), that of a convolution (size, size, channels, filters).
 """
 
 import math
@@ -13,25 +13,22 @@ from .settings import as_number
 
 def glorot_uniform(shape, rng):
     """U(-a, a) with a = sqrt(6 / (inputs + units)): Glorot and Bengio 2010, equation 16."""
-    return _uniform(shape, rng, math.sqrt(6 / (shape[0] + shape[-1])))
+    return _uniform(shape, rng, math.sqrt(6 / sum(_fans(shape))))
 
 
 def glorot_normal(shape, rng):
     """N(0, s^2) with s = sqrt(2 / (inputs + units)): Glorot and Bengio 2010, equation 12."""
-    return _normal(shape, rng, math.sqrt(2 / (shape[0] + shape[-1])))
+    return _normal(shape, rng, math.sqrt(2 / sum(_fans(shape))))
 
 
 def he_uniform(shape, rng):
-    """U(-a, a) with a = sqrt(6 / inputs): He et al.
-
-    2015, equation 10, as a uniform distribution.
-    """
-    return _uniform(shape, rng, math.sqrt(6 / shape[0]))
+    """U(-a, a) with a = sqrt(6 / inputs): He et al. 2015, equation 10, as a uniform one."""
+    return _uniform(shape, rng, math.sqrt(6 / _fans(shape)[0]))
 
 
 def he_normal(shape, rng):
     """N(0, s^2) with s = sqrt(2 / inputs): He et al. 2015, equation 10, for ReLU."""
-    return _normal(shape, rng, math.sqrt(2 / shape[0]))
+    return _normal(shape, rng, math.sqrt(2 / _fans(shape)[0]))
 
 
 def normal(std=0.05):
@@ -59,6 +56,11 @@ _std = as_number("the standard deviation of initial weights is a number from 0 u
                  lambda x: 0 <= x < math.inf)
 _value = as_number("the value of constant initial weights is a finite number, got "
                    "{!r}", math.isfinite)
+
+
+def _fans(shape):
+    """How many inputs an output has, and how many outputs an input: of every pixel in a window."""
+    return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
 
 
 def _normal(shape, rng, std):

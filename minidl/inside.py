@@ -1,7 +1,7 @@
 """Looking inside a network: `record` what its layers do while it trains, `explain` a gradient,
 `explain_batchnorm`.
 
-They look on and change nothing: a recorded training gives the same weights, bit for bit.
+They look on and change nothing: a recorded training ends in the same weights, bit for bit.
 """
 
 import numpy as np

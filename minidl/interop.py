@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 
 from . import functional as F
+from .convolution import AveragePool2D, Conv2D, GlobalAveragePool2D, MaxPool2D
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm
 from .sequential import Sequential
 
@@ -45,6 +46,19 @@ LAYERS = {
                     epsilon=layer.eps, center=layer.affine, scale=layer.affine)),
     Dropout: (lambda nn, layer: nn.Dropout(layer.rate), lambda keras,
               layer: keras.layers.Dropout(layer.rate)),
+    Conv2D: (lambda nn, layer: nn.Conv2d(
+                 layer.inputs, layer.filters, layer.kernel_size, layer.stride, layer.zeros,
+                 bias=layer.use_bias, device="meta"),
+             lambda keras, layer: _keras_convolution(keras, layer)),
+    MaxPool2D: (lambda nn, layer: nn.MaxPool2d(layer.size),
+                lambda keras, layer: keras.layers.MaxPooling2D(
+                    layer.size, data_format="channels_first")),
+    AveragePool2D: (lambda nn, layer: nn.AvgPool2d(layer.size),
+                    lambda keras, layer: keras.layers.AveragePooling2D(
+                        layer.size, data_format="channels_first")),
+    GlobalAveragePool2D: (lambda nn, layer: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                          lambda keras, layer: keras.layers.GlobalAveragePooling2D(
+                              data_format="channels_first")),
     # as the numbers lie
     Flatten: (lambda nn, layer: nn.Flatten(), lambda keras,
               layer: keras.layers.Flatten("channels_last"))}
@@ -74,10 +88,10 @@ def to_torch(model):
     modules = {layer: LAYERS[type(layer)][0](torch.nn, layer) for layer in row}
     result = torch.nn.Sequential(*map(modules.get, row)).train(model.training)
     for layer, module in modules.items():
-        module.training = layer.training
+        module.train(layer.training)
         # of kernel and bias, or gamma and beta
         for name, p in zip(("weight", "bias"), layer.parameters()):
-            setattr(module, name, torch.nn.Parameter(torch.tensor(p.data.T), p.requires_grad))
+            setattr(module, name, torch.nn.Parameter(torch.tensor(_to_theirs(p.data)), p.requires_grad))
         for name, buffer in layer.named_buffers():
             setattr(module, BUFFERS[name], torch.tensor(buffer))
     return result
@@ -99,10 +113,10 @@ def from_torch(module):
     layers = {part: _layer(nn, part) for part in row}
     for part, layer in layers.items():
         for p, q in zip(layer.parameters(), part.parameters()):
-            p.data, p.requires_grad = q.numpy(force=True).T.copy(), q.requires_grad
+            p.data, p.requires_grad = _to_ours(q.numpy(force=True)).copy(), q.requires_grad
         for name, _ in layer.named_buffers():
             setattr(layer, name, getattr(part, BUFFERS[name]).numpy(force=True).copy())
-        if type(part) is nn.BatchNorm2d:
+        if type(part) in (nn.BatchNorm2d, nn.Conv2d):
             layer.input_shape = None  # images of any size
     result = Sequential([layers[part] for part in row])
     result.training = module.training
@@ -142,7 +156,7 @@ def _row(model, caller):
     if type(model) is Sequential:
         return [layer for part in model.layers for layer in _row(part, caller)]
     row = [model]
-    if type(model) is Dense and model.activation is not None:
+    if type(model) in (Dense, Conv2D) and model.activation is not None:
         row.append(Activation(model.activation).train(model.training))
     if (
         type(model) not in LAYERS
@@ -173,6 +187,18 @@ def _layer(nn, module):
         return LayerNorm(module.eps, module.elementwise_affine, input_shape=module.normalized_shape)
     if kind is nn.Dropout:
         return Dropout(module.p)
+    if kind is nn.Conv2d and _is_plain(module):
+        side, padding = module.kernel_size[0], module.padding
+        return Conv2D(
+            module.out_channels, side, module.stride,
+            padding if isinstance(padding, str) else padding[0], use_bias=module.bias is not None,
+            input_shape=(module.in_channels, side, side)
+        )
+    for pool, theirs in ((MaxPool2D, nn.MaxPool2d), (AveragePool2D, nn.AvgPool2d)):
+        if kind is theirs and repr(module) == repr(theirs(module.kernel_size)):
+            return pool(module.kernel_size)
+    if kind is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+        return GlobalAveragePool2D()
     if kind is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
         return Flatten()
     state = {
@@ -183,10 +209,43 @@ def _layer(nn, module):
             return Activation(function)
     raise ValueError(
         f"from_torch has no counterpart for {module}: it knows Sequential, Linear, "
-        "Dropout, Flatten(), BatchNorm1d and BatchNorm2d with running statistics, "
+        "Dropout, Flatten(), BatchNorm1d and BatchNorm2d with running statistics, Conv2d with "
+        "square windows and zeros around the image, MaxPool2d and AvgPool2d whose windows lie "
+        "side by side, AdaptiveAvgPool2d(1), "
         "LayerNorm over the last axis, and "
         f"{[getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]}"
     )
+
+
+def _to_theirs(array):
+    """A kernel with PyTorch's order of axes: outputs first, and the window of a convolution last."""
+    return array.T if array.ndim < 4 else array.transpose(3, 2, 0, 1)
+
+
+def _to_ours(array):
+    return array.T if array.ndim < 4 else array.transpose(2, 3, 1, 0)
+
+
+def _is_plain(module):
+    """Whether a Conv2d of PyTorch is one that Conv2D can be: square windows, zeros around."""
+    square = [module.kernel_size, module.stride]
+    if not isinstance(module.padding, str):
+        square.append(module.padding)
+    return all(a == b for a, b in square) and (
+        module.dilation == (1, 1) and module.groups == 1 and module.padding_mode == "zeros")
+
+
+def _keras_convolution(keras, layer):
+    """The padding as Keras' own where it has one, else as a layer before it."""
+    layers = keras.layers
+    same = layer.stride == 1 and 2 * layer.zeros == layer.kernel_size - 1
+    convolution = layers.Conv2D(
+        layer.filters, layer.kernel_size, layer.stride, "same" if same else "valid",
+        data_format="channels_first", use_bias=layer.use_bias)
+    if same or not layer.zeros:
+        return convolution
+    zeros = layers.ZeroPadding2D(layer.zeros, data_format="channels_first")
+    return keras.Sequential([zeros, convolution])
 
 
 def _keras_activation(keras, name, options):

@@ -78,6 +78,7 @@ class Dense(Module):
     """
 
     built = False
+    stream = "weights_rng"
     inputs = kernel = bias = None
     parameter_names = keep_shape = "kernel", "bias"
     setting_checks = {"units": _units, "activation": _activation, "rng": as_rng,
@@ -107,12 +108,14 @@ class Dense(Module):
     def create_parameters(self):
         """Draw the kernel and set the bias to 0."""
         self._need_shape()
-        shape = (self.input_shape[-1], self.units)
+        shape = self.kernel_shape()
         kernel = self._initial(shape, np.random.default_rng() if self.rng is None else self.rng)
         train = self.trainable
-        self.inputs, self.kernel = shape[0], Parameter(kernel, train)
+        self.inputs, self.kernel = shape[-2], Parameter(kernel, train)
         self.bias = Parameter(zeros(self.units), train) if self.use_bias else None
         self.built = True
+
+    def kernel_shape(self): return self.input_shape[-1], self.units
 
     def _initial(self, shape, rng):
         """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""
@@ -121,7 +124,7 @@ class Dense(Module):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: an initializer is a function of (shape, rng) that "
                              "returns an array, such as initializers.normal(0.05), but "
-                             f"{_name(self.kernel_initializer)} fails: {error}") from error
+                             f"{function_name(self.kernel_initializer)} fails: {error}") from error
         if kernel.shape != shape:
             raise ValueError(f"{self.label}: the initializer made shape {kernel.shape}, the kernel "
                              f"needs {shape}")
@@ -146,23 +149,8 @@ class Dense(Module):
 
     def __repr__(self):
         inputs = f"{self.input_shape[-1]} -> " if self.input_shape else ""
-        activation = f", {_name(self.activation)}" if self.activation else ""
+        activation = f", {function_name(self.activation)}" if self.activation else ""
         return f"Dense({inputs}{self.units}{activation})"
-
-
-class Input:
-    """The shape of one input, in the place of a Sequential's first layer: Input(784), as in Keras.
-
-    It is no layer: the model takes the shape and builds its weights.
-    """
-
-    def __init__(self, shape):
-        self.shape = as_shape(shape)
-        if self.shape is None:
-            raise ValueError("Input needs the shape of one input, 784 or (28, 28) for example")
-
-    def __repr__(self):
-        return f"Input({self.shape})"
 
 
 class Activation(Module):
@@ -179,7 +167,7 @@ class Activation(Module):
         return self.function(x)
 
     def __repr__(self):
-        return f"Activation({_name(self.function)})"
+        return f"Activation({function_name(self.function)})"
 
 
 class Dropout(Module):
@@ -189,6 +177,7 @@ class Dropout(Module):
     Srivastava et al. 2014.
     """
 
+    stream = "dropout_rng"
     setting_checks = {"rate": _rate, "rng": as_rng}
     habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
 
@@ -228,7 +217,8 @@ class Flatten(Module):
         return "Flatten()"
 
 
-def _name(function):
+def function_name(function):
+    """What to call an activation or an initializer in a text."""
     return getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
 
 

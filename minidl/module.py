@@ -39,6 +39,7 @@ class Module:
     forward_hooks = forward_pre_hooks = ()  # see register_forward_hook
     name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
     trained_by = None  # the optimizer of the latest fit
+    stream = None  # which stream of its Sequential its rng is: "weights_rng" or "dropout_rng"
     parts_named = False  # whether its parts have been given their names
     setting_checks = {}  # {name: a check of settings.py}, made at every assignment
     fixed_settings = ()  # the settings that cannot change once the weights are made
@@ -137,7 +138,7 @@ class Module:
     def _check_output(self, y, inputs):
         """Of what is no Tensor, an array is fine where nothing is to be differentiated."""
         if y is None:
-            raise TypeError(f"{self.label}: forward gave nothing back; it must end with `return`")
+            raise TypeError(f"{self.label}: forward returned nothing; it must end with `return`")
         differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         if isinstance(y, np.ndarray) and y.dtype.kind == "f" and differentiated:
             raise TypeError(f"{self.label}: forward was given a Tensor and returned an array, so "
@@ -355,14 +356,14 @@ class Module:
         return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state, strict=True):
-        """Take over the values of a dict that state_dict() gave, converted to the dtypes of this
+        """Take over the values of a dict from state_dict(), converted to the dtypes of this
         module.
 
         Returns the names it lacks and those that have no place here; strict: there must be none of
         either. Raises ValueError with all that does not fit, and then nothing has changed.
         """
         if not isinstance(state, dict):
-            raise TypeError("load_state_dict takes a dict as state_dict() gives it, got "
+            raise TypeError("load_state_dict takes a dict as state_dict() returns it, got "
                             f"{type(state).__name__}; for a file use load_weights(path)")
         own = self._state()
         missing, surplus = (
@@ -383,9 +384,8 @@ class Module:
                    for name, array in given.items() if array.shape != own[name].shape]
         if faults:
             faults[20:] = [f"... and {len(faults) - 20:,} more"] if len(faults) > 20 else []
-            raise ValueError("\n "
-                             " ".join(["nothing was loaded, the state does not fit this "
-                                       f"{type(self).__name__}:", *faults])
+            raise ValueError("\n  ".join(["nothing was loaded, the state does not fit this "
+                                          f"{type(self).__name__}:", *faults])
                              + "\nBuild the model with the layers it had when the state was saved")
         for name, array in given.items():
             own[name][...] = array

@@ -1,5 +1,6 @@
 """Layers that normalise: BatchNorm over the batch, LayerNorm over the features of each sample."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,28 +167,26 @@ class BatchNorm(Module):
         own["running_var"] = (1 - m) * self.running_var + m * n / (n - 1) * var
 
     def fold(self, dense):
-        """A new Dense that does the work of `dense` and of this BatchNorm after it, which is affine
-        in evaluation mode.
+        """A new Dense, or Conv2D, that does the work of `dense` and of this BatchNorm after it.
 
-        Both stay as they are. Raises ValueError if they do not fit together or dense has an
-        activation, RuntimeError if one has no weights yet.
+        In evaluation mode BatchNorm is affine. Both stay as they are. Raises ValueError if they do
+        not fit or dense has an activation, RuntimeError if one has no weights yet.
         """
         activation = getattr(dense, "activation", "none of a Dense")
         if activation not in (None, F.linear_activation):
-            raise ValueError(f"{self.label} can be folded only into a Dense without activation "
-                             f"right before it, got {dense!r}")
+            raise ValueError(f"{self.label} can be folded only into a Dense or Conv2D without "
+                             f"activation right before it, got {dense!r}")
         for layer in dense, self:
             layer.parameters()  # complains if there are none yet
         if dense.units != len(self.running_mean):
-            raise ValueError(f"{dense.label} gives {dense.units} outputs, {self.label} takes "
+            raise ValueError(f"{dense.label} has {dense.units} outputs, {self.label} takes "
                              f"{len(self.running_mean)}")
         gamma, beta = (self.gamma.data, self.beta.data) if self.affine else (1.0, 0.0)
         bias = dense.bias.data if dense.use_bias else 0.0
         scale = gamma / np.sqrt(self.running_var + self.eps)
-        folded = type(dense)(dense.units, kernel_initializer="zeros", input_shape=dense.inputs)
-        folded.create_parameters()
-        folded.kernel.data = dense.kernel.data * scale
-        folded.bias.data = (bias - self.running_mean) * scale + beta
+        folded, kernel = copy(dense), Parameter(dense.kernel.data * scale)
+        bias = Parameter((bias - self.running_mean) * scale + beta)
+        vars(folded).update(use_bias=True, activation=None, kernel=kernel, bias=bias)
         return folded
 
     def __repr__(self):

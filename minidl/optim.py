@@ -11,9 +11,55 @@ from typing import NamedTuple
 import numpy as np
 
 from . import habits
+from .settings import as_flag, check_whole
 from .tensor import HALF, Tensor, changed_since, mark_changed
 
 SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
+
+
+class Setting:
+    """An attribute of an optimizer that is checked whenever it is set, and kept as the check
+    returns it. Reading one costs nothing: it lies where any other attribute lies.
+    """
+
+    def __init__(self, check):
+        self.check = check
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __set__(self, optimizer, value):
+        vars(optimizer)[self.name] = self.check(value)
+
+
+def check_number(name, value, least=None, above=None, below=None, hint=None):
+    """value as a float: NumPy's float64 would turn float32 arithmetic into float64.
+
+    Raises ValueError unless it is a finite number, at least or above one bound and below another.
+    """
+    scalar = isinstance(value, Real) and not isinstance(value, bool)
+    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
+    fits = (scalar and math.isfinite(value)
+            and (least is None or value >= least)
+            and (above is None or value > above)
+            and (below is None or value < below))
+    if not fits:
+        limits = {"at least": least, "above": above, "below": below}
+        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
+                         + (f"; {hint}" if hint else ""))
+    return float(value)
+
+
+def _setting(name, **bounds):
+    return Setting(lambda value: check_number(name, value, **bounds))
+
+
+def _betas(betas):
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
+                         f"example; got {betas!r}")
+    return tuple(check_number("each of the betas", beta, least=0, below=1) for beta in betas)
 
 
 class Optimizer:
@@ -31,7 +77,7 @@ class Optimizer:
 
     Where something is kept, small parameters that follow one another are moved into one vector, of
     which their `.data` are then views, and so is their state: one sweep updates them all. Whoever
-    gives them new arrays only loses speed.
+    assigns new arrays to them only loses speed.
     """
 
     def __new__(cls, *arguments, **options):
@@ -64,7 +110,7 @@ class Optimizer:
                              "gradients: choose one")
         self.lr = lr
         self.kept = kept
-        self.parameters = None
+        self.release()
         self.steps = 0
         if parameters is not None:
             self.attach(parameters)
@@ -100,6 +146,10 @@ class Optimizer:
         self._last = mark_changed(self.parameters)
         self._state_of = [[arrays[i] for arrays in self.state.values()] for i in places]
         return self
+
+    def release(self):
+        """Let go of the parameters: the next fit attaches those that its model has by then."""
+        self.parameters = None
 
     def zero_grad(self):
         """Forget the gradients of all parameters."""
@@ -251,11 +301,15 @@ class Optimizer:
             faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
             raise ValueError(f"this is not the state of {type(self).__name__} with these "
                              f"parameters; {'; '.join(faults)}")
+        steps, *updates = [
+            check_whole("a number of steps or updates", n.item(), least=0)
+            for n in map(np.asarray, [state["steps"], *np.asarray(state["updates"])])
+        ]
         arrays = self._named_state()
         new = {name: np.array(state[name], a.dtype) for name, a in arrays.items()}
         for name, a in arrays.items():
             a[...] = new[name]
-        self.steps, self.updates = int(state["steps"]), np.asarray(state["updates"], int).tolist()
+        self.steps, self.updates = steps, updates
 
     def _bound(self):
         if self.parameters is None:
@@ -282,16 +336,17 @@ class SGD(Optimizer):
     (Sutskever et al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
     """
 
+    momentum = _setting("momentum", least=0, below=1)
+    nesterov = Setting(as_flag("nesterov"))
+    weight_decay = _setting("weight_decay", least=0)
+
     def __init__(self, parameters=None, lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0, *,
                  learning_rate=None, **clipping):
-        check_number("momentum", momentum, least=0, below=1)
-        check_number("weight_decay", weight_decay, least=0)
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
         if nesterov and not momentum:
             raise ValueError("nesterov=True needs a momentum, 0.9 say")
-        # not NumPy's float64, which would turn float32 into float64
-        self.momentum = float(momentum)
-        self.nesterov = nesterov
-        self.weight_decay = float(weight_decay)
         kept = ["velocity"] if momentum else []
         super().__init__(parameters, lr, kept, learning_rate, **clipping)
 
@@ -313,9 +368,10 @@ class SGD(Optimizer):
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al. 2011, diagonal form): v = v + g^2, p = p - lr g / (sqrt(v) + eps)."""
 
+    eps = _setting("eps", least=0)
+
     def __init__(self, parameters=None, lr=0.01, eps=1e-10, *, learning_rate=None, **clipping):
-        check_number("eps", eps, least=0)
-        self.eps = float(eps)
+        self.eps = eps
         super().__init__(parameters, lr, ["v"], learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
@@ -333,14 +389,15 @@ class RMSprop(Optimizer):
     weight_decay: adds weight_decay * p to the gradient.
     """
 
+    alpha = _setting("alpha", least=0, below=1)
+    eps = _setting("eps", least=0)
+    weight_decay = _setting("weight_decay", least=0)
+
     def __init__(self, parameters=None, lr=0.01, alpha=0.99, eps=1e-8, weight_decay=0.0, *,
                  learning_rate=None, **clipping):
-        check_number("alpha", alpha, least=0, below=1)
-        check_number("eps", eps, least=0)
-        check_number("weight_decay", weight_decay, least=0)
-        self.alpha = float(alpha)
-        self.eps = float(eps)
-        self.weight_decay = float(weight_decay)
+        self.alpha = alpha
+        self.eps = eps
+        self.weight_decay = weight_decay
         super().__init__(parameters, lr, ["v"], learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
@@ -363,20 +420,16 @@ class Adam(Optimizer):
     of AdamW.
     """
 
+    betas = Setting(_betas)
+    eps = _setting("eps", least=0)
+    weight_decay = _setting("weight_decay", least=0)
     decoupled = False  # whether the decay passes the moments by
 
     def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
                  *, learning_rate=None, **clipping):
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
-                             f"example; got {betas!r}")
-        for beta in betas:
-            check_number("each of the betas", beta, least=0, below=1)
-        check_number("eps", eps, least=0)
-        check_number("weight_decay", weight_decay, least=0)
-        self.betas = (float(betas[0]), float(betas[1]))
-        self.eps = float(eps)
-        self.weight_decay = float(weight_decay)
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
         super().__init__(parameters, lr, ["m_sum", "v_sum"], learning_rate, **clipping)
 
     def update(self, p, g, state, t, lr):
@@ -526,23 +579,6 @@ def _within(gradients, max_norm):
     return gradients, norm
 
 
-def check_number(name, value, least=None, above=None, below=None, hint=None):
-    """ValueError in words unless value is a finite number, at least or above one bound and below
-    another.
-    """
-    scalar = isinstance(value, Real) and not isinstance(value, bool)
-    scalar = scalar or isinstance(value, np.ndarray) and value.ndim == 0
-    fits = (scalar and math.isfinite(value)
-            and (least is None or value >= least)
-            and (above is None or value > above)
-            and (below is None or value < below))
-    if not fits:
-        limits = {"at least": least, "above": above, "below": below}
-        bounds = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
-        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}"
-                         + (f"; {hint}" if hint else ""))
-
-
 def _state_dtype(p):
     """The dtype of what is kept of a parameter: its own, but float32 for float16, in which an
     average stands still.
@@ -599,10 +635,18 @@ def _listed(parameters):
     """The parameters as a list, each once."""
     module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
     if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
-        raise TypeError("expected a list of parameters, as model.parameters() gives it, got a "
+        raise TypeError("expected a list of parameters, as model.parameters() returns it, got a "
                         f"{type(parameters).__name__}")
     parameters = list({id(p): p for p in parameters}.values())
     if not parameters or not all(isinstance(p, Tensor) for p in parameters):
         kinds = ", ".join(sorted({type(p).__name__ for p in parameters})) or "none"
         raise ValueError(f"expected at least one parameter, and all must be Tensors, got {kinds}")
+    for i, p in enumerate(parameters):
+        if p.node is not None:
+            raise ValueError(f"parameter {i} is the result of {p.op.name}: no gradient stays in "
+                             "it, so it would never be trained. Pass the Tensors it was computed "
+                             "from")
+        if p.dtype.kind != "f":
+            raise ValueError(f"parameter {i} has dtype {p.dtype}, and integers have no gradient: "
+                             "make it from p.astype(np.float32)")
     return parameters

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from . import files
+from .convolution import AveragePool2D, Conv2D, GlobalAveragePool2D, MaxPool2D
 from .layers import ACTIVATIONS, Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm
 
 KINDS = {  # the arguments that each layer is made with again
@@ -20,17 +21,22 @@ KINDS = {  # the arguments that each layer is made with again
     BatchNorm: ("momentum", "eps", "affine", "fused", "ghost_batch_size"),
     LayerNorm: ("eps", "affine"),
     Dropout: ("rate",),
-    Flatten: ()}
+    Flatten: (),
+    Conv2D: ("filters", "kernel_size", "stride", "padding", "activation", "use_bias"),
+    MaxPool2D: ("size",),
+    AveragePool2D: ("size",),
+    GlobalAveragePool2D: ()}
 TABLE = {kind.__name__: kind for kind in KINDS}
 FLAGS = ("frozen_statistics", "estimated")  # what else a BatchNorm remembers beside its arrays
 MOST_INPUTS = 2 ** 24  # numbers in one sample, more only if the file is larger
+MOST_IN_WINDOWS = 2 ** 26  # numbers in all windows of a convolution, more only if the file is larger
 
 
 def save(path, model, cls):
     """Write a model of the class cls, Sequential.
 
-    Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten and Sequentials of
-    them, with their names and weights, and what is frozen. Not written: optimizer, loss, metrics,
+    Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten, Conv2D, the
+    poolings and Sequentials of them, with their names and weights, and what is frozen. Not written: optimizer, loss, metrics,
     hooks, seeds. ValueError for any other layer, before a file is touched.
     """
     if type(model) is not cls:
@@ -69,6 +75,7 @@ def load(path, cls):
             if math.prod(text["input_shape"]) > MOST_INPUTS + size:
                 raise ValueError(f"samples of shape {text['input_shape']} do not belong to weights "
                                  "as small as these")
+            _check_windows([layer for layer, _ in plan], text["input_shape"], size)
             model.build(text["input_shape"])  # do the layers fit one another?
     return model
 
@@ -134,7 +141,7 @@ def _planned(entries, path="layers"):
 def _shapes(layer):
     """{name: shape} of the arrays that a layer will have."""
     if isinstance(layer, Dense):
-        kernel = {"kernel": (layer.input_shape[-1], layer.units)}
+        kernel = {"kernel": layer.kernel_shape()}
         return kernel | ({"bias": (layer.units,)} if layer.use_bias else {})
     if isinstance(layer, (BatchNorm, LayerNorm)):
         features = (layer.input_shape[0 if isinstance(layer, BatchNorm) else -1],)
@@ -143,6 +150,21 @@ def _shapes(layer):
             result |= {"running_mean": features, "running_var": features, "updates": ()}
         return result
     return {}
+
+
+def _check_windows(layers, shape, size):
+    """ValueError where a convolution of an image of this shape would take much memory.
+
+    size: how many numbers there are in the file. Pooling is not counted on to make images smaller.
+    """
+    convolutions = [layer for layer in layers if isinstance(layer, Conv2D)]
+    margin = sum(2 * layer.zeros for layer in convolutions)
+    pixels = math.prod(n + margin for n in shape[1:])
+    for layer in convolutions:
+        of_a_pixel = math.prod(layer.kernel_shape()[:-1]) + layer.filters
+        if pixels * of_a_pixel > MOST_IN_WINDOWS + 64 * size:
+            raise ValueError(f"images of shape {tuple(shape)} are too large for weights as few as "
+                             "these")
 
 
 def _check_shapes(state, plan):

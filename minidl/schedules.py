@@ -1,5 +1,5 @@
-"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that give the rate
-of the next step.
+"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that return the
+rate of the next step.
 
 `optim.SGD(lr=WarmUp(CosineDecay(0.1, steps=900), steps=100))`; any other function will do as well.
 They remember nothing: a stopped run goes on with the number of its steps alone.
@@ -29,6 +29,9 @@ class Schedule:
             if not callable(value) and not (number and 0 < value < math.inf):
                 raise ValueError(f"{type(self).__name__} needs a positive, finite number as "
                                  f"{name}, got {value!r}")
+        if self.steps < 1:
+            raise ValueError(f"{type(self).__name__} needs at least 1 step, got {self.steps!r}; "
+                             "the rate comes first, then the steps")
 
 
 @dataclass(frozen=True)

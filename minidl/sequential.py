@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 
 from . import habits, training
-from .layers import Dense, Dropout, Input
 from .module import Module
 from .optim import OPTIMIZERS, Optimizer
 from .parts import evaluation
-from .settings import as_flag, lookup
+from .settings import as_flag, as_shape, lookup
 from .tensor import Tensor, no_grad
 
 DATA = "; its input comes straight from the data"
@@ -53,14 +52,29 @@ class _OfTheClass(classmethod):
         return super().__get__(instance, owner)
 
 
+class Input:
+    """The shape of one input, in the place of a Sequential's first layer: Input(784), as in Keras.
+
+    It is no layer: the model takes the shape and builds its weights.
+    """
+
+    def __init__(self, shape):
+        self.shape = as_shape(shape)
+        if self.shape is None:
+            raise ValueError("Input needs the shape of one input, 784 or (28, 28) for example")
+
+    def __repr__(self):
+        return f"Input({self.shape})"
+
+
 class Sequential(Module):
     """A model whose layers feed one another.
 
-    layers: a list of Modules, before them perhaps an Input. seed: where initial weights, shuffling and dropout come from, as
-    three independent streams. Layers without random weights draw nothing, so inserting BatchNorm()
-    leaves all Dense weights and the order of the batches as they were. The weights are made when
-    the input's shape is known: from the first layer's input_shape, from build(), or from the first
-    data. Call build() before you use the layers one by one: a layer that no model has called draws
+    layers: a list of Modules, before them perhaps an Input. seed: where initial weights, shuffling
+    and dropout come from, as three independent streams. Layers without random weights draw nothing,
+    so inserting BatchNorm() leaves all Dense weights and the order of the batches as they were. The
+    weights are made when the input's shape is known: from an Input, from the first layer's
+    input_shape, from build(), or from the first data. Call build() before you use the layers one by one: a layer that no model has called draws
     from no seed.
 
     `layers` is a list that may be changed; what is new in it is named, drawn from the seed and
@@ -140,7 +154,7 @@ class Sequential(Module):
     def _forget_compile(self):
         if self.optimizer is not None:
             # when it is compiled again, it takes over the new layer's, too
-            self.optimizer.parameters = None
+            self.optimizer.release()
         self.optimizer = self.loss = None
 
     def _check(self, layer):
@@ -176,8 +190,8 @@ class Sequential(Module):
         """Give each part without a random stream this model's."""
         for layer in layers:
             for module in layer.modules():
-                if isinstance(module, (Dense, Dropout)) and module.rng is None:
-                    module.rng = self.weights_rng if isinstance(module, Dense) else self.dropout_rng
+                if module.stream and module.rng is None:
+                    module.rng = getattr(self, module.stream)
 
     def forward(self, x):
         """Send x through all layers.
@@ -250,7 +264,7 @@ class Sequential(Module):
         """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or
         functions.
 
-        Losses on what the last layer gives: "cross_entropy" on logits; "categorical_crossentropy"
+        Losses on what the last layer returns: "cross_entropy" on logits; "categorical_crossentropy"
         and "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
         Returns self.
 
@@ -264,7 +278,7 @@ class Sequential(Module):
         optimizer, metrics, loss = _optimizer(optimizer), _metrics(metrics), _loss(loss)
         from .checks.binding import trains
         if optimizer is self.trained_by and not trains(optimizer, self, loss):
-            optimizer.parameters = None  # the next fit gives it those that the model has now
+            optimizer.release()
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
         return self
 
@@ -291,7 +305,7 @@ class Sequential(Module):
                             verbose=verbose, class_weight=class_weight, sample_weight=sample_weight)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
-        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras gives them, or a dict,
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras has them, or a dict,
         or the loss alone.
 
         verbose is there for Keras' sake: this is over before a bar could be read.
@@ -329,7 +343,7 @@ class Sequential(Module):
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
-        """Take over such a file; gives the epochs done: fit(x, y, epochs=10,
+        """Take over such a file; returns the epochs done: fit(x, y, epochs=10,
         initial_epoch=model.load_checkpoint(path)).
         """
         from . import checkpoints

@@ -19,6 +19,7 @@ from itertools import count
 from operator import attrgetter, itemgetter
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from . import habits
 
@@ -172,7 +173,8 @@ class Tensor:
         made_by = ", requires_grad=True" if self.requires_grad else ""
         if self.op:
             made_by = f", op={self.op.name}"
-        return f"Tensor({np.array2string(self._data, precision=4, threshold=20, prefix='Tensor(')}{made_by})"
+        values = np.array2string(self._data, precision=4, threshold=20, prefix="Tensor(")
+        return f"Tensor({values}{made_by})"
 
     __dir__ = habits.known_names
 
@@ -566,7 +568,8 @@ def _reads(op, vjp, inputs, places):
     """
     table = {name: (i, None) for name, i in places.items()}
     for name in inputs:
-        table |= {f"{name}_shape": (places[name], "shape"), f"{name}_dtype": (places[name], "dtype")}
+        table[f"{name}_shape"] = places[name], "shape"
+        table[f"{name}_dtype"] = places[name], "dtype"
     reads = dict(list(_parameters(vjp, 1).items())[1:])
     unknown = [name for name, default in reads.items() if name not in table and default is None]
     if unknown:
@@ -891,10 +894,8 @@ _reshape = View("reshape", lambda x, shape: np.reshape(x, shape),
 _transpose = View("transpose", lambda x, axes: np.transpose(x, axes),
                   lambda g, axes: g.transpose(*np.argsort([i % len(axes) for i in axes])))
 
-broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
-                    lambda g: g,
-                    doc="x repeated along axes that it lacks, or where its length is 1, up to "
-                        "shape.")
+_broadcast_to = View("broadcast_to", lambda x, shape: np.broadcast_to(x, shape),
+                     lambda g: g)
 
 _getitem = View("getitem", lambda x, index: x[index],
                 lambda g, index, x_shape: _scatter(g, index=index, shape=x_shape))
@@ -929,6 +930,11 @@ def reshape(x, *shape) -> Tensor:
     return _reshape(x, shape=_unpack(shape))
 
 
+def broadcast_to(x, shape) -> Tensor:
+    """x repeated along axes that it lacks, or where its length is 1, up to shape."""
+    return _broadcast_to(x, shape=shape)
+
+
 def transpose(x, *axes) -> Tensor:
     """x with its axes in another order; reversed when none is given."""
     return _transpose(x, axes=_unpack(axes) or tuple(range(x.ndim))[::-1])
@@ -941,7 +947,8 @@ def _unpack(numbers):
 
 
 def concatenate(xs, axis=0) -> Tensor:
-    """Join along an axis that exists."""
+    """Join along an axis that exists. Raises AxisError for another."""
+    axis = normalize_axis_index(axis, xs[0].ndim)
     ends = np.cumsum([x.shape[axis] for x in xs])
     ndim = xs[0].ndim
 
@@ -957,8 +964,8 @@ def concatenate(xs, axis=0) -> Tensor:
 
 
 def stack(xs, axis=0) -> Tensor:
-    """Join along a new axis."""
-    axis = axis % (xs[0].ndim + 1)
+    """Join along a new axis. Raises AxisError for one that the result would not have."""
+    axis = normalize_axis_index(axis, xs[0].ndim + 1)
     return concatenate([reshape(x, *x.shape[:axis], 1, *x.shape[axis:]) for x in xs], axis)
 
 

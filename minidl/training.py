@@ -104,7 +104,8 @@ class History:
 
     def __getattr__(self, name):
         word = f'the names are in history.history, a dict: write history.history.{name}()'
-        number = f'write history["{name}"], one number per epoch, or history.steps["{name}"], one per step'
+        number = (f'write history["{name}"], one number per epoch, or history.steps["{name}"], one '
+                  "per step")
         words = dict.fromkeys(("keys", "values", "items", "get"), word)
         raise unknown(
             "a History",
@@ -150,7 +151,7 @@ class History:
         write_csv(path, table, zip(*table.values()))
 
     def plot(self):
-        """Draw loss and metrics of each epoch, training solid, validation dashed; gives the figure,
+        """Draw loss and metrics of each epoch, training solid, validation dashed; returns the figure,
         for `plotting.show`.
         """
         if not self.epoch:
@@ -461,7 +462,8 @@ def _divergence(model, x, optimizer, history):
     losses = history.steps["loss"]
     layer = first_nonfinite(model, x)
     last = f"the last good loss was {losses[-1]:.4g}" if losses else "there was no good loss before"
-    text = f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN first appears in {layer}; "
+    text = (f"training diverged at step {len(losses)}: the loss is no longer finite. inf or NaN "
+            f"first appears in {layer}; ")
     if optimizer.steps == 0:
         text += ("no weight has moved yet, so it is not the learning rate: look at the scale of x "
                  "and y (data.standardization), at the initial weights, and at the loss itself")

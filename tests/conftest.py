@@ -1,6 +1,19 @@
 """No test depends on what lies on this machine, or touches the network."""
 
 import pytest
+from lesson_runs import VARIANTS, started
+
+
+def pytest_collection_modifyitems(items):
+    """What looks at the lessons' runs comes last: they go on in the background until then."""
+    items.sort(key=lambda item: getattr(item, "originalname", "") in VARIANTS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runs(request, tmp_path_factory):
+    """runs(lesson, variant): a run of a lesson, begun with the first test of the session."""
+    with started(request.session.items, tmp_path_factory.mktemp) as finished:
+        yield finished
 
 
 @pytest.fixture(autouse=True)

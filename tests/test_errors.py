@@ -263,10 +263,10 @@ ERRORS = {
         "NumPy was given a Tensor: use minidl.functional for a differentiable result, or tensor.data for the plain array"),
     "a loss that is no Tensor": (
         fit(loss=lambda outputs, y: 0.5), TypeError,
-        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a float of shape ()"),
+        "a loss returns one number as a Tensor, made with minidl.functional, but this one returned a float of shape ()"),
     "a loss per sample": (
         fit(loss=lambda outputs, y: outputs.sum(axis=1)), TypeError,
-        "a loss gives one number as a Tensor, made with minidl.functional, but this one gave a Tensor of shape (40,); end it "
+        "a loss returns one number as a Tensor, made with minidl.functional, but this one returned a Tensor of shape (40,); end it "
         "with .mean()"),
     # --- Too early
     "fit before compile": (
@@ -278,11 +278,11 @@ ERRORS = {
         "or send one batch through first"),
     "no forward": (lambda: NoForward()(X), NotImplementedError, "NoForward must define forward(self, x)"),
     "forward without return": (
-        lambda: NoReturn()(X), TypeError, "NoReturn(): forward gave nothing back; it must end with `return`"),
+        lambda: NoReturn()(X), TypeError, "NoReturn(): forward returned nothing; it must end with `return`"),
     # --- Optimizers
     "a model for parameters": (
         lambda: optim.Adam(net(input_shape=20)), TypeError,
-        "expected a list of parameters, as model.parameters() gives it, got a Sequential"),
+        "expected a list of parameters, as model.parameters() returns it, got a Sequential"),
     "named parameters": (
         lambda: optim.Adam(net(input_shape=20).named_parameters()), ValueError,
         "expected at least one parameter, and all must be Tensors, got tuple"),
@@ -304,7 +304,7 @@ ERRORS = {
         "Build the model with the layers it had when the state was saved"),
     "a path for a state": (
         lambda: net(input_shape=20).load_state_dict("weights.npz"), TypeError,
-        "load_state_dict takes a dict as state_dict() gives it, got str; for a file use load_weights(path)"),
+        "load_state_dict takes a dict as state_dict() returns it, got str; for a file use load_weights(path)"),
     # --- Layers and callbacks
     "a layer for a list": (
         lambda: Sequential(Dense(3)), TypeError,
@@ -328,7 +328,7 @@ ERRORS = {
         lambda: EarlyStopping(mode="maximum"), ValueError, "mode is 'min', 'max' or 'auto', got 'maximum'"),
     "a schedule without return": (
         fit(callbacks=[LearningRateScheduler(lambda epoch, lr: None)]), ValueError,
-        "the schedule must return a learning rate, a number from 0 up, but gave None for epoch 0"),
+        "the schedule must return a learning rate, a number from 0 up, but returned None for epoch 0"),
     "an event that does not exist": (
         lambda: LambdaCallback(on_epoch=3), TypeError,
         "LambdaCallback takes functions named on_train_begin, on_train_end, on_epoch_begin, on_epoch_end, "

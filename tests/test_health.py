@@ -132,7 +132,7 @@ def test_the_trial_of_the_loss_takes_a_few_rows():
     ([Dense(10)], "cross_entropy", Y.astype(str), "np.unique"),
     ([Dense(10)], "cross_entropy", Y[:, None], r"\(1000, 1\); use y.reshape"),
     ([Dense(10)], lambda y_true, y_pred: F.cross_entropy(y_pred, y_true), Y, "exchange the two"),
-    ([Dense(10)], lambda outputs, y: F.cross_entropy(F.softmax(outputs).data, y) + F.mean(outputs.data), Y, "a loss gives|gradient"),
+    ([Dense(10)], lambda outputs, y: F.cross_entropy(F.softmax(outputs).data, y) + F.mean(outputs.data), Y, "a loss returns|gradient"),
 ])
 def test_a_loss_that_cannot_mean_anything_is_refused_before_training(layers, loss, y, remedy):
     model = Sequential(layers)

@@ -9,11 +9,15 @@ import pytest
 import minidl.functional as F
 from minidl import (
     Activation,
+    AveragePool2D,
     BatchNorm,
+    Conv2D,
     Dense,
     Dropout,
     Flatten,
+    GlobalAveragePool2D,
     LayerNorm,
+    MaxPool2D,
     Module,
     Sequential,
     Tensor,
@@ -28,6 +32,9 @@ MODELS = {  # layers, shape of one input
     "cumulative average": (lambda: [BatchNorm(momentum=None), Dense(3)], (4,)),
     "layer norm": (lambda: [Dense(6), LayerNorm(1e-3), Activation("relu"), LayerNorm(affine=False), Dense(3)], (4,)),
     "images": (lambda: [BatchNorm(), Activation("softmax"), Flatten(), Dense(6), BatchNorm(), Dense(3)], (2, 3, 4)),
+    "convolutions": (lambda: [Conv2D(4, 3, padding="same"), BatchNorm(), Activation("relu"), MaxPool2D(2),
+                              Conv2D(3, 3, 2, 1, "tanh", use_bias=False), Conv2D(5, 2), AveragePool2D(2),
+                              GlobalAveragePool2D(), Dense(3)], (2, 12, 13)),
     "nested": (lambda: [Sequential([Dense(6, "gelu")]), Sequential([BatchNorm(), Sequential([Dense(3)])]), Dropout(0)], (4,)),
     "a layer used twice": (lambda: 2 * [Dense(4, "tanh")], (4,))}
 
@@ -50,7 +57,12 @@ def assert_close(actual, expected, tolerance):
 
 
 def numbers(tensor):
-    return tensor.numpy(force=True).T
+    return turned(tensor.numpy(force=True))
+
+
+def turned(array):
+    """From PyTorch's order of axes to minidl's."""
+    return array.T if array.ndim < 4 else array.transpose(2, 3, 1, 0)
 
 
 # --- PyTorch ----------------------------------------------------------------------------------------------
@@ -73,8 +85,8 @@ def test_torch_and_back(name, dtype, tolerance, training):
     weights = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
     F.sum(y * weights).backward()
     (yt * torch.tensor(weights)).sum().backward()
-    assert_close(numbers(yt).T, y.data, tolerance)
-    assert_close(numbers(xt.grad), x.grad.T, tolerance)
+    assert_close(yt.numpy(force=True), y.data, tolerance)
+    assert_close(xt.grad.numpy(), x.grad, tolerance)
     assert len(model.parameters()) == len(list(there.parameters()))
     for p, q in zip(model.parameters(), there.parameters()):
         assert_close(numbers(q), p.data, 0)
@@ -136,7 +148,8 @@ def test_what_else_is_carried_to_torch_and_back():
 def test_from_torch_reads_the_usual_spellings():
     torch = pytest.importorskip("torch")
     nn = torch.nn
-    there = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(24, 3), nn.Softmax(dim=1))
+    there = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, (3, 3), padding="same"), nn.ReLU(inplace=True), nn.Flatten(),
+                          nn.Linear(24, 3), nn.Softmax(dim=1))
     x = np.random.default_rng(0).standard_normal((5, 2, 3, 4), np.float32)
     model = interop.from_torch(there)
     assert_close(numbers(there(torch.tensor(x))).T, model(x).data, 1e-5)
@@ -149,7 +162,10 @@ def test_from_torch_reads_the_usual_spellings():
     ("Bilinear", {"in1_features": 1, "in2_features": 2, "out_features": 3}), ("Softplus", {"beta": 2.0}),
     ("ELU", {"alpha": 2.0}), ("Softplus", {"threshold": 1.0}), ("LeakyReLU", {"negative_slope": 0.2}), ("Softmax", {"dim": 0}),
     ("Flatten", {"start_dim": 0}), ("BatchNorm1d", {"num_features": 3, "track_running_stats": False}),
-    ("LazyLinear", {"out_features": 3})])
+    ("LazyLinear", {"out_features": 3}), ("Conv2d", {"in_channels": 1, "out_channels": 1, "kernel_size": (3, 2)}),
+    ("Conv2d", {"in_channels": 2, "out_channels": 2, "kernel_size": 3, "groups": 2}),
+    ("Conv2d", {"in_channels": 2, "out_channels": 2, "kernel_size": 3, "padding_mode": "circular"}),
+    ("MaxPool2d", {"kernel_size": 3, "stride": 2}), ("AdaptiveAvgPool2d", {"output_size": 2})])
 def test_from_torch_names_what_it_does_not_know(name, options):
     nn = pytest.importorskip("torch").nn
     module = getattr(nn, name)(**options)

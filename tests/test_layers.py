@@ -463,7 +463,7 @@ def test_fold_gives_one_dense_for_two_layers(use_bias, affine, dtype, tolerance)
 @pytest.mark.parametrize("make, error, words", [
     (lambda: batch_norm().fold(dense(5, 3, "relu")), ValueError, r"BatchNorm\(3\).*without activation.*Dense\(5 -> 3, relu\)"),
     (lambda: batch_norm().fold(Flatten()), ValueError, r"BatchNorm\(3\).*Dense.*Flatten\(\)"),
-    (lambda: batch_norm().fold(dense(5, 4)), ValueError, r"Dense\(5 -> 4\) gives 4.*BatchNorm\(3\) takes 3"),
+    (lambda: batch_norm().fold(dense(5, 4)), ValueError, r"Dense\(5 -> 4\) has 4.*BatchNorm\(3\) takes 3"),
     (lambda: batch_norm().fold(Dense(3)), RuntimeError, r"Dense\(3\) has no weights yet"),
     (lambda: BatchNorm().fold(dense(5, 3)), RuntimeError, r"BatchNorm\(\) has no weights yet")])
 def test_fold_says_what_does_not_fit(make, error, words):

@@ -1,61 +1,22 @@
 """The lessons run headless from any folder, their CHECKs pass, and they fail when BatchNorm does nothing."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import numpy as np
 import pytest
-from test_data import idx_bytes
+from lesson_runs import LESSONS, run
 
-LESSONS = Path(__file__).parent.parent / "lessons"
 NAMES = sorted(path.stem for path in LESSONS.glob("[0-9]*.py"))
 # These explain; the others claim that BatchNorm has an effect, which the negative controls must take away.
 NO_CLAIM = {"01_tensors_and_gradients", "02_training_by_hand", "03_valley_and_bowl", "05_batchnorm_backward",
             "06_keras_and_pytorch_programs"}
 CLAIMS = [name for name in NAMES if name not in NO_CLAIM]
-# These stand for all in the two slower kinds of run; the others run with `pytest -m thorough`.
+# These stand for all in the three other kinds of run; the others run with `pytest -m thorough`.
 ALWAYS = {"07_faster_convergence", "11_train_and_eval"}
 
 
 def mostly_thorough(names):
     return [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.thorough) for name in names]
-
-
-def run(lesson, folder, **environment):
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MINIDL_")}
-    environment = {**inherited, "MPLBACKEND": "agg", "MINIDL_OFFLINE": "1", **environment}
-    strict = ["-W", "error::RuntimeWarning", "-W", "error::UserWarning"]
-    return subprocess.run([sys.executable, *strict, LESSONS / f"{lesson}.py"], cwd=folder, env=environment, capture_output=True,
-                          text=True)
-
-
-def seconds(lesson):
-    """What the lesson says of its running time."""
-    return float(re.search(r"Running time: [^.]*?(\d+)", (LESSONS / f"{lesson}.py").read_text(encoding="utf-8"))[1])
-
-
-@pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    """The runs that the chosen tests look at: two at a time, the longest first."""
-    with np.load(LESSONS.parent / "datasets" / "digits.npz") as file:
-        images, labels = file["x_train"][:5000], file["y_train"][:5000].astype(np.uint8)
-    mnist = tmp_path_factory.mktemp("mnist")
-    (mnist / "images-idx3-ubyte").write_bytes(idx_bytes(images))
-    (mnist / "labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-    variants = {"plain": {}, "mnist": {"MINIDL_DATASET": "mnist", "MINIDL_DATA": str(mnist), "MINIDL_FIGURES": "elsewhere"},
-                "identity": {"MINIDL_BN": "identity"}, "permuted": {"MINIDL_LABELS": "permuted"}}
-    wanted = {(item.callspec.params["lesson"], VARIANTS[item.originalname]) for item in request.session.items
-              if getattr(item, "originalname", "") in VARIANTS}
-    folders = {(lesson, variant): tmp_path_factory.mktemp(variant)
-               for lesson, variant in sorted(wanted, key=lambda key: -seconds(key[0]))}
-    with ThreadPoolExecutor(2) as pool:
-        started = {key: pool.submit(run, key[0], folder, **variants[key[1]]) for key, folder in folders.items()}
-        return {key: (future.result(), folders[key]) for key, future in started.items()}
 
 
 def record(lesson, folder):
@@ -69,7 +30,7 @@ def checks(result):
 
 @pytest.mark.parametrize("lesson", NAMES)
 def test_a_lesson_passes_its_checks_and_saves_its_figures(lesson, runs):
-    result, folder = runs[lesson, "plain"]
+    result, folder = runs(lesson, "plain")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     assert checks(result) and all(verdict == "PASS" for _, _, verdict in checks(result))
@@ -82,10 +43,10 @@ def test_a_lesson_passes_its_checks_and_saves_its_figures(lesson, runs):
     assert all(path.stat().st_size > 10_000 for path in (folder / "figures").glob("*.png"))
 
 
-@pytest.mark.parametrize("lesson", CLAIMS)
+@pytest.mark.parametrize("lesson", mostly_thorough(CLAIMS))
 def test_a_lesson_fails_when_batch_norm_is_the_identity(lesson, runs):
     """The negative control: what a lesson claims of BatchNorm must not be found without it."""
-    result, folder = runs[lesson, "identity"]
+    result, folder = runs(lesson, "identity")
     assert result.returncode == 1, result.stdout + result.stderr
     claims = [(check["name"], check["text"]) for check in record(lesson, folder / "figures")["checks"] if check["claim"]]
     held = [(check["name"], check["text"]) for check in record(lesson, folder / "figures")["checks"]
@@ -96,24 +57,18 @@ def test_a_lesson_fails_when_batch_norm_is_the_identity(lesson, runs):
 @pytest.mark.parametrize("lesson", mostly_thorough(CLAIMS))
 def test_a_lesson_fails_when_the_labels_are_permuted(lesson, runs):
     """The other control: where there is nothing to learn, nothing may be found."""
-    result, _ = runs[lesson, "permuted"]
+    result, _ = runs(lesson, "permuted")
     assert result.returncode == 1 and "MINIDL_LABELS=permuted" in result.stdout, result.stdout + result.stderr
     assert "Traceback" not in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("lesson", mostly_thorough(NAMES))
 def test_a_lesson_runs_on_a_folder_of_idx_files(lesson, runs):
-    result, folder = runs[lesson, "mnist"]
+    result, folder = runs(lesson, "mnist")
     assert result.returncode == 0, result.stdout + result.stderr
     written = record(lesson, folder / "elsewhere")
     assert written["dataset"] == "mnist"
     assert len(list((folder / "elsewhere").glob(f"{lesson}-*.png"))) >= len(written["figures"])
-
-
-VARIANTS = {"test_a_lesson_passes_its_checks_and_saves_its_figures": "plain",
-            "test_a_lesson_fails_when_batch_norm_is_the_identity": "identity",
-            "test_a_lesson_fails_when_the_labels_are_permuted": "permuted",
-            "test_a_lesson_runs_on_a_folder_of_idx_files": "mnist"}
 
 
 def test_missing_data_end_a_lesson_with_the_reason_and_no_traceback(tmp_path):

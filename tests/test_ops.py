@@ -536,6 +536,7 @@ def test_shape_functions_are_numpys():
     for axis in 0, 1, -1:
         assert np.array_equal(F.concatenate([Tensor(a), b], axis).data, np.concatenate([a, b], axis))
         assert np.array_equal(F.stack([Tensor(a), b], axis).data, np.stack([a, b], axis))
+    assert np.array_equal(F.broadcast_to(Tensor(a), (4, 2, 3)).data, np.broadcast_to(a, (4, 2, 3)))
     assert np.array_equal(F.clip(Tensor(a), -0.5, 0.5).data, np.clip(a, -0.5, 0.5))
     assert np.array_equal(F.where(a > b, Tensor(a), b).data, np.maximum(a, b))
     assert F.expand_dims(a, -1).shape == (2, 3, 1) and F.squeeze(a[None, :, None]).shape == (2, 3)
@@ -578,6 +579,13 @@ def test_products_and_norms_have_gradients_at_0():
 def test_shape_functions_say_what_does_not_fit(call, words):
     with pytest.raises(ValueError, match=words):
         call(normal(2, 3))
+
+
+@pytest.mark.parametrize("join, axis", [(F.stack, 3), (F.stack, -4), (F.concatenate, 2), (F.concatenate, -3)])
+def test_an_axis_that_is_not_there_is_refused(join, axis):
+    """stack once took it modulo the number of axes, and joined along another one."""
+    with pytest.raises(np.exceptions.AxisError, match="out of bounds"):
+        join([Tensor(normal(2, 3)), Tensor(normal(2, 3))], axis)
 
 
 def test_softmax_sums_to_one_and_ignores_a_shift():

@@ -677,6 +677,53 @@ def test_only_warm_up_goes_around_another_schedule():
         schedules.CosineDecay(schedules.WarmUp(0.1, 3), 10)
 
 
+@pytest.mark.parametrize("schedule", [schedules.CosineDecay, schedules.StepDecay, schedules.ExponentialDecay])
+def test_a_schedule_with_its_arguments_exchanged_is_refused(schedule):
+    with pytest.raises(ValueError, match="at least 1 step, got 0.1; the rate comes first"):
+        schedule(1000, 0.1)
+
+
+@pytest.mark.parametrize("optimizer, name, bad", [
+    (optim.SGD(lr=0.1, momentum=0.9), "momentum", "0.9"), (optim.SGD(lr=0.1, momentum=0.9), "momentum", 1.5),
+    (optim.SGD(lr=0.1), "weight_decay", -1), (optim.SGD(lr=0.1), "nesterov", "False"),
+    (optim.Adagrad(), "eps", math.nan), (optim.RMSprop(), "alpha", 1), (optim.Adam(), "betas", (0.9, 1.0)),
+    (optim.Adam(), "betas", 0.9), (optim.Adam(), "eps", None), (optim.AdamW(), "weight_decay", math.inf)])
+def test_a_setting_is_checked_whenever_it_is_set(optimizer, name, bad):
+    """Not only by the constructor: a momentum of 1.5 set later would diverge without a word."""
+    before = getattr(optimizer, name)
+    with pytest.raises(ValueError, match=name):
+        setattr(optimizer, name, bad)
+    assert getattr(optimizer, name) == before
+
+
+def test_a_setting_of_numpys_float64_does_not_turn_float32_into_float64():
+    p = parameter(1.0, 2.0)
+    p.data = p.data.astype(np.float32)
+    optimizer = optim.SGD([p], lr=0.1, momentum=0.9)
+    optimizer.momentum, optimizer.weight_decay = np.float64(0.5), np.float64(0.1)
+    p.grad = np.ones(p.shape, np.float32)
+    optimizer.step()
+    assert p.dtype == np.float32 and type(optimizer.momentum) is float
+
+
+def test_only_what_a_gradient_reaches_can_be_trained():
+    """A result keeps no gradient and integers have none: both would be left as they are."""
+    p = parameter(1.0, 2.0)
+    with pytest.raises(ValueError, match="parameter 1 is the result of mul"):
+        optim.SGD([p, p * 2])
+    with pytest.raises(ValueError, match="parameter 0 has dtype int64"):
+        optim.SGD([Tensor(np.arange(3))])
+
+
+@pytest.mark.parametrize("name, bad", [("steps", -1), ("steps", 1.5), ("updates", [-1]), ("updates", [0.5])])
+def test_counters_are_whole_and_not_negative(name, bad):
+    optimizer = optim.Adam([parameter(1.0)])
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match="number of steps or updates must be a whole number"):
+        optimizer.load_state_dict(state | {name: np.array(bad)})
+    assert optimizer.steps == 0 and optimizer.updates == [0]
+
+
 @pytest.mark.parametrize("clipping, expected", [
     ({"clipnorm": 2.5}, [[1.5, 2.0], [0.5, 0.0]]), ({"clipvalue": 2.0}, [[2.0, 2.0], [0.5, 0.0]]),
     ({"global_clipnorm": 50.25 ** 0.5}, [[3.0, 4.0], [0.5, 0.0]]),

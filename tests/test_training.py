@@ -105,6 +105,21 @@ def test_weights_shuffling_and_dropout_have_streams_of_their_own():
     assert len({rng.random() for rng in (fresh.weights_rng, fresh.shuffle_rng, fresh.dropout_rng)}) == 3
 
 
+class Noise(Module):
+    """A layer of one's own that draws numbers."""
+
+    stream, rng = "dropout_rng", None
+
+    def forward(self, x):
+        return x + self.rng.normal(size=x.shape).astype(np.float32)
+
+
+def test_a_layer_of_ones_own_names_its_stream_and_is_seeded():
+    x = np.ones((4, 20), np.float32)
+    one, two = (Sequential([Dense(5), Noise()], seed=3) for _ in range(2))
+    assert np.array_equal(one(x).data, two(x).data) and one.layers[1].rng is one.dropout_rng
+
+
 def test_training_does_not_touch_numpys_global_random_state():
     x, y = toy()
     before = np.random.get_state()[1].copy()

@@ -99,8 +99,8 @@ def _try_loss(loss, example, y, differentiable):
             raise
     if not isinstance(trial, Tensor) or trial.shape != ():
         shape = tuple(len(y) if n == len(rows) else n for n in getattr(trial, "shape", ()))
-        raise TypeError("a loss gives one number as a Tensor, made with minidl.functional, but "
-                        f"this one gave a {type(trial).__name__} of shape "
+        raise TypeError("a loss returns one number as a Tensor, made with minidl.functional, but "
+                        f"this one returned a {type(trial).__name__} of shape "
                         f"{shape}" + "; end it with .mean()" * isinstance(trial, Tensor))
     if differentiable and not trial.requires_grad:
         raise ValueError("no gradient flows from this loss to the outputs, so nothing would be "

@@ -5,13 +5,15 @@ from types import ModuleType
 
 import numpy as np
 
+from ..convolution import AveragePool2D, GlobalAveragePool2D, MaxPool2D
 from ..layers import Activation, Dense, Flatten
 from ..module import Module, Parameter
 from ..normalization import LayerNorm
 from ..parts import attributes
 from ..tensor import Tensor
 
-MODELESS = (Dense, Activation, Flatten, LayerNorm)  # the same in training and evaluation
+MODELESS = (Dense, Activation, Flatten, LayerNorm, AveragePool2D, GlobalAveragePool2D,
+            MaxPool2D)  # the same in training and evaluation
 
 
 def check(model):

@@ -96,7 +96,7 @@ class Scaling:
 
 
 def standardization(x_train, axis=0):
-    """The Scaling that gives x_train mean 0 and standard deviation 1.
+    """The Scaling that brings x_train to mean 0 and standard deviation 1.
 
     axis: 0 for each feature by itself, None for all pixels of images alike. A constant feature
     becomes 0.

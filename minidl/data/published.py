@@ -150,7 +150,7 @@ def pack(path, sets):
 
 
 def unpack(path, cache):
-    """Put the files of a zip written by `pack` into cache; gives the names of the sets. ValueError
+    """Put the files of a zip by `pack` into cache; returns the names of the sets. ValueError
     if it is not one.
     """
     refused = blaming(f"{path} cannot be unpacked")

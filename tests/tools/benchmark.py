@@ -43,6 +43,7 @@ from contenders import STEPS, Task, minidl_step, numpy_step, products_step, torc
 from minidl import Activation, BatchNorm, Dense, Sequential, Tensor, experiments, optim, plotting
 from minidl import functional as F
 from minidl.console import table
+from minidl.convolution import convolve
 
 NETS = [([784, 100, 100, 100, 10], 60, "sigmoid"), ([784, 64, 10], 32, "relu"), ([784, 256, 256, 256, 10], 128, "relu")]
 LESSON_NETS = [Task(*net, batch_norm) for net in NETS for batch_norm in (False, True)]
@@ -300,6 +301,44 @@ def passes(seconds):
     return results
 
 
+CONVOLUTIONS = [((32, 8, 28, 28), 8), ((64, 16, 14, 14), 16), ((64, 1, 28, 28), 8)]
+
+
+def convolutions(seconds):
+    """A convolution with windows of 3 x 3 and a row of zeros around the image, forward and backward: minidl and PyTorch."""
+    rng = np.random.default_rng(0)
+    results, rows = {}, [["images, filters", "minidl", "PyTorch", "/ PyTorch"]]
+    for shape, filters in CONVOLUTIONS:
+        x, kernel = rng.standard_normal(shape, np.float32), rng.standard_normal((3, 3, shape[1], filters), np.float32)
+        g = rng.standard_normal((len(x), filters, *shape[2:]), np.float32)
+        ours = [Tensor(x, requires_grad=True), Tensor(kernel, requires_grad=True)]
+        theirs = [torch.tensor(a, requires_grad=True) for a in (x, kernel.transpose(3, 2, 0, 1).copy())]
+        g_theirs = torch.tensor(g)
+
+        def minidl():
+            for t in ours:
+                t.grad = None
+            y = convolve(*ours, padding=1)
+            y.backward(g)
+            return y.data
+
+        def pytorch():
+            for t in theirs:
+                t.grad = None
+            y = torch.nn.functional.conv2d(*theirs, padding=1)
+            y.backward(g_theirs)
+            return y.detach().numpy()
+
+        name = f"{shape} -> {filters}"
+        if not (np.allclose(minidl(), pytorch(), atol=1e-4) and np.allclose(ours[0].grad, theirs[0].grad, atol=1e-4)):
+            sys.exit(f"{name}: PyTorch does not compute what minidl computes")
+        times = turns({"minidl": minidl, "PyTorch": pytorch}, seconds)
+        results[name] = times
+        rows.append([name, *times.values(), times["minidl"] / times["PyTorch"]])
+    show("A convolution, 3 x 3, forward and backward, microseconds", rows)
+    return results
+
+
 def imports(rounds):
     """Milliseconds to start Python and import, once the modules' bytecode is there."""
     with tempfile.TemporaryDirectory() as folder:
@@ -390,6 +429,8 @@ def main():
     results["graph"] = engine()
     results["memory"] = memory(10_000 if quick else 100_000)
     results["passes"] = passes(0.3 if quick else 3)
+    if torch is not None:
+        results["convolutions"] = convolutions(1 if quick else 10)
     results["imports"] = imports(3 if quick else 20)
     results["sweeps"] = sweeps(1 if quick else 5)
     results["threads"] = threads(0.3 if quick else 3)
