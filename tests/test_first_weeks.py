@@ -9,10 +9,14 @@ from minidl import (
     Activation,
     BatchNorm,
     Dense,
+    EarlyStopping,
     Flatten,
     Input,
     LayerNorm,
+    LearningRateScheduler,
+    ModelCheckpoint,
     Module,
+    ReduceLROnPlateau,
     Sequential,
     Tensor,
     data,
@@ -233,6 +237,21 @@ def test_batches_that_come_one_after_the_other_get_a_loop_that_runs():
     assert model.evaluate(X, Y) < before and model.optimizer.steps == 15
     with pytest.raises(TypeError, match="needs arrays x and y, got a ndarray"):
         model.fit(X)
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: EarlyStopping(patience=2, verbose=1), "EarlyStopping has no argument 'verbose': leave it out, print"),
+    (lambda: LearningRateScheduler(lambda epoch: 0.1, verbose=1), "leave it out"),
+    (lambda: ReduceLROnPlateau(verbose=1), "leave it out"), (lambda: ModelCheckpoint("a.npz", save_weights_only=True), "weights are all")])
+def test_arguments_of_keras_callbacks_that_are_not_here(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+def test_the_ops_of_the_other_file_are_listed_with_the_functions():
+    assert {"squeeze", "einsum", "relu", "cross_entropy"} <= set(dir(F))
+    with pytest.raises(AttributeError, match="F.huber_loss"):
+        F.smooth_l1_loss
 
 
 class Net(Module):
