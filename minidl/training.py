@@ -38,7 +38,8 @@ class History:
 
     history: one number per epoch for `loss` and each metric, measured in *training* mode while the
     weights moved, averaged over samples; with validation data also `val_loss` and `val_...`,
-    measured in *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per
+    measured in *evaluation* mode after the epoch, and `learning_rate` where a callback sets it.
+    epoch: the epoch numbers. steps: one number per
     step for `loss`, each metric, and `seconds`, the training time so far (callbacks, validation and
     progress not counted). history["loss"] is short for history.history["loss"]; print(history)
     shows a table, a row per epoch.
