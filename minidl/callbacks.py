@@ -35,6 +35,19 @@ class LambdaCallback(Callback):
             setattr(self, event, function)
 
 
+class _Familiar(Callback):
+    """A callback that Keras has, too: some arguments that are not here say what to write."""
+
+    def __new__(cls, *arguments, **options):
+        words = {"verbose": "leave it out, print(history) shows all epochs",
+                 "save_weights_only": "leave it out, weights are all that is saved",
+                 "save_freq": "leave it out, it looks after every epoch"}
+        for name in options:
+            if name in words:
+                raise TypeError(f"{cls.__name__} has no argument {name!r}: {words[name]}")
+        return super().__new__(cls)
+
+
 def _check_number(callback):
     """TypeError for an optimizer that follows a schedule of its own."""
     if callable(callback.optimizer.lr):
@@ -52,7 +65,7 @@ def _note_rate(callback, logs):
         rates.append(rate)
 
 
-class LearningRateScheduler(Callback):
+class LearningRateScheduler(_Familiar):
     """Sets the learning rate of each epoch: schedule(epoch, lr), or schedule(epoch), returns the new
     one, from the number of the epoch and the old. It is in the logs and the History as
     "learning_rate".
@@ -103,7 +116,7 @@ def _direction(monitor):
     return None if bool(smaller) == bool(larger) else 1 if smaller else -1
 
 
-class _Monitor(Callback):
+class _Monitor(_Familiar):
     """Watches one number of the logs for a new best one."""
 
     watches = True  # whether the run must measure `monitor`

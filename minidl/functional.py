@@ -56,6 +56,11 @@ def __getattr__(name):
     raise habits.unknown("minidl.functional", name, habits.FUNCTIONAL)
 
 
+def __dir__():
+    from . import ops
+    return [*globals(), *ops.__all__]
+
+
 # --- Activations ----------------------------------------------------------------------------------
 
 relu = Op("relu", lambda x: np.maximum(x, 0),

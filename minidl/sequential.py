@@ -326,7 +326,8 @@ class Sequential(Module):
     def train_on_batch(self, x, y):
         """One update from one batch; gives its loss before it, or with metrics [loss, metric, ...].
 
-        fit without an epoch around it, checks included: for batches of your own making.
+        fit without an epoch around it: for batches of your own making. Its checks take longer than
+        the step of a small net; training.step has none.
         """
         history = self.fit(x, y, batch_size=len(x), shuffle=False, verbose=0).history
         numbers = [values[-1] for values in history.values()]

@@ -38,7 +38,8 @@ class History:
 
     history: one number per epoch for `loss` and each metric, measured in *training* mode while the
     weights moved, averaged over samples; with validation data also `val_loss` and `val_...`,
-    measured in *evaluation* mode after the epoch. epoch: the epoch numbers. steps: one number per
+    measured in *evaluation* mode after the epoch, and `learning_rate` where a callback sets it.
+    epoch: the epoch numbers. steps: one number per
     step for `loss`, each metric, and `seconds`, the training time so far (callbacks, validation and
     progress not counted). history["loss"] is short for history.history["loss"]; print(history)
     shows a table, a row per epoch.
@@ -267,8 +268,9 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
     optimizer and random generators it is the same run, in which callbacks, too, go on with the
     states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
     no terminal), 2 a line per epoch. sample_weight: how much each sample counts in the loss, an
-    array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`). take_step: called
-    in place of `step`, see `jit.py`; with weights of samples the engine takes the steps.
+    array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`); in validation all
+    count alike. take_step: called in place of `step`, see `jit.py`; with weights of samples the
+    engine takes the steps.
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that
     would not be trained (see `binding.py`), DivergenceError when the loss is no longer finite.

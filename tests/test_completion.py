@@ -14,7 +14,7 @@ model = Sequential([Dense(3)])
 
 @pytest.mark.parametrize("expression", [
     "(x * 2)", "(x - 2)", "(x @ x)", "x[0]", "x.T", "x.sum()", "x.reshape(2, 1)", "x.detach()",
-    "F.relu(x)", "F.exp(x)", "F.softmax(x)", "F.cross_entropy(x, x)", "F.mse_loss(x, x)",
+    "F.relu(x)", "F.exp(x)", "F.squeeze(x)", "F.einsum('i,i', x, x)", "F.sin(x)", "F.softmax(x)", "F.cross_entropy(x, x)", "F.mse_loss(x, x)",
     "F.where(x > 0, x, 0)", "F.linear(x, x)", "Dense(3)(x)", "BatchNorm()(x)", "model(x)"])
 def test_tensors_are_completed_as_tensors(expression):
     names = {name.name for name in jedi.Script(f"{START}{expression}.").complete()}

@@ -185,7 +185,8 @@ ERRORS = {
     "unknown metric": (
         lambda: compiled(metrics=["auc"]), ValueError, f"unknown metric 'auc'; known are {known(training.METRICS)}"),
     "unknown data set": (
-        lambda: data.load("minst"), ValueError, "unknown data set 'minst'; known are digits, fashion_mnist, mnist"),
+        lambda: data.load("minst"), ValueError, "unknown data set 'minst'; known are digits, fashion_mnist, mnist, moons, "
+        "spiral, xor"),
     "an optimizer's class": (
         lambda: net().compile(optim.SGD), TypeError,
         "optimizer is a name or an object like optim.SGD(lr=0.1), got <class 'minidl.optim.SGD'>"),

@@ -9,13 +9,19 @@ from minidl import (
     Activation,
     BatchNorm,
     Dense,
+    EarlyStopping,
     Flatten,
     Input,
     LayerNorm,
+    LearningRateScheduler,
+    ModelCheckpoint,
     Module,
+    ReduceLROnPlateau,
     Sequential,
     Tensor,
+    data,
     optim,
+    plotting,
     training,
 )
 from minidl import functional as F
@@ -233,6 +239,21 @@ def test_batches_that_come_one_after_the_other_get_a_loop_that_runs():
         model.fit(X)
 
 
+@pytest.mark.parametrize("make, words", [
+    (lambda: EarlyStopping(patience=2, verbose=1), "EarlyStopping has no argument 'verbose': leave it out, print"),
+    (lambda: LearningRateScheduler(lambda epoch: 0.1, verbose=1), "leave it out"),
+    (lambda: ReduceLROnPlateau(verbose=1), "leave it out"), (lambda: ModelCheckpoint("a.npz", save_weights_only=True), "weights are all")])
+def test_arguments_of_keras_callbacks_that_are_not_here(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+def test_the_ops_of_the_other_file_are_listed_with_the_functions():
+    assert {"squeeze", "einsum", "relu", "cross_entropy"} <= set(dir(F))
+    with pytest.raises(AttributeError, match="F.huber_loss"):
+        F.smooth_l1_loss
+
+
 class Net(Module):
     def __init__(self):
         self.out = Dense(3)
@@ -281,3 +302,60 @@ def test_a_forward_pre_hook_sees_the_inputs_and_may_replace_them():
     assert np.array_equal(layer(X).data, layer.forward(X * 3).data)
     with pytest.raises(TypeError, match=r"a function of \(module, inputs\)"):
         layer.register_forward_pre_hook(3)
+
+
+# --- Toy data and figures -----------------------------------------------------------------------------
+
+def least_squares(x, y, x_test):
+    """The classes that the best straight lines tell: what no hidden layer can do better."""
+    def columns(x):
+        return np.column_stack([x, np.ones(len(x))])
+
+    weights, *_ = np.linalg.lstsq(columns(x), np.eye(y.max() + 1)[y], rcond=None)
+    return (columns(x_test) @ weights).argmax(axis=1)
+
+
+@pytest.mark.parametrize("name, linear", [("spiral", 0.75), ("moons", 0.95), ("xor", 0.65)])
+def test_toy_data_need_a_hidden_layer(name, linear):
+    """Drawn from the seed, the same each time; straight lines do not separate them, near neighbours do."""
+    (x, y), (x_test, y_test) = data.load(name)
+    assert x.shape == x_test.shape == (300, 2) and (x.dtype, y.dtype) == (np.float32, np.int64)
+    assert np.array_equal(data.load(name, seed=0)[0][0], x) and not np.array_equal(data.load(name, seed=1)[0][0], x)
+    assert not np.array_equal(x, x_test) and len(np.unique(y)) == (3 if name == "spiral" else 2)
+    assert (least_squares(x, y, x_test) == y_test).mean() < linear
+    nearest = ((x_test[:, None] - x) ** 2).sum(axis=2).argmin(axis=1)
+    assert (y[nearest] == y_test).mean() > 0.95
+
+
+@pytest.fixture
+def agg():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+
+
+def test_a_decision_boundary_lies_where_the_model_changes_its_mind(agg):
+    """One output with and without sigmoid, two scores, and softmax: the class changes where x + y = 0."""
+    x = np.array([[-1.0, -1], [1, 1], [-1, 0.5], [1, -0.5]])
+    for units, end in (1, "sigmoid"), (1, None), (2, None), (2, "softmax"):
+        model = Sequential([Input(2), Dense(units, end)])
+        model[0].kernel.data[...] = [[0, 1]] * 2 if units == 2 else [[1]] * 2
+        ax = plotting.decision_boundary(model, x, np.array([0, 1, 0, 1]))
+        edges = np.concatenate([path.vertices for part in ax.collections if not len(part.get_facecolor())
+                                for path in part.get_paths()])
+        assert len(edges) > 50 and np.abs(edges.sum(axis=1)).max() < 1e-5
+        assert [line.get_label() for line in ax.lines] == ["class 0", "class 1"]
+    with pytest.raises(ValueError, match=r"of shape \(n, 2\), got \(60, 6\)"):
+        plotting.decision_boundary(model, X, Y)
+
+
+def test_a_decision_boundary_leaves_the_model_in_its_mode(agg):
+    model = Sequential([Input(2), BatchNorm(), Dense(3)], seed=0).train()
+    before = model.get_weights()
+    plotting.decision_boundary(model, X[:, :2], np.eye(3)[Y])
+    assert model.training and all(map(np.array_equal, model.get_weights(), before))
+
+
+def test_one_call_saves_the_figure_of_a_history(agg, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINIDL_FIGURES", str(tmp_path))
+    plotting.history(net().compile("sgd").fit(X, Y, verbose=0), "run")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG") and "run.png" in capsys.readouterr().out

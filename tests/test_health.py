@@ -173,7 +173,7 @@ def test_validation_split_rounds_as_data_split_does():
     {"batch_size": True}, {"batch_size": 32.0}, {"epochs": 2.0}, {"epochs": True}, {"initial_epoch": 3}, {"verbose": 3},
     {"verbose": "yes"}, {"shuffle": "batch"}, {"validation_data": (X, Y, Y)}, {"validation_split": "0.2"}], ids=str)
 def test_settings_of_fit_are_checked(options):
-    with pytest.raises((TypeError, ValueError), match="|".join([*options, "weights of samples"])):
+    with pytest.raises((TypeError, ValueError), match="|".join([*options, "samples all count alike"])):
         Sequential([Dense(10)]).compile("sgd").fit(X, Y, **{"verbose": 0, **options})
 
 

@@ -159,8 +159,8 @@ def test_from_torch_reads_the_usual_spellings():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name, options", [
-    ("Bilinear", {"in1_features": 1, "in2_features": 2, "out_features": 3}), ("GELU", {}), ("Softplus", {"beta": 2.0}),
-    ("ELU", {}), ("Softplus", {"threshold": 1.0}), ("LeakyReLU", {"negative_slope": 0.2}), ("Softmax", {"dim": 0}),
+    ("Bilinear", {"in1_features": 1, "in2_features": 2, "out_features": 3}), ("Softplus", {"beta": 2.0}),
+    ("ELU", {"alpha": 2.0}), ("Softplus", {"threshold": 1.0}), ("LeakyReLU", {"negative_slope": 0.2}), ("Softmax", {"dim": 0}),
     ("Flatten", {"start_dim": 0}), ("BatchNorm1d", {"num_features": 3, "track_running_stats": False}),
     ("LazyLinear", {"out_features": 3}), ("Conv2d", {"in_channels": 1, "out_channels": 1, "kernel_size": (3, 2)}),
     ("Conv2d", {"in_channels": 2, "out_channels": 2, "kernel_size": 3, "groups": 2}),

@@ -48,6 +48,7 @@ def test_each_word_in_the_table_of_words_exists():
     words = [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[3])]
     model = minidl.Sequential([minidl.Dense(2, input_shape=3)])
     owners = {"model": model, "layer": model[0], "training": minidl.training,
+              "optim": minidl.optim,
               "Sequential": minidl.Sequential}
     for word in words:
         owner, _, attribute = re.match(r"(\w+)(\.(\w+))?", word).groups()

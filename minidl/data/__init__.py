@@ -6,23 +6,27 @@ import numpy as np
 
 from ..batching import batches, pieces, split
 from ..settings import is_whole
-from . import published
+from . import published, toy
 from .search import NAMES, Found, cache, find
 
 __all__ = ["NAMES", "Found", "Scaling", "batches", "cache", "find", "load", "min_max", "one_hot",
            "pieces", "published", "split", "standardization"]
 
 
-def load(name="digits", root=None):
+def load(name="digits", root=None, seed=0):
     """((x_train, y_train), (x_test, y_test)): images float32 (n, 784) in [0, 1], labels int64.
 
-    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist". Looked for in
+    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist"; or points in
+    the plane, (300, 2), drawn from the seed: "spiral" of three classes, "moons" and "xor" of two.
+    Images are looked for in
     root and in $MINIDL_DATA, two folders that may hold any set of 28 x 28 images in IDX or npz
     files (a lone pair of images and labels is split 80/20, always alike); then in the project, in
     the user's cache and where Keras and torchvision keep their copies. There, and after a download,
     only the published files count, checked by md5. Raises FileNotFoundError that says what to put
     where, ValueError for a damaged file.
     """
+    if name in toy.SETS:
+        return toy.load(name, seed)
     found, unusable = find(name, root)
     if found is None:
         try:

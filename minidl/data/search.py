@@ -10,7 +10,7 @@ import numpy as np
 
 from ..batching import split
 from ..files import blaming, expanded, read_idx, read_npz
-from . import published
+from . import published, toy
 
 PACKAGE = Path(__file__).resolve().parent.parent
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -37,7 +37,8 @@ def find(name, root=None):
     not the published set. Raises the errors of `load` but for a published set that is missing.
     """
     if name not in NAMES:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(sorted(NAMES))}")
+        known = ", ".join(sorted([*NAMES, *toy.SETS]))
+        raise ValueError(f"unknown data set {name!r}; known are {known}")
     unusable = []
     for place, source in ((root, "root"), (os.environ.get("MINIDL_DATA"), "MINIDL_DATA")):
         place = place and expanded(place)

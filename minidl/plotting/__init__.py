@@ -7,11 +7,13 @@ beamer and a black-and-white printer. matplotlib is imported when the first figu
 
 import numpy as np
 
+from ..parts import evaluation
+from ..tensor import no_grad, plain
 from .graphs import graph
 from .style import LOOKS, STYLE, figure, folder, legend, plain_ticks, show
 
-__all__ = ["LOOKS", "STYLE", "band", "compare", "figure", "folder", "graph", "legend", "lr_range",
-           "numbers", "plain_ticks", "show", "sweep"]
+__all__ = ["LOOKS", "STYLE", "band", "compare", "decision_boundary", "figure", "folder", "graph",
+           "history", "legend", "lr_range", "numbers", "plain_ticks", "show", "sweep"]
 
 
 def _axes(ax):
@@ -140,6 +142,51 @@ def sweep(result, x, y, by=None, ax=None):
     if min(result.axes[x]) > 0 and max(result.axes[x]) >= 30 * min(result.axes[x]):
         ax.set_xscale("log")
     ax.set(xlabel=x, ylabel=y)
+    return legend(ax)
+
+
+def history(run, name="history"):
+    """Draw the History that fit returned, and show or save it like any figure: one call for `show`
+    of `run.plot()`.
+    """
+    show(run.plot(), name)
+
+
+def decision_boundary(model, x, y, ax=None):
+    """The class that the model gives each place of the plane, and the samples on top.
+
+    model: a Module, built; in evaluation mode meanwhile. Its outputs are scores of classes, or one
+    output for two classes: the probability of a sigmoid, or else the logit of class 1. x: (n, 2),
+    such as data.load("moons"). y: class numbers (n,) or one-hot rows. ValueError for other shapes.
+    """
+    x, y = np.asarray(plain(x)), np.asarray(plain(y))
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError("a decision boundary is drawn in the plane, x of shape (n, 2), got "
+                         f"{x.shape}")
+    y = y.reshape(-1) if y.size == len(x) else y.argmax(axis=1)
+    ax = _axes(ax)
+    low, high = x.min(axis=0), x.max(axis=0)
+    edge = 0.1 * (high - low)
+    sides = np.linspace(low - edge, high + edge, 200)
+    places = np.stack(np.meshgrid(sides[:, 0], sides[:, 1]), axis=-1)
+    with evaluation(model), no_grad():
+        scores = model(places.reshape(-1, 2).astype(np.float32))
+    scores = plain(scores if scores.logits is None else scores.logits)
+    if scores.shape[1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+    for number in range(scores.shape[1]):
+        color, marker = LOOKS[number % len(LOOKS)][0], "os^Dv"[number % len(LOOKS)]
+        others = np.delete(scores, number, axis=1).max(axis=1)
+        lead = (scores[:, number] - others).reshape(200, 200)
+        if lead.max() > 0:
+            ax.contourf(*sides.T, lead, levels=[0, lead.max()], colors=[color], alpha=0.25)
+        if lead.min() < 0 < lead.max():
+            ax.contour(*sides.T, lead, levels=[0], colors="0.3", linewidths=1.5)
+        here = y == number
+        ax.plot(*x[here].T, marker, color=color, markeredgecolor="white", markersize=8,
+                label=f"class {number}")
+    ax.set(xlabel="first feature", ylabel="second feature")
+    ax.grid(False)
     return legend(ax)
 
 
