@@ -79,10 +79,11 @@ class Server(ThreadingHTTPServer):
         try:
             owed, now = 0.0, time.perf_counter()
             while not self.closing:
-                due = now + 1 / FRAMES if self.playing else time.perf_counter() + 0.5
+                played = self.playing
+                due = now + 1 / FRAMES if played else time.perf_counter() + 0.5
                 changed = self.obey(due)
                 now, before = time.perf_counter(), now
-                if self.playing:
+                if played and self.playing:
                     speed = self.race.settings["speed"]
                     # A race that is half a second behind goes on slower, and catches up no more.
                     owed = min(owed + speed * (now - before), speed / 2 + 1)
