@@ -1,5 +1,4 @@
-"""The engine: a Tensor remembers which op made it, so that a gradient can walk back through the
-ops.
+"""The engine: each Tensor remembers the op that made it, so that gradients can be traced back.
 
 Convention for every op: positional arguments are differentiable, keyword arguments are constants.
 Arrays in, array out; any Tensor in, Tensor out. A vector-Jacobian product (VJP) takes `g`, the
@@ -53,15 +52,20 @@ def no_grad():
 class Tensor:
     """An array with a gradient.
 
+    >>> x = Tensor(3.0, requires_grad=True)
+    >>> (x * x).backward()
+    >>> x.grad
+    array(6., dtype=float32)
+
     data: any array-like. Python numbers and lists become float32; NumPy arrays keep their dtype.
-    requires_grad: whether `backward()` shall fill `.grad` (an array of the same shape, or None).
+    requires_grad: whether `backward()` fills `.grad` (an array of the same shape, or None).
 
-    The array of a recorded result is read-only, since the backward pass may need it. `node` is the
-    place of a result in its graph, None for a leaf. `softmax_of` and `sigmoid_of` are the logits
-    that this is the softmax or sigmoid of, or None: losses on probabilities compute with them,
-    exact where a probability is rounded to 0.
+    The array of a recorded result is read-only, since the backward pass may need it. `node` is a
+    result's place in its graph, None for a leaf. `softmax_of` and `sigmoid_of` are the logits that
+    this is the softmax or sigmoid of, or None: losses on probabilities compute with the logits,
+    which stay exact where a probability is rounded to 0.
 
-    Raises TypeError for data that are not numbers, or a gradient asked for integers.
+    Raises TypeError for data that are not numbers, or if a gradient is requested for integers.
     """
 
     __slots__ = ("_data", "grad", "requires_grad", "node", "changed", "softmax_of", "sigmoid_of")
@@ -280,8 +284,9 @@ habits.teach(Tensor, habits.TENSOR)
 
 
 def mark_changed(leaves):
-    """Note that the arrays of these Tensors change now: a graph that needs the old values is of no
-    use. Returns the time.
+    """Mark the arrays of these Tensors as changed now, and return the time by the clock.
+
+    A graph that needs their old values can no longer be differentiated.
     """
     global latest_change
     latest_change = next(clock)
@@ -329,9 +334,7 @@ def plain(x):
 
 
 def floats(x):
-    """x with floating-point numbers: integers become floats that hold them exactly, not bytes that
-    wrap around.
-    """
+    """x in floating point; integers become floats that hold them exactly, not bytes that wrap."""
     x = np.asarray(x)
     return x if x.dtype.kind == "f" else x.astype(np.result_type(x.dtype, np.float32))
 
@@ -341,21 +344,19 @@ def floats(x):
 class Node:
     """The place of a result in its graph.
 
-    number: by the clock. op: what made it. inputs: for each input the Node of a result, the Tensor
-    of a leaf, the number itself or the shape of a plain array. plan: the VJPs that are needed, see
-    Plan. saved: what they read; of a Fused op the function that computes all gradients. shape,
-    dtype: those of the result. value: the result itself if it is a single number, for those who
-    look on, else None.
+    number: by the clock. op: the Op that made it. inputs: for each input, the Node of a result, the
+    Tensor of a leaf, the number itself, or the shape of a plain array. plan: the VJPs that are
+    needed, see Plan. saved: what they read; for a Fused op, the function that computes all
+    gradients. shape, dtype: those of the result. value: the result itself if it is a single number
+    (for observers such as `record`), else None.
     """
 
     __slots__ = ("number", "op", "inputs", "plan", "saved", "shape", "dtype", "value")
 
     def gradients(self, g, differentiable=False):
-        """[(input, its gradient)] for the inputs that need one, from g, the gradient of this
-        result.
+        """[(input, its gradient)] for the inputs that need one; g is the gradient of this result.
 
-        differentiable: g and the gradients are Tensors, which remember in their turn how they were
-        made.
+        differentiable: g and the gradients are Tensors, which in turn remember how they were made.
         """
         return self.op.gradients(self, g, differentiable)
 
@@ -363,9 +364,10 @@ class Node:
 class Op:
     """A differentiable function: its forward on arrays, then one VJP per positional argument.
 
-    Each VJP is called as vjp(g, ...) with what its further parameters name, only when its argument
-    needs a gradient. It may leave broadcasting alone: the walk sums its result to the argument's
-    shape. doc: the docstring of the op. Raises TypeError for a VJP that reads what does not exist.
+    Each VJP is called as vjp(g, ...) with the values its further parameters name, and only when its
+    argument needs a gradient. It may ignore broadcasting: the walk sums its result to the
+    argument's shape. doc: the docstring of the op. Raises TypeError for a VJP that reads what does
+    not exist.
     """
 
     fused = False
@@ -469,8 +471,7 @@ class Op:
         return pairs
 
     def check_unchanged(self, node):
-        """RuntimeError if a VJP reads the array of a leaf that was changed since the forward pass.
-        """
+        """RuntimeError if a VJP reads the array of a leaf changed since the forward pass."""
         for place, attribute in node.plan.kept:
             if attribute is None and place < len(node.inputs):
                 _check_unchanged(node, node.inputs[place])
@@ -545,9 +546,7 @@ def _set_bits(number):
 
 
 def _parameters(function, inputs):
-    """{name: default} of a function's parameters; x, or a and b, for those of NumPy, which name
-    theirs otherwise.
-    """
+    """{name: default} of a function's parameters; of NumPy's own functions x, or a and b."""
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     if code is None:
@@ -586,9 +585,7 @@ def _picker(places):
 
 
 def _linked(node, read, value):
-    """What a VJP reads, as a Tensor that knows its place in the graph, so that its gradient can be
-    taken in turn.
-    """
+    """What a VJP reads, as a Tensor linked into the graph: its gradient can be taken in turn."""
     place, attribute = read
     if attribute or place > len(node.inputs):
         return value  # a shape, a dtype, a constant
@@ -614,13 +611,12 @@ def _check_unchanged(node, x):
 
 
 def walk(root, gradient, wanted=(), everything=False, differentiable=False, free=False):
-    """[(leaf or Node, a gradient of root)] for all leaves it depends on, and for the Nodes in
-    wanted, or all of them.
+    """The backward pass: [(leaf or Node, a gradient of root)] for all leaves root depends on.
 
-    A leaf used several times is listed as often: its gradient is the sum. This is the backward
-    walk. Of the results whose gradient has begun to arrive, the one made last is next: nothing made
-    from it can still be waiting. So no recursion is needed, and a graph may be of any depth. free:
-    forget the graph on the way.
+    wanted: Nodes to list as well; everything: list all of them. A leaf used several times is listed
+    as often: its gradient is the sum. Of the results whose gradient has begun to arrive, the one
+    made last comes next, since nothing made from it can still be waiting. So no recursion is
+    needed, and a graph may be of any depth. free: release the graph on the way.
     """
     if root.node is None:
         return [(root, gradient)]
@@ -656,9 +652,7 @@ def walk(root, gradient, wanted=(), everything=False, differentiable=False, free
 
 
 def starting_gradient(y, gradient=None):
-    """The gradient the walk starts with: 1 for a scalar, else what the caller gives, which must
-    have y's shape.
-    """
+    """The gradient the walk starts with: 1 for a scalar, else the caller's, of y's shape."""
     if not isinstance(y, Tensor) or not y.requires_grad:
         raise RuntimeError("nothing to differentiate: no input requires a gradient, or it was "
                            "computed in no_grad()")
@@ -690,8 +684,11 @@ def _fitted(g, x, op):
 
 
 def grad(y, xs, gradient=None, create_graph=False):
-    """dy/dx for one Tensor x (returns one gradient) or a list of them (returns a list). `.grad` is
-    left alone.
+    """dy/dx as one gradient for a Tensor x, or as a list for a list of them; leaves `.grad` alone.
+
+    >>> x = Tensor([1.0, 2.0], requires_grad=True)
+    >>> grad((x ** 2).sum(), x)
+    array([2., 4.], dtype=float32)
 
     The gradients are arrays; with create_graph they are Tensors that can be differentiated again.
     An x that y does not depend on gets zeros. gradient: as in `Tensor.backward`. The graph is kept.
@@ -732,9 +729,7 @@ def grad(y, xs, gradient=None, create_graph=False):
 
 
 def _check_untracked(y, x):
-    """RuntimeError if y was computed from the leaf x before x required a gradient: it would not be
-    0.
-    """
+    """RuntimeError if y used the leaf x before x required a gradient: 0 would be wrong."""
     ahead, seen = [y.node], set()
     while ahead:
         node = ahead.pop()
@@ -823,9 +818,7 @@ astype = Op("astype", lambda x, dtype: np.asarray(x).astype(dtype),
 
 
 def clip(x, low, high) -> Tensor:
-    """x with values below low or above high replaced by them (they pass no gradient); None is no
-    bound.
-    """
+    """x limited to the range from low to high (None: no bound); limited values pass no gradient."""
     return _clip(x, low=constant(low, "low"), high=constant(high, "high"))
 
 
@@ -835,9 +828,7 @@ def where(condition, a, b) -> Tensor:
 
 
 def constant(value, name):
-    """The plain value of an argument that no gradient reaches; TypeError for a Tensor that requires
-    one.
-    """
+    """The plain value of a constant argument; TypeError for a Tensor that requires a gradient."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"{name} is a constant: no gradient would reach it. Give a number or "
                         f"{name}.data, or write the formula with F.where, F.maximum or F.minimum, "
@@ -869,8 +860,7 @@ def _swap(x):
 
 
 def matmul(a, b) -> Tensor:
-    """The matrix product a @ b, with NumPy's rules: stacks of matrices broadcast, vectors are
-    allowed.
+    """The matrix product a @ b by NumPy's rules: stacks of matrices broadcast, vectors are allowed.
 
     Raises ValueError for single numbers, and for shapes that do not fit.
     """
@@ -1017,8 +1007,7 @@ def _restore(g, shape, axis, keepdims):
 
 
 def _ties(x, y, axis, keepdims):
-    """Shares of the extreme values y: 1 at the place where x equals y, 1/k each at k equal places.
-    """
+    """Shares of the extreme values y: 1 where x equals y, or 1/k at each of k equal places."""
     equal = plain(x == _restore(y, x.shape, axis, keepdims))
     return (equal / equal.sum(axis=axis, keepdims=True)).astype(x.dtype)
 
@@ -1029,9 +1018,7 @@ def _count(x, axis):
 
 
 def in_float32(function, *arguments, **options):
-    """function of float16 arguments, computed in float32, where sums do not overflow; results are
-    float16 again.
-    """
+    """function(*arguments) computed in float32, where sums do not overflow, as float16 again."""
     wide = [
         astype(x, dtype=np.float32) if getattr(x, "dtype", None) == HALF else x for x in arguments
     ]
@@ -1055,9 +1042,7 @@ def mean(x, axis=None, keepdims=False) -> Tensor:
 
 
 def var(x, axis=None, keepdims=False) -> Tensor:
-    """The biased variance over axis (divided by n), in two passes: the mean, then the mean square
-    about it.
-    """
+    """The biased variance over axis (divided by n), in two passes: the mean comes first."""
     x = x if isinstance(x, Tensor) else np.asarray(x)
     if x.dtype is HALF:
         return in_float32(var, x, axis, keepdims)
