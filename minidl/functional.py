@@ -270,9 +270,9 @@ def _sum_of_rows(g):
 
 
 def linear(x, kernel, bias=None) -> Tensor:
-    """x @ kernel + bias. x: (n, inputs) or more axes before the last, kernel: (inputs, units),
-    bias: (units,) or None.
+    """x @ kernel + bias.
 
+    x: (n, inputs) or more axes before the last. kernel: (inputs, units). bias: (units,) or None.
     Raises ValueError for other shapes.
     """
     return _linear(x, kernel, bias)
@@ -293,10 +293,10 @@ def _reduced(losses, reduction):
 
 
 def _checked_labels(labels, logits):
-    """What the losses below take, or an error that says what is wrong with the labels.
+    """Labels as the losses below take them, or an error that says what is wrong with them.
 
-    Of class numbers (n,) their places (n,) in the logits, counted row after row; rows of class
-    probabilities (n, classes) as they are, as a Tensor if they require a gradient.
+    Class numbers (n,) become their places (n,) in the logits, counted row by row; rows of class
+    probabilities (n, classes) stay as they are, as a Tensor if they require a gradient.
     """
     given, labels, shape = labels, np.asarray(plain(labels)), logits.shape
     if len(shape) != 2 or labels.shape not in (shape[:1], shape):
@@ -381,13 +381,16 @@ def _smoothed(labels, x, share):
 
 def cross_entropy(logits, labels, *, reduction="mean", label_smoothing=0.0, ignore_index=None
                   ) -> Tensor:
-    """Mean of -log softmax(logits)[label]: softmax and cross-entropy in one, exact for logits of
-    any size.
+    """The mean of -log softmax(logits)[label]: softmax and cross-entropy in one.
 
-    logits: (n, classes), what the last layer returns before any softmax. labels: class numbers (n,)
-    or class probabilities such as one-hot rows (n, classes). label_smoothing: the share of each
-    label that goes to all classes alike. ignore_index: a class number whose samples do not count
-    (PyTorch: -100). Raises ValueError or TypeError for labels that do not fit.
+    >>> cross_entropy(Tensor([[2.0, 0.0], [0.0, 2.0]]), [0, 0])
+    Tensor(1.1269)
+
+    Exact for logits of any size. logits: (n, classes), what the last layer returns before any
+    softmax. labels: class numbers (n,) or class probabilities such as one-hot rows (n, classes).
+    label_smoothing: the share of each label that is spread over all classes. ignore_index: a class
+    number whose samples do not count (PyTorch: -100). Raises ValueError or TypeError for labels
+    that do not fit.
     """
     if reduction != "mean" or ignore_index is not None:
         return cross_entropy_composed(logits, labels, reduction=reduction, ignore_index=ignore_index,
@@ -406,8 +409,7 @@ def cross_entropy(logits, labels, *, reduction="mean", label_smoothing=0.0, igno
 
 def cross_entropy_composed(logits, labels, *, reduction="mean", label_smoothing=0.0,
                            ignore_index=None) -> Tensor:
-    """The same value as `cross_entropy` from primitives: slower, but can be differentiated twice.
-    """
+    """`cross_entropy` from primitives: the same value, slower, but can be differentiated twice."""
     logits = _real(logits)
     if logits.dtype is HALF:
         return in_float32(cross_entropy_composed, logits, labels, reduction=reduction,
@@ -438,12 +440,11 @@ def _at(x, places):
 
 def categorical_crossentropy(probabilities, labels, *, reduction="mean", label_smoothing=0.0
                              ) -> Tensor:
-    """Cross-entropy of probabilities, for a model that ends in softmax. Shapes and options as in
-    `cross_entropy`.
+    """Cross-entropy of probabilities, for a model that ends in softmax.
 
-    If the probabilities come straight from `softmax`, the loss is computed on its logits and stays
-    exact where a probability is rounded to 0. Raises ValueError for values that are no
-    probabilities.
+    Shapes and options as in `cross_entropy`. If the probabilities come straight from `softmax`, the
+    loss is computed from its logits and stays exact where a probability is rounded to 0. Raises
+    ValueError for values that are no probabilities.
     """
     logits = getattr(probabilities, "softmax_of", None)  # of an array there are none
     if logits is not None:
@@ -496,9 +497,7 @@ def binary_cross_entropy_with_logits(logits, targets, *, reduction="mean") -> Te
 
 
 def mse_loss(prediction, target, *, reduction="mean") -> Tensor:
-    """Mean squared error over all entries; the shapes must be equal, so that nothing is broadcast
-    unseen.
-    """
+    """Mean squared error over all entries; the shapes must be equal, so nothing is broadcast."""
     if (prediction := _real(prediction)).dtype is HALF:
         return in_float32(mse_loss, prediction, target, reduction=reduction)
     difference = _difference("mse_loss", prediction, target)
@@ -513,8 +512,7 @@ def l1_loss(prediction, target, *, reduction="mean") -> Tensor:
 
 
 def huber_loss(prediction, target, delta=1.0, *, reduction="mean") -> Tensor:
-    """Mean of d^2 / 2 where the error |d| is at most delta, and of delta (|d| - delta / 2) where it
-    is larger.
+    """Mean of d^2 / 2 where the error |d| is at most delta, else of delta (|d| - delta / 2).
 
     Huber 1964: outliers pull with a constant force. Shapes as in `mse_loss`.
     """
@@ -549,9 +547,7 @@ def _check_probabilities(p, activation, instead):
 
 
 def _checked_targets(targets, x, name):
-    """Targets of x's shape and dtype between 0 and 1: an array, or a Tensor if they require a
-    gradient.
-    """
+    """Targets of x's shape and dtype in [0, 1]: an array, or a Tensor that requires a gradient."""
     given, targets = targets, np.asarray(plain(targets))
     if targets.shape != x.shape or x.size == 0:
         raise ValueError(f"{name} needs targets of the same shape as its input and at least one "
@@ -596,13 +592,12 @@ _batch_norm = Fused("batch_norm", _batch_norm_forward, composed="batch_norm_comp
 
 
 def batch_norm(x, gamma, beta, eps=1e-5):
-    """Normalise each feature over the batch, then scale and shift: y = gamma (x - mean) / sqrt(var
-    + eps) + beta.
+    """Normalise each feature over the batch: y = gamma (x - mean) / sqrt(var + eps) + beta.
 
     x: (n, features), or (n, channels, length) or (n, channels, height, width), normalised per
-    channel. gamma, beta: (features,). Returns (y, mean, var): the batch's mean and *biased* variance are plain arrays,
-    for a layer to keep. Variance by two passes; E[x^2] - E[x]^2 would lose all its digits where the
-    mean is large. Raises ValueError for other shapes.
+    channel. gamma, beta: (features,). Returns (y, mean, var): the batch's mean and *biased*
+    variance are plain arrays, for a layer to keep. The variance takes two passes, because E[x^2] -
+    E[x]^2 would lose all its digits where the mean is large. Raises ValueError for other shapes.
     """
     x = _checked_features("batch_norm", x, gamma, beta)
     if x.dtype is HALF:
@@ -618,8 +613,7 @@ def batch_norm(x, gamma, beta, eps=1e-5):
 
 
 def batch_norm_composed(x, gamma, beta, eps=1e-5):
-    """The definition of `batch_norm`, line by line from primitives: the gradient follows by itself.
-    """
+    """The definition of `batch_norm` in primitives: the gradient follows by itself."""
     x = _checked_features("batch_norm_composed", x, gamma, beta)
     if x.dtype is HALF:
         return in_float32(batch_norm_composed, x, gamma, beta, eps)
@@ -642,9 +636,7 @@ def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5) ->
 
 
 def _checked_features(name, x, *vectors):
-    """x, as floats if it is an array, once it has the right number of axes and each vector a number
-    per feature.
-    """
+    """x (an array as floats), if it has the right axes and each vector one entry per feature."""
     x = x if isinstance(x, Tensor) else floats(x)
     shape = x.shape
     if len(shape) not in (2, 3, 4):
@@ -699,7 +691,7 @@ def layer_norm_composed(x, gamma, beta, eps=1e-5) -> Tensor:
 
 
 def _checked_last_axis(name, x, *vectors):
-    """x, as floats if it is an array, once each vector is a number or has one for each feature."""
+    """x (an array as floats), if each vector is a number or has one entry per feature."""
     x = x if isinstance(x, Tensor) else floats(x)
     shapes = [np.shape(plain(vector)) for vector in vectors]
     if x.ndim == 0 or any(shape not in ((), x.shape[-1:]) for shape in shapes):

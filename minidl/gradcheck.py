@@ -10,13 +10,15 @@ from .tensor import Tensor, grad, sum
 
 
 def gradcheck(function, inputs, order=1, step=1e-5, tolerance=1e-6, draws=3, seed=0):
-    """True if the gradients of function(*inputs) agree with central differences, else
-    AssertionError.
+    """True if the gradients of function(*inputs) match central differences, else AssertionError.
+
+    >>> gradcheck(lambda x: x ** 2, np.array([1.0, 2.0]))
+    True
 
     function: takes Tensors, returns one Tensor. inputs: an array or Tensor, or a list of them; they
-    are checked in float64. order=2 checks the gradient's own gradient too (as
-    `grad(create_graph=True)` returns it). step: the h of (f(x + h v) - f(x - h v)) / 2h. tolerance:
-    the relative error allowed, where sizes below 1e-3 count as 1e-3. draws: how many random
+    are checked in float64. order=2 also checks the gradient's own gradient, as
+    `grad(create_graph=True)` returns it. step: the h of (f(x + h v) - f(x - h v)) / 2h. tolerance:
+    the largest relative error, where sizes below 1e-3 count as 1e-3. draws: how many random
     directions per input.
     """
     rng = np.random.default_rng(seed)

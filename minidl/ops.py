@@ -1,4 +1,4 @@
-"""Ops that the layers here do without and programs of one's own need: `F.squeeze`, `F.einsum` ...
+"""Ops that the layers here do not need and your own programs may: `F.squeeze`, `F.einsum` ...
 
 `functional.py` offers them too. Names and rules are NumPy's, with the axis called `axis`; where
 PyTorch differs, the docstring says so. Most are written in terms of the ops of `tensor.py`, so that
@@ -65,7 +65,7 @@ def _array(x):
 
 
 def _axes(axis, ndim):
-    """The axes as a set of numbers from 0 up; None is all of them. ValueError for one too many."""
+    """The axes as a set of numbers from 0 up; None means all. ValueError for one out of range."""
     axes = range(ndim) if axis is None else axis if isinstance(axis, (tuple, list)) else [axis]
     if not all(is_whole(i) and -ndim <= i < ndim for i in axes):
         raise ValueError(f"axis={axis!r} does not fit an array of {ndim} axes: they are numbered "
@@ -91,10 +91,10 @@ def expand_dims(x, axis) -> Tensor:
 
 
 def split(x, parts, axis=0):
-    """A list of the parts of x along axis. parts: how many equal ones, or a list of the places to
-    cut at.
+    """The parts of x along axis, as a list.
 
-    PyTorch's split takes the length of a part instead. ValueError if equal parts do not come out.
+    parts: the number of equal parts, or a list of the places to cut at; PyTorch's split takes the
+    length of a part instead. ValueError if the length is not a multiple of the number of parts.
     """
     x = _array(x)
     place, = _axes(axis, x.ndim)
@@ -147,9 +147,7 @@ def argmax(x, axis=None):
 
 
 def std(x, axis=None, keepdims=False) -> Tensor:
-    """The standard deviation over axis, divided by n as NumPy's and Keras'; PyTorch's divides by
-    n - 1.
-    """
+    """The standard deviation over axis, divided by n as NumPy's and Keras'; PyTorch's: by n - 1."""
     return sqrt(var(x, axis, keepdims))
 
 
@@ -170,7 +168,7 @@ def norm(x, axis=None, keepdims=False) -> Tensor:
 def prod(x, axis=None, keepdims=False) -> Tensor:
     """The product over axis: half of the numbers times the other half, again and again.
 
-    So no gradient divides by a number that may be 0.
+    No gradient thus divides by a number that may be 0.
     """
     x = _array(x)
     axes = sorted(_axes(axis, x.ndim))
