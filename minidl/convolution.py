@@ -1,9 +1,9 @@
-"""Images: the convolution as one op, pooling, and the layers around them.
+"""Images: the convolution as one op, pooling, and the layers built on them.
 
 An image is (channels, height, width), a batch (n, channels, height, width), as in PyTorch:
-BatchNorm has its features on axis 1 then, whether they are units or channels, and one rule holds
-for both. In memory the channels lie last, for the sake of speed: the numbers that a window needs
-lie beside each other, and a row of windows times a matrix is one matrix product.
+BatchNorm then has its features on axis 1, whether they are units or channels, so one rule holds for
+both. In memory the channels come last, for speed: the numbers in a window are then adjacent, and a
+row of windows times a matrix is one matrix product.
 """
 
 import math
@@ -71,14 +71,14 @@ def _convolve_forward(x, kernel, stride, padding):
 
 
 def _by_image_forward(d, kernel, shape, stride, padding):
-    """d spread over the places its windows stood at, then convolved with the kernel turned round."""
+    """d spread over the places of its windows, then convolved with the flipped kernel."""
     size = len(kernel)
     canvas = _on_canvas(d, shape[2] + size - 1, shape[3] + size - 1, size - 1 - padding, stride)
     return _products(_windows(canvas, size, 1), kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def _by_kernel_forward(x, d, size, stride, padding):
-    """The sum over all windows of x: each number in it times what came out, d."""
+    """The sum over all windows of x: each number in it times d, the gradient of its output."""
     d = d.transpose(0, 2, 3, 1)
     kernel = np.zeros((size * size * x.shape[1], d.shape[3]), x.dtype)
     for some, rows in _rows(_windows(_padded(x, padding), size, stride)):
@@ -107,8 +107,10 @@ _by_kernel = Op(
 
 
 def convolve(x, kernel, stride=1, padding=0) -> Tensor:
-    """Every window of the image times the kernel, summed: y[n, o, a, b] is the sum over i, j, c of
-    x[n, c, a * stride + i - padding, b * stride + j - padding] * kernel[i, j, c, o].
+    """Every window of the image times the kernel, summed: a convolution (cross-correlation).
+
+    y[n, o, a, b] is the sum over i, j, c of x[n, c, a * stride + i - padding, b * stride + j -
+    padding] * kernel[i, j, c, o].
 
     x: (n, channels, height, width). kernel: (size, size, channels, filters). stride: pixels from
     one window to the next. padding: rows and columns of zeros around the image, less than size.
@@ -133,8 +135,10 @@ def convolve(x, kernel, stride=1, padding=0) -> Tensor:
 # --- Pooling --------------------------------------------------------------------------------------
 
 def _largest(windows):
-    """The largest number of each window. One maximum for each place in a window is quicker than one
-    over two short axes."""
+    """The largest number of each window.
+
+    One maximum for each place in a window is quicker than one over two short axes.
+    """
     size = windows.shape[3]
     places = [windows[:, :, :, i, :, j] for i in range(size) for j in range(size)]
     return reduce(np.maximum, places)

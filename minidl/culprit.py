@@ -1,4 +1,4 @@
-"""Which part is at fault: errors that say it in the words of the one who wrote the model."""
+"""Which part is at fault: errors in the words of the person who wrote the model."""
 
 import re
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ def instead_of_one(n, one=1):
 
 
 def explain_error(module, error, inputs, constants):
-    """Raise a better error for inputs that are none; let one of a dtype name the culprit."""
+    """Raise a better error for inputs of a wrong kind; let an error of a dtype name the culprit."""
     if "training" in constants and "unexpected keyword" in str(error):
         raise TypeError(f"{module.label} takes no training=...: write model.eval() before the "
                         "call, or model.train(); fit, evaluate and predict switch by "

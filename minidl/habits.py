@@ -1,6 +1,6 @@
-"""Words typed from habit, as Keras, PyTorch or NumPy has them, and minidl's word for each.
+"""Words typed from habit, as Keras, PyTorch or NumPy have them, and minidl's word for each.
 
-Each table holds {word of another library: what to write here}; they are read from `habits.ini`.
+Each table holds {word of another library: what to write here}; the tables are in `habits.ini`.
 """
 
 from configparser import RawConfigParser
@@ -38,9 +38,9 @@ OPTIMIZER = _tables["OPTIMIZER"]
 
 
 class Word:
-    """A name from another library as an attribute: whoever reads it learns what to write here.
+    """A name from another library as an attribute: reading it says what to write instead.
 
-    Such attributes and not `__getattr__`, with which Python looks up all others at half the speed.
+    Attributes rather than `__getattr__`, which would halve the speed of all other look-ups.
     """
 
     def __init__(self, name, words):
@@ -67,8 +67,6 @@ def known_names(instance):
 
 
 def unknown(what, name, words):
-    """The AttributeError for a name that `what` lacks; words: {word of another library: what to
-    write here}.
-    """
+    """The AttributeError for a name that `what` lacks; words: {another library's word: advice}."""
     text = f"{what} has no attribute {name!r}"
     return AttributeError(f"{text}: {words[name]}" if name in words else text, name=name)

@@ -22,7 +22,7 @@ def glorot_normal(shape, rng):
 
 
 def he_uniform(shape, rng):
-    """U(-a, a) with a = sqrt(6 / inputs): He et al. 2015, equation 10, as a uniform one."""
+    """U(-a, a) with a = sqrt(6 / inputs): He et al. 2015, equation 10, in uniform form."""
     return _uniform(shape, rng, math.sqrt(6 / _fans(shape)[0]))
 
 
@@ -59,7 +59,7 @@ _value = as_number("the value of constant initial weights is a finite number, go
 
 
 def _fans(shape):
-    """How many inputs an output has, and how many outputs an input: of every pixel in a window."""
+    """How many inputs an output has, and how many outputs an input: over a whole window."""
     return math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
 
 

@@ -69,12 +69,15 @@ _rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 perce
 class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
 
+    >>> Dense(3, input_shape=2, rng=0)(np.ones((5, 2))).shape
+    (5, 3)
+
     units: the number of outputs. activation: a name, a function, or None for none.
     kernel_initializer: a name or a function of (shape, rng); the bias starts at 0. input_shape: the
-    shape of one input, if it shall be known at once. rng: where the initial weights are drawn from,
-    a Generator or a seed; a Sequential gives its own; without either, they differ from run to run.
-    Input (n, inputs), output (n, units); of (n, ..., inputs) each row along the last axis is
-    multiplied by itself. Raises ValueError for another number of inputs.
+    shape of one input, to make the weights at once. rng: a Generator or a seed that the initial
+    weights are drawn from; a Sequential provides its own; without either, they differ from run to
+    run. Input (n, inputs), output (n, units); with more axes, (n, ..., inputs), the kernel
+    multiplies the last one. Raises ValueError for another number of inputs.
     """
 
     built = False
@@ -118,7 +121,7 @@ class Dense(Module):
     def kernel_shape(self): return self.input_shape[-1], self.units
 
     def _initial(self, shape, rng):
-        """The initializer's array, as float32; ValueError if it is none of the kernel's shape."""
+        """The initializer's array as float32; ValueError if it does not have the kernel's shape."""
         try:  # a copy: training changes it in place
             kernel = np.array(self.kernel_initializer(shape, rng), np.float32)
         except (TypeError, ValueError) as error:
@@ -154,7 +157,11 @@ class Dense(Module):
 
 
 class Activation(Module):
-    """An elementwise function as a layer: Activation("relu"), or any function of a Tensor."""
+    """An elementwise function as a layer: Activation("relu"), or any function of a Tensor.
+
+    >>> Activation("relu")(Tensor([-1.0, 2.0]))
+    Tensor([0. 2.])
+    """
 
     setting_checks = {"function": _function}
     habit_words, argument_words = habits.ACTIVATION, habits.ACTIVATION_ARGUMENTS
@@ -173,7 +180,7 @@ class Activation(Module):
 class Dropout(Module):
     """In training, set a share `rate` of the inputs to 0 and scale the others by 1 / (1 - rate).
 
-    rng: where the choice is drawn from, a Generator or a seed; a Sequential gives its own.
+    rng: a Generator or a seed that the choice is drawn from; a Sequential provides its own.
     Srivastava et al. 2014.
     """
 
@@ -200,7 +207,7 @@ class Dropout(Module):
 class Flatten(Module):
     """(n, ...) to (n, product of the rest).
 
-    input_shape: the shape of one input, if it shall be known at once.
+    input_shape: the shape of one input, if it is to be known at once.
     """
 
     setting_checks = {"input_shape": as_shape}

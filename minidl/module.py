@@ -1,5 +1,4 @@
-"""What holds parameters: a Module finds its parameters, buffers and submodules among its own
-attributes.
+"""A Module holds parameters: it finds parameters, buffers and submodules among its attributes.
 
 The rule is by type, in the order of assignment: a Parameter is trained, a NumPy array is a buffer
 (remembered, not trained), a Module is a part of this one; lists and dicts of them count as well.
@@ -59,7 +58,7 @@ class Module:
         return super().__new__(cls)
 
     def __setattr__(self, name, value):
-        """Check settings: so one rule holds in the constructor and for every later assignment."""
+        """Check settings: one rule for the constructor and for every later assignment."""
         own = vars(self)
         if name in type(self).setting_checks:
             value = type(self).setting_checks[name](value)
@@ -88,7 +87,7 @@ class Module:
         super().__setattr__(name, value)
 
     def _check_new(self, name, value):
-        """Refuse an attribute that would look as if it did something; one's own layers are free."""
+        """Refuse an attribute that would only seem to do something; subclasses are free."""
         ours = type(self).__module__.startswith("minidl.")
         if name == "requires_grad" or ours and name in type(self).habit_words:
             raise habits.unknown(type(self).__name__, name, type(self).habit_words)
@@ -136,7 +135,7 @@ class Module:
             vars(part)["parts_named"] = True
 
     def _check_output(self, y, inputs):
-        """Of what is no Tensor, an array is fine where nothing is to be differentiated."""
+        """TypeError unless y is a Tensor, or an array where nothing is differentiated."""
         if y is None:
             raise TypeError(f"{self.label}: forward returned nothing; it must end with `return`")
         differentiated = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
@@ -163,8 +162,8 @@ class Module:
     def register_forward_hook(self, function):
         """Call function(module, inputs, output) after every forward; inputs is a tuple.
 
-        What the function returns replaces the output, unless it is None (as in PyTorch). The call
-        to .remove() of what this method returns ends it.
+        What the function returns replaces the output, unless it is None (as in PyTorch). This
+        method returns a handle; its .remove() ends the calls.
         """
         return _HookHandle(self, "forward_hooks", function, "module, inputs, output")
 
@@ -172,13 +171,12 @@ class Module:
         """Call function(module, inputs) before every forward; inputs is a tuple.
 
         What the function returns, the only input or a tuple of all, replaces the inputs, unless it
-        is None (as in PyTorch). .remove() of what this method returns ends it.
+        is None (as in PyTorch). This method returns a handle; its .remove() ends the calls.
         """
         return _HookHandle(self, "forward_pre_hooks", function, "module, inputs")
 
     def __getstate__(self):
-        """Copies and pickles go without the hooks: who watches this module does not watch its copy.
-        """
+        """Copies and pickles omit the hooks: who watches a module does not watch its copy."""
         return {key: value for key, value in vars(self).items()
                 if key not in ("forward_hooks", "forward_pre_hooks")}
 
@@ -200,11 +198,11 @@ class Module:
         """Called before the parameters are listed: see Sequential, whose layers may change."""
 
     def create_parameters(self):
-        """Make the weights of this layer alone, if it can be known how many; else RuntimeError."""
+        """Make the weights of this layer alone, or RuntimeError while their number is unknown."""
         self._need_shape()
 
     def _need_shape(self):
-        """Complain where weights cannot be made yet, or where some would be lost."""
+        """RuntimeError where weights cannot be made yet, ValueError where some would be lost."""
         if getattr(self, "input_shape", None) is None:
             raise RuntimeError(f"{self.label} has no weights yet, because it has seen no input: "
                                "give input_shape, call model.build(input_shape), or send one batch "
@@ -222,9 +220,7 @@ class Module:
         return f"{self.name} {type(self).__name__ if chr(10) in text else text}".strip()  # one line
 
     def named_modules(self, prefix=""):
-        """Yield (dotted name, module) for this module and all parts, each once, in order of
-        assignment.
-        """
+        """Yield (dotted name, module) for this module and its parts, each once, in order."""
         seen = set()
         stack = [(prefix, self)]
         while stack:
@@ -239,7 +235,7 @@ class Module:
             ]
 
     def children(self):
-        """Yield (name, module) for the modules right inside this one."""
+        """Yield (name, module) for the modules directly inside this one."""
         return ((key, value) for key, value in attributes(self) if isinstance(value, Module))
 
     def modules(self):
@@ -347,20 +343,18 @@ class Module:
                     value.requires_grad = flag
 
     def state_dict(self):
-        """{dotted name: array} of all parameters and buffers, as copies; what is shared is there
-        once.
-        """
+        """{dotted name: array} of all parameters and buffers, as copies, each listed once."""
         return {name: array.copy() for name, array in self._state().items()}
 
     def _state(self):
         return {name: p.data for name, p in self.named_parameters()} | dict(self.named_buffers())
 
     def load_state_dict(self, state, strict=True):
-        """Take over the values of a dict from state_dict(), converted to the dtypes of this
-        module.
+        """Take over the values of a dict from state_dict(), converted to the dtypes of this module.
 
-        Returns the names it lacks and those that have no place here; strict: there must be none of
-        either. Raises ValueError with all that does not fit, and then nothing has changed.
+        Returns (missing, surplus): the names that the dict lacks, and those that have no place
+        here. strict: there must be none of either. Raises ValueError that lists all that does not
+        fit; then nothing has changed.
         """
         if not isinstance(state, dict):
             raise TypeError("load_state_dict takes a dict as state_dict() returns it, got "
@@ -397,7 +391,7 @@ class Module:
         return list(self.state_dict().values())
 
     def set_weights(self, arrays):
-        """Take over what get_weights of a module of the same layers returned; else ValueError."""
+        """Take over what get_weights returned for a module of the same layers; else ValueError."""
         names = list(self.state_dict())
         if len(names) != len(arrays):
             raise ValueError(f"{self.label} has {len(names)} arrays ({', '.join(names)}), got "
@@ -410,9 +404,7 @@ class Module:
         files.save(path, self.state_dict())
 
     def load_weights(self, path):
-        """Take over what save_weights wrote for a model of the same layers; ValueError as
-        load_state_dict.
-        """
+        """Take over what save_weights wrote for the same layers; errors: see load_state_dict."""
         from . import files
         state = files.load(path)
         if "architecture" in state:
@@ -455,9 +447,7 @@ habits.teach(Module, habits.MODULE)
 
 
 def _cast(value, dtype):
-    """value with its floating arrays in another dtype: dicts and lists are changed in place, tuples
-    made anew.
-    """
+    """value with floating arrays as another dtype: dicts, lists in place, tuples made anew."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return value.astype(dtype)
     if isinstance(value, (dict, list)):

@@ -40,9 +40,7 @@ _momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, 
 
 @dataclass
 class BatchStatistics:
-    """What a batch was normalised by: mean and biased variance of each feature, taken over n
-    numbers.
-    """
+    """What a batch was normalised by: mean and biased variance of each feature over n numbers."""
 
     mean: np.ndarray
     var: np.ndarray
@@ -52,23 +50,28 @@ class BatchStatistics:
 class BatchNorm(Module):
     """Batch Normalization (Ioffe and Szegedy 2015): y = gamma (x - mean) / sqrt(var + eps) + beta.
 
+    >>> BatchNorm()(Tensor([[1.0], [3.0]]))
+    Tensor([[-1.]
+            [ 1.]], op=batch_norm)
+
     In training mode mean and (biased) variance are those of the batch; in evaluation mode they are
-    running averages, so that a sample's output does not depend on its neighbours. Input (n,
+    running averages, so that a sample's output does not depend on the rest of its batch. Input (n,
     features), or (n, channels, length) or (n, channels, height, width), normalised per channel: the
-    features are axis 1, as in PyTorch, while Dense and Keras have them on the last one.
+    features are on axis 1, as in PyTorch, while Dense and Keras have them on the last one.
 
     momentum: the weight of the newest batch, running = (1 - momentum) running + momentum batch,
-    with the batch variance times n/(n-1); None gives the plain average over all batches. affine:
-    whether gamma and beta are learned. fused: the fast function, or the definition from primitives
-    (can be differentiated twice). ghost_batch_size: in training, take every so many samples of a
-    batch as a batch of their own, one after the other, running statistics included (Hoffer et al.
-    2017, algorithm 1). A last one of one sample joins the one before it.
+    with the batch variance times n/(n-1); None takes the plain average over all batches. affine:
+    whether gamma and beta are learned. fused: use the fast function, or else the definition from
+    primitives, which can be differentiated twice. ghost_batch_size: in training, treat so many
+    samples of a batch at a time as a batch of their own, one after the other, running statistics
+    included (Hoffer et al. 2017, algorithm 1). A last ghost batch of one sample joins the one
+    before it.
 
     Attributes: frozen_statistics, False at first; True makes training mode use the running
-    statistics and leave them as they are, while gamma and beta learn unless their requires_grad is
+    statistics and leave them unchanged, while gamma and beta learn unless their requires_grad is
     False; trainable = False does both, as in Keras. latest: the BatchStatistics of the latest
-    (ghost) batch in training mode, None before. updates: their number. estimated: whether
-    estimate_population_statistics has replaced the starting values.
+    (ghost) batch in training mode, None before. updates: the number of (ghost) batches seen.
+    estimated: whether estimate_population_statistics has replaced the starting values.
 
     |                  | here and PyTorch | Keras        |
     |------------------|------------------|--------------|
@@ -99,7 +102,7 @@ class BatchNorm(Module):
         self.frozen_statistics = False
 
     def create_parameters(self):
-        """gamma and the running variance start at 1, beta and the running mean at 0."""
+        """Set gamma and the running variance to 1, beta and the running mean to 0."""
         self._need_shape()
         features = self.input_shape[0]
         if self.affine:
@@ -111,8 +114,7 @@ class BatchNorm(Module):
         self.built = True
 
     def forward(self, x):
-        """x: (n, features), (n, channels, length) or (n, channels, height, width), to the same shape.
-        """
+        """Normalise x, of one of the three shapes above; the output has the same shape."""
         x = self._checked(x)
         gamma = self.gamma if self.affine else np.ones_like(self.running_var)
         beta = self.beta if self.affine else np.zeros_like(self.running_mean)
@@ -123,7 +125,7 @@ class BatchNorm(Module):
         return self._normalize(x, gamma, beta)
 
     def _checked(self, x):
-        """x in the dtype of the statistics, once its shape is known to fit. Builds the layer."""
+        """x in the dtype of the statistics, if its shape fits. Builds the layer."""
         shape = x.shape
         if not self.built and len(shape) in (2, 3, 4):
             self.input_shape = self.input_shape or shape[1:]
@@ -137,7 +139,7 @@ class BatchNorm(Module):
         )
 
     def _normalize(self, x, gamma, beta):
-        """Normalise a batch, or each ghost batch in it, by its own statistics and keep them."""
+        """Normalise a batch, or each ghost batch in it, by its own statistics, and record them."""
         size = self.ghost_batch_size
         # in halves, again and again: the gradient of each cut is as large as what was cut
         if size and len(x) > size + 1:
@@ -156,8 +158,9 @@ class BatchNorm(Module):
         return y
 
     def _update(self, mean, var, n):
-        """Move the running statistics towards those of one batch of n numbers per feature, its
-        variance made unbiased.
+        """Move the running statistics towards those of a batch of n numbers per feature.
+
+        The biased variance is made unbiased.
         """
         updates = np.asarray(self.updates + 1)
         m = 1 / int(updates) if self.momentum is None else self.momentum
@@ -194,8 +197,7 @@ class BatchNorm(Module):
 
 
 class LayerNorm(Module):
-    """Layer Normalization (Ba, Kiros and Hinton 2016): the formula of BatchNorm along the other
-    axis.
+    """Layer Normalization (Ba, Kiros and Hinton 2016): BatchNorm's formula along the other axis.
 
     Each sample is normalised over its own features: no running statistics, no difference between
     training and evaluation, and a batch of one works. affine: whether gamma and beta (features,)
@@ -215,7 +217,7 @@ class LayerNorm(Module):
         self.eps, self.affine, self.input_shape = eps, affine, input_shape
 
     def create_parameters(self):
-        """gamma starts at 1, beta at 0."""
+        """Set gamma to 1, beta to 0."""
         self._need_shape()
         if self.affine:
             train = self.trainable
@@ -243,13 +245,13 @@ class LayerNorm(Module):
 
 
 def estimate_population_statistics(model, x, batch_size=256):
-    """Set all running statistics of model's BatchNorms to averages over the whole of x, instead of
-    the latest batches.
+    """Set all running statistics of model's BatchNorms to averages over the whole of x.
 
     Ioffe and Szegedy 2015, algorithm 2 ("precise BN"): the mean of the batch means and of the
-    unbiased batch variances. x: training inputs (n, ...), cut into batches of at least batch_size.
-    Only BatchNorm works in training mode meanwhile; no weight changes. Statistics that are frozen
-    are set too, as this asks for it, and stay frozen.
+    unbiased batch variances, instead of averages that favour the latest batches. x: training inputs
+    (n, ...), cut into batches of at least batch_size. Only BatchNorm is in training mode meanwhile;
+    no weight changes. Frozen statistics are set too, because the caller asks for it, and stay
+    frozen.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
     settings = {

@@ -11,7 +11,7 @@ OPENED = (list, tuple, dict, deque)  # containers whose contents count as attrib
 
 
 def attributes(module):
-    """Yield (name, value) for all attributes, in order of assignment; looks into OPENED ones."""
+    """Yield (name, value) for all attributes, in order of assignment; looks into OPENED."""
     none = type(module).not_parts
     stack = [(key, value) for key, value in reversed(vars(module).items()) if key not in none]
     opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
@@ -44,7 +44,7 @@ def evaluation(module):
 
 
 def converted(x, dtype, layer):
-    """An array in the dtype of the layer's weights; a Tensor, or no numbers: TypeError."""
+    """An array in the dtype of the layer's weights; TypeError for Tensors and non-numbers."""
     if x.dtype.kind not in "biuf":
         raise TypeError(f"{layer.label} takes numbers, got an array of dtype {x.dtype}")
     if isinstance(x, Tensor):

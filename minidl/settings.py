@@ -1,4 +1,4 @@
-"""Checks of settings: each returns the value to keep, or raises ValueError that teaches."""
+"""Checks of settings: each returns the value to keep, or raises a ValueError that teaches."""
 
 from numbers import Real
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def as_shape(shape):
-    """A tuple from a tuple or a single number; None, not known yet, stays None. Else ValueError."""
+    """A tuple from a tuple or number; None (not known yet) stays None. Else ValueError."""
     if shape is None:
         return None
     result = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
@@ -67,7 +67,7 @@ def as_number(text, fits):
 
 
 def lookup(name, table, what):
-    """table[name] for a string, name itself for a function or None; else the valid names.
+    """table[name] for a string, name itself for a function or None; else an error with valid names.
 
     A class is none of these: it has to be called to make the function.
     """
