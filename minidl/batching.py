@@ -12,8 +12,7 @@ PIECE = 2 ** 18
 
 
 def batches(x, y, size, rng=None):
-    """Yield (x, y) in batches, each sample once; rng (a NumPy Generator) shuffles the samples, not
-    the batches.
+    """Yield (x, y) in batches, each sample once; rng (a NumPy Generator) shuffles the samples.
 
     A last batch of one sample joins the batch before it: one sample has no variance to normalise
     by.
@@ -30,16 +29,14 @@ def batches(x, y, size, rng=None):
 
 
 def check_rng(rng):
-    """TypeError for what cannot shuffle: a seed would give the same order in every epoch."""
+    """TypeError for what cannot shuffle: a seed would produce the same order in every epoch."""
     if rng is not None and not hasattr(rng, "permutation"):
         raise TypeError("rng is a NumPy Generator, np.random.default_rng(0) for example, or "
                         f"None, got {rng!r}")
 
 
 def _indexable(values):
-    """An array or a Tensor as it is, anything else as an array: a list takes no list of places, a
-    table takes columns.
-    """
+    """An array or a Tensor as it is, anything else as an array, which takes lists of rows."""
     values = values if isinstance(values, (np.ndarray, Tensor)) else np.asarray(values)
     if values.ndim == 0:
         raise ValueError(f"samples and labels are arrays with one entry per sample, got {values!r}")
@@ -70,8 +67,7 @@ def stream(x, y, size, rng=None):
 
 
 def split(x, y, share=0.2, seed=0):
-    """((x, y), (x_held_out, y_held_out)): a random share of the samples is held out, the same for
-    the same seed.
+    """((x, y), (x_held_out, y_held_out)): a random share is held out, the same for the same seed.
 
     For training and validation, or training and test. Raises ValueError if either part would be
     empty.
@@ -90,8 +86,6 @@ def split(x, y, share=0.2, seed=0):
 
 
 def pieces(x):
-    """The samples of x in pieces, views, of about PIECE numbers: who checks or converts one after
-    the other needs little memory.
-    """
+    """Views of x, about PIECE numbers each: one at a time needs little memory."""
     step = max(1, PIECE // max(1, math.prod(x.shape[1:])))
     return (x[start:start + step] for start in range(0, len(x), step))

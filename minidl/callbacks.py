@@ -23,9 +23,7 @@ LARGER = {"accuracy", "acc", "auc", "precision", "recall", "sensitivity", "speci
 
 
 class LambdaCallback(Callback):
-    """Functions instead of methods: LambdaCallback(on_epoch_end=lambda epoch, logs:
-    print(logs["loss"])).
-    """
+    """Functions instead of methods: LambdaCallback(on_epoch_end=lambda epoch, logs: ...)."""
 
     def __init__(self, **functions):
         for event, function in functions.items():
@@ -36,7 +34,7 @@ class LambdaCallback(Callback):
 
 
 class _Familiar(Callback):
-    """A callback that Keras has, too: some arguments that are not here say what to write."""
+    """A callback that Keras has too: arguments that do not exist here say what to write."""
 
     def __new__(cls, *arguments, **options):
         words = {"verbose": "leave it out, print(history) shows all epochs",
@@ -66,11 +64,10 @@ def _note_rate(callback, logs):
 
 
 class LearningRateScheduler(_Familiar):
-    """Sets the learning rate of each epoch: schedule(epoch, lr), or schedule(epoch), returns the new
-    one, from the number of the epoch and the old. It is in the logs and the History as
-    "learning_rate".
+    """Sets the learning rate of each epoch to schedule(epoch, lr), or schedule(epoch).
 
-    Raises TypeError at the start of a run whose optimizer has a schedule already, which this would
+    lr: the rate until then. The new one is in the logs and the History as "learning_rate". Raises
+    TypeError at the start of a run whose optimizer already has a schedule, which this would
     replace.
     """
 
@@ -108,9 +105,7 @@ class LearningRateScheduler(_Familiar):
 
 
 def _direction(monitor):
-    """-1 where larger is better, 1 where smaller is, by the parts of the name; None if they do not
-    tell.
-    """
+    """-1 where larger is better, 1 where smaller is, by the parts of the name, or None."""
     words = set(re.split(r"[^a-z0-9]+", monitor.lower()))
     smaller, larger = words & SMALLER, words & LARGER
     return None if bool(smaller) == bool(larger) else 1 if smaller else -1
@@ -167,9 +162,7 @@ class _Monitor(_Familiar):
         self.best = best
 
     def improved(self, logs):
-        """Whether this epoch's number is better than all before by more than min_delta; NaN never
-        is.
-        """
+        """Whether this epoch beats all before by more than min_delta; NaN never does."""
         self.check_measured(logs)
         better = self.better(logs, self.best)
         self.best = logs[self.monitor] if better else self.best
@@ -181,16 +174,16 @@ class _Monitor(_Familiar):
 
 
 class EarlyStopping(_Monitor):
-    """Ends the run when `monitor` has not improved by more than min_delta for `patience` epochs;
-    restores the best weights.
+    """Ends the run when `monitor` has not improved for `patience` epochs; keeps the best weights.
 
-    mode: "min", "max", or "auto": by the name, min for losses and errors, max for accuracy, auc and
-    the like; ValueError for a name that does not tell. restore_best_weights: at the end of any run,
-    stopped or not (Keras' default is False); after an exception they are in `best_weights`. `best`
-    and `best_epoch` say what was best. A score that is NaN is never an improvement; if no epoch had
-    another, best_epoch is None and the last weights stay. baseline: improvements that stay behind
-    this number do not make the callback more patient. start_from_epoch: the epochs before do not
-    count, nor can they be the best.
+    min_delta: an improvement must be larger than this. mode: "min", "max", or "auto": by the name,
+    min for losses and errors, max for accuracy, auc and the like; ValueError for a name that does
+    not tell. restore_best_weights: restore them at the end of any run, stopped or not (Keras'
+    default is False); after an exception they are in `best_weights`. `best` and `best_epoch` hold
+    the best number and its epoch. A score of NaN is never an improvement; if no epoch had another,
+    best_epoch is None and the last weights stay. baseline: improvements that do not pass this
+    number do not reset the patience. start_from_epoch: earlier epochs do not count, nor can they be
+    the best.
     """
 
     def __init__(self, monitor="val_loss", min_delta=0.0, patience=0, mode="auto",
@@ -215,7 +208,7 @@ class EarlyStopping(_Monitor):
         """The best number with its epoch and weights, and how many epochs ago that was.
 
         After the run also the weights of its last epoch, if the best were restored: a longer run
-        would go on with those.
+        would continue from those.
         """
         state = super().state_dict() | {"wait": self.wait}
         if self.best_epoch is not None:
@@ -225,7 +218,7 @@ class EarlyStopping(_Monitor):
         return state
 
     def load_state_dict(self, state):
-        """Go on waiting where the run was interrupted.
+        """Continue to wait where the run was interrupted.
 
         ValueError if its best weights are another model's.
         """
@@ -267,13 +260,13 @@ class EarlyStopping(_Monitor):
 
 
 class ReduceLROnPlateau(_Monitor):
-    """Multiplies the learning rate by factor when `monitor` has not improved by more than min_delta
-    for `patience` epochs, but not below min_lr; then waits for `cooldown` epochs before it counts
-    again.
+    """Multiplies the learning rate by factor when `monitor` has not improved for `patience` epochs.
 
-    As in Keras; PyTorch's waits one epoch longer, and its threshold is a share of the best number.
-    mode: as in EarlyStopping. The rate is in the logs and the History as "learning_rate". Raises
-    TypeError at the start of a run whose optimizer has a schedule.
+    min_delta: an improvement must be larger than this. min_lr: the lowest rate. cooldown: epochs
+    after a reduction that are not counted. As in Keras; PyTorch's waits one epoch longer, and its
+    threshold is a share of the best number. mode: as in EarlyStopping. The rate is in the logs and
+    the History as "learning_rate". Raises TypeError at the start of a run whose optimizer has a
+    schedule.
     """
 
     def __init__(self, monitor="val_loss", factor=0.1, patience=10, mode="auto", min_delta=1e-4,
@@ -298,7 +291,7 @@ class ReduceLROnPlateau(_Monitor):
         return super().state_dict() | {"wait": self.wait, "resting": self.resting}
 
     def load_state_dict(self, state):
-        """Go on waiting where the run was interrupted."""
+        """Continue to wait where the run was interrupted."""
         super().load_state_dict(state)
         self.wait, self.resting = int(state["wait"]), int(state["resting"])
 
@@ -318,12 +311,12 @@ class ReduceLROnPlateau(_Monitor):
 
 
 class ModelCheckpoint(_Monitor):
-    """Writes the model's weights to path after every epoch, or with save_best_only after those
-    where `monitor` improved.
+    """Writes the model's weights to path after every epoch, or every best one (save_best_only).
 
-    Read them with model.load_weights(path). mode: as in EarlyStopping. As in Keras, the file's name
-    may hold fields, such as "epoch{epoch:02d}-{val_loss:.2f}.npz", epochs counted from 1; without
-    them the file is the latest. Braces in the names of folders are braces.
+    Read them with model.load_weights(path). monitor, mode: what save_best_only goes by, as in
+    EarlyStopping. As in Keras, the file's name may hold fields, such as
+    "epoch{epoch:02d}-{val_loss:.2f}.npz", with epochs counted from 1; without them each file
+    replaces the one before. Braces in the names of folders are just braces.
     """
 
     def __init__(self, path, monitor="val_loss", save_best_only=False, mode="auto"):
@@ -355,9 +348,7 @@ class ModelCheckpoint(_Monitor):
                              "brace itself is written {{ or }}") from None
 
     def formatted(self, values):
-        """The path with its fields filled in; ValueError, saying what is known, for one that is not
-        in values.
-        """
+        """The path with its fields filled in; ValueError for a field that is not in values."""
         for _, field, _, _ in self._pieces():
             if field is not None and field not in values:
                 hint = (

@@ -1,7 +1,7 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped, in one file.
+"""Checkpoints: everything that a run needs to continue as if it had never stopped, in one file.
 
 Weights and buffers, a loss's own Parameters, the optimizer's state and learning rate, every random
-generator in the model, what the callbacks ask to keep (`Callback.state_dict`), and the number of
+generator in the model, what the callbacks want to keep (`Callback.state_dict`), and the number of
 epochs done. Settings are not in it: the program that resumes builds model, optimizer and callbacks
 as before.
 """
@@ -24,8 +24,7 @@ LIMITS = {"pos": 624, "buffer_pos": 4, "has_uint32": 1, "uinteger": 2 ** 32 - 1}
 
 
 def save_checkpoint(path, model, optimizer, epochs):
-    """Write the state of a run after so many epochs to a .npz or .safetensors file, whole or not at
-    all.
+    """Write a run's state after so many epochs to a .npz or .safetensors file, whole or not at all.
 
     During fit, a callback that calls this should be the last of all: what it saves is what the
     others have already done.
@@ -96,7 +95,7 @@ def load_checkpoint(path, model, optimizer):
 def _checked(state, model_state, optimizer):
     """(epochs, lr) of a checkpoint; lr is None where it is a schedule.
 
-    ValueError for a file that is none.
+    ValueError for a file that is no checkpoint.
     """
     if "epochs" not in state and not model_state:
         raise ValueError("it is no checkpoint, which holds a whole run: model.load_weights(path) "
@@ -117,9 +116,7 @@ def _checked(state, model_state, optimizer):
 
 
 def _check_counts(state):
-    """ValueError unless the optimizer's counts are whole numbers from 0 up: it divides by what it
-    makes of them.
-    """
+    """ValueError unless the optimizer's counts are whole numbers from 0 up: it divides by them."""
     for name, counts in state.items():  # of a group of parameters its name is 1.steps
         counted = name.rpartition(".")[2] in ("steps", "updates")
         if counted and (counts.dtype.kind not in "iu" or (counts < 0).any()):
@@ -127,16 +124,14 @@ def _check_counts(state):
 
 
 def _shortened(error):
-    """The error's text without control characters, in at most 30 lines: names in the file may be
-    anything.
-    """
+    """The error's text in at most 30 lines without control characters: file names may hold any."""
     lines = str(error).splitlines()
     lines[29:-1] = ["  ..."] if len(lines) > 30 else lines[29:-1]
     return "\n".join(files.clean(line) for line in lines)
 
 
 def _others(model, optimizer):
-    """What an optimizer trains beside a model: a loss may have Parameters, too."""
+    """What an optimizer trains beside a model: a loss may have Parameters too."""
     own = {id(p) for p in model.parameters()}
     return [p for p in optimizer.parameters if id(p) not in own]
 
@@ -172,10 +167,9 @@ def _decoded(name, array, generator):
 
 
 def _check_state(found, own, key="state"):
-    """ValueError unless found has the form of own, a generator's state, and numbers that it can go
-    on with.
+    """ValueError unless found has the form of own, a generator's state, with numbers in range.
 
-    NumPy takes over what it is given unseen: a place outside of its buffers would end this process,
+    NumPy takes over a state without a check: a place outside of its buffers would end this process,
     or read its memory.
     """
     if isinstance(own, dict):

@@ -32,8 +32,7 @@ OUTPUTS = {"y_pred", "pred", "preds", "predicted", "prediction", "predictions", 
 
 
 def accuracy(outputs, y):
-    """Share of rows whose largest output is the label; y holds class numbers (n,) or one-hot rows
-    (n, classes).
+    """Share of rows whose largest output is the label; y: class numbers (n,) or rows (n, classes).
 
     With one output column, which must be a probability: share of rows on the right side of 0.5, y
     being 0 or 1. Where rows of y hold several ones, or none, each entry is a label of its own: the
@@ -54,9 +53,7 @@ def _share_of_entries(outputs, y, threshold):
 
 
 def _labels_are_entries(shape, y):
-    """Whether each entry of y is a label 0 or 1 of its own, rather than each row one class;
-    ValueError if it is neither.
-    """
+    """Whether each entry of y is a label of its own, not each row one class; else ValueError."""
     if len(shape) != 2:
         raise ValueError(f"accuracy takes outputs of shape (n, classes), got {shape}: for others "
                          "write a metric of your own, a function of (outputs, labels)")
@@ -84,11 +81,9 @@ def _labels_are_entries(shape, y):
 
 
 def _accuracy_for(loss, shape, y):
-    """The accuracy of a run, decided once, on all its labels: a batch of several-label rows may
-    look one-hot by chance.
+    """The accuracy of a run, chosen once from all its labels: a batch may look one-hot by chance.
 
-    It compares probabilities with 0.5; a loss on the logits of two classes has logits, for which 0
-    is the threshold.
+    It compares probabilities with 0.5, and with a loss on the logits of two classes, logits with 0.
     """
     if not _labels_are_entries(shape, y):
         return _share_of_rows
@@ -169,9 +164,7 @@ def named_loss(loss):
 
 
 def named_metrics(metrics):
-    """{name: function} for a list of names and functions; of equal names, two lambdas say, the
-    later ones are numbered.
-    """
+    """{name: function} for a list of names and functions; a repeated name gets a number."""
     metrics = (
         ()
         if metrics is None
@@ -195,9 +188,7 @@ def named_metrics(metrics):
 
 
 def _check_order(what, function):
-    """TypeError for a function whose arguments are called (y_true, y_pred): with the two exchanged
-    it computes nonsense.
-    """
+    """TypeError for a function of (y_true, y_pred): exchanged, they compute nonsense."""
     try:
         names = [name.lower() for name in inspect.signature(function).parameters][:2]
     except (TypeError, ValueError):  # some built-in functions do not tell what they take
@@ -210,9 +201,7 @@ def _check_order(what, function):
 
 
 def settled(metrics, loss, example, y):
-    """The metrics with the accuracy that these labels need; ValueError for labels of which there is
-    none.
-    """
+    """The metrics with the accuracy that these labels need; ValueError if there is none."""
     shape = (len(y), *example.shape[1:])
     if loss is F.binary_cross_entropy_with_logits:
         metrics = {name: partial(binary_accuracy, threshold=0.0) if metric is binary_accuracy

@@ -18,8 +18,9 @@ SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its ari
 
 
 class Setting:
-    """An attribute of an optimizer that is checked whenever it is set, and kept as the check
-    returns it. Reading one costs nothing: it lies where any other attribute lies.
+    """An attribute of an optimizer that is checked at every assignment.
+
+    It is stored as the check returns it, where any other attribute is, so reading it costs nothing.
     """
 
     def __init__(self, check):
@@ -63,21 +64,20 @@ def _betas(betas):
 
 
 class Optimizer:
-    """What all optimizers share. lr: a number, or a schedule (see `schedules.py`); may be set anew
-    at any time.
+    """What all optimizers share: parameters, a learning rate, clipping and state.
 
     parameters: a list of them, or as in PyTorch a list of dicts, {"params": [...], "weight_decay":
-    0.0}: groups with settings of their own, see Groups. Clipping as in Keras, one of three:
-    clipnorm, the largest norm that the gradient of a parameter may have, global_clipnorm, that of
-    all gradients together, as `clip_grad_norm`, or clipvalue, the largest size of a number in them.
-    learning_rate: another name for lr, Keras' own; as an argument it takes the place of lr. float16
-    parameters are updated with float32 arithmetic, and what is kept of them is float32. steps: how
-    often step() was called. updates: how often each parameter was changed by it. state: for each
-    name in kept, a list with one array per parameter, 0 at the start.
+    0.0}: groups with settings of their own, see Groups. lr: a number or a schedule (see
+    `schedules.py`); may be set at any time. learning_rate: Keras' name for lr; as an argument it
+    replaces lr. Clipping as in Keras, one of three: clipnorm limits the norm of each parameter's
+    gradient, global_clipnorm that of all gradients together (as `clip_grad_norm` does), clipvalue
+    the size of each number in them. float16 parameters are updated with float32 arithmetic, and
+    their state is float32. steps: how often step() was called. updates: how often it changed each
+    parameter. state: for each name in kept, a list with one array per parameter, 0 at the start.
 
-    Where something is kept, small parameters that follow one another are moved into one vector, of
-    which their `.data` are then views, and so is their state: one sweep updates them all. Whoever
-    assigns new arrays to them only loses speed.
+    Where there is state, small parameters that follow one another are moved into one vector, of
+    which their `.data` are then views, and so is their state: one operation updates them all.
+    Assigning new arrays to them only costs speed.
     """
 
     def __new__(cls, *arguments, **options):
@@ -127,9 +127,7 @@ class Optimizer:
         self.lr = lr
 
     def attach(self, parameters):
-        """Take over the parameters to train, and start afresh; the same one twice counts once.
-        Returns self.
-        """
+        """Take over the parameters to train, each once, and start afresh; returns self."""
         self.parameters = _listed(parameters)
         self.steps = 0
         self.updates = [0] * len(self.parameters)
@@ -148,7 +146,7 @@ class Optimizer:
         return self
 
     def release(self):
-        """Let go of the parameters: the next fit attaches those that its model has by then."""
+        """Let go of the parameters: the next fit attaches those that its model has then."""
         self.parameters = None
 
     def zero_grad(self):
@@ -191,9 +189,7 @@ class Optimizer:
         return [None if g is None else next(clipped) for g in gradients]
 
     def _refitted(self, i, p, g):
-        """The gradient g of parameter i, checked; takes over the parameter's array, which may be a
-        new one.
-        """
+        """The gradient g of parameter i, checked; takes note of a new array of the parameter."""
         if g is None:
             self._shapes[i] = None
             return None
@@ -238,9 +234,7 @@ class Optimizer:
         return _Block(range(start, stop), data, vectors)
 
     def _update_together(self, block, gradients, lr):
-        """One update for the parameters of a block if all are to be updated as often, each alone if
-        not.
-        """
+        """One update for a whole block if all its parameters are due, else one for each."""
         places, updates = block.places, self.updates
         together = [
             gradients[i].reshape(-1)
@@ -273,9 +267,7 @@ class Optimizer:
         return rate
 
     def state_dict(self):
-        """A copy of the state: "steps", "updates" and "velocity.0" or the like; not the settings,
-        such as lr and momentum.
-        """
+        """A copy of the state ("steps", "updates", "velocity.0" ...), without the settings."""
         arrays = {name: a.copy() for name, a in self._named_state().items()}
         return {"steps": np.array(self.steps), "updates": np.array(self.updates), **arrays}
 
@@ -332,6 +324,13 @@ habits.teach(Optimizer, habits.OPTIMIZER)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: v = momentum v + g, p = p - lr v.
 
+    >>> p = Tensor([1.0], requires_grad=True)
+    >>> optimizer = SGD([p], lr=0.1)
+    >>> (p * p).sum().backward()
+    >>> optimizer.step()
+    >>> p.data
+    array([0.8], dtype=float32)
+
     nesterov: steps by lr (g + momentum v), the gradient seen from where the momentum leads
     (Sutskever et al. 2013, in PyTorch's form). weight_decay: adds weight_decay * p to the gradient.
     """
@@ -382,11 +381,11 @@ class Adagrad(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """RMSprop (Tieleman and Hinton 2012): v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) +
-    eps).
+    """RMSprop (Tieleman and Hinton 2012): steps scaled by a running mean square of the gradient.
 
-    As in PyTorch; Keras has alpha = 0.9, called rho, and an eps of 1e-7 under the root.
-    weight_decay: adds weight_decay * p to the gradient.
+    v = alpha v + (1 - alpha) g^2, p = p - lr g / (sqrt(v) + eps), as in PyTorch; Keras has alpha =
+    0.9, called rho, and an eps of 1e-7 under the root. weight_decay: adds weight_decay * p to the
+    gradient.
     """
 
     alpha = _setting("alpha", least=0, below=1)
@@ -413,11 +412,11 @@ class RMSprop(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1): steps scaled by running moments of the gradient.
 
-    p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps until
-    now, the older ones with weights that fall as b1^k and b2^k. Kept are the sums with these
-    weights, m = b1 m + g and v = b2 v + g^2: the paper's m and v, without their factors (1 - b1)
-    and (1 - b2). weight_decay: adds weight_decay * p to the gradient, as in PyTorch; Keras' is that
-    of AdamW.
+    p = p - lr m^ / (sqrt(v^) + eps), where m^ and v^ are averages of g and g^2 over all steps so
+    far, with weights that fall as b1^k and b2^k, k steps back. What is stored are the sums with
+    these weights, m = b1 m + g and v = b2 v + g^2: the paper's m and v without their factors (1 -
+    b1) and (1 - b2). weight_decay: adds weight_decay * p to the gradient, as in PyTorch; Keras' is
+    that of AdamW.
     """
 
     betas = Setting(_betas)
@@ -455,9 +454,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay apart from the gradient, p = (1 - lr weight_decay) p (Loshchilov and
-    Hutter 2019).
-    """
+    """Adam with decoupled weight decay, p = (1 - lr weight_decay) p: Loshchilov and Hutter 2019."""
 
     decoupled = True
 
@@ -473,12 +470,11 @@ class AdamW(Adam):
 
 
 class Groups(Optimizer):
-    """Optimizers that step together, each with parameters and settings of its own.
+    """Optimizers that step together, each with its own parameters and settings.
 
     PyTorch's parameter groups: SGD([{"params": kernels}, {"params": others, "weight_decay": 0.0}],
-    lr=0.1, weight_decay=1e-4) makes one of two SGDs, which are its `optimizers`. lr is that of the
-    first; to set it changes all of them in proportion. Raises ValueError for a parameter in two
-    groups.
+    lr=0.1, weight_decay=1e-4) makes two SGDs in one, its `optimizers`. lr is that of the first;
+    setting it changes all of them in proportion. Raises ValueError for a parameter in two groups.
     """
 
     state = {}  # in the optimizers
@@ -508,18 +504,18 @@ class Groups(Optimizer):
         return self.optimizers[0].current_lr
 
     def attach(self, parameters):
-        """Groups keep their parameters: ValueError."""
+        """ValueError: groups keep their parameters."""
         raise ValueError("the groups of this optimizer are of other parameters than the model's: "
                          "make a new one from model.parameters()")
 
     def step(self):
-        """A step of each."""
+        """One step of each optimizer."""
         for one in self.optimizers:
             one.step()
         self.steps += 1
 
     def state_dict(self):
-        """Copies of the states of all, "0.steps", "1.velocity.0" or the like."""
+        """Copies of the states of all optimizers, named "0.steps", "1.velocity.0" and so on."""
         states = {f"{i}.{name}": a for i, one in enumerate(self.optimizers)
                   for name, a in one.state_dict().items()}
         return {"steps": np.array(self.steps), **states}
@@ -539,7 +535,7 @@ class Groups(Optimizer):
 
 
 def _grouped(cls, groups, arguments, options):
-    """Groups of one optimizer for each dict, with the options that it does not set itself."""
+    """Groups with one optimizer per dict; the call's options apply where a dict has none."""
     for group in groups:
         if not isinstance(group, dict) or "params" not in group:
             raise TypeError('a group of parameters is a dict like {"params": [...], "lr": 0.01}, '
@@ -553,11 +549,10 @@ OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, 
 
 
 def clip_grad_norm(parameters, max_norm):
-    """Scale all gradients by one factor so that their joint Euclidean norm is at most max_norm;
-    returns the norm before.
+    """Scale all gradients to a joint Euclidean norm of at most max_norm; returns the old norm.
 
-    To be called between backward() and step(). Pascanu et al. 2013, algorithm 1.
-    Raises ValueError if a gradient is not finite: no factor would help, and no gradient is changed.
+    Call it between backward() and step(). Pascanu et al. 2013, algorithm 1. Raises ValueError if a
+    gradient is not finite, because no factor would help; no gradient is changed then.
     """
     check_number("max_norm", max_norm, above=0)
     parameters = [p for p in _listed(parameters) if p.grad is not None and p.requires_grad]
@@ -568,7 +563,7 @@ def clip_grad_norm(parameters, max_norm):
 
 
 def _within(gradients, max_norm):
-    """(the gradients, scaled to a joint norm of at most max_norm, their norm before)."""
+    """(gradients scaled to a joint norm of at most max_norm, their norm before)."""
     # In float64, where squares of float32 numbers neither overflow nor vanish.
     norm = math.hypot(*(np.linalg.norm(g.astype(np.float64)) for g in gradients))
     if not math.isfinite(norm):
@@ -580,16 +575,12 @@ def _within(gradients, max_norm):
 
 
 def _state_dtype(p):
-    """The dtype of what is kept of a parameter: its own, but float32 for float16, in which an
-    average stands still.
-    """
+    """The dtype of a parameter's state: its own, or float32 for float16, whose averages stall."""
     return np.dtype(np.float32) if p.dtype is HALF else p.dtype
 
 
 class _Block(NamedTuple):
-    """Small parameters side by side: their places, the vector of their numbers, the vectors of
-    their state.
-    """
+    """Small parameters side by side: their places, one vector of numbers, vectors of state."""
 
     places: range
     data: np.ndarray
@@ -597,9 +588,7 @@ class _Block(NamedTuple):
 
 
 def _runs(parameters):
-    """[(start, stop)] of neighbours of one dtype that are small, taken together; none if any two
-    share memory.
-    """
+    """[(start, stop)] of small neighbours of one dtype; none if any two parameters share memory."""
     spans = sorted(_span(p.data) for p in parameters)
     if any(start < end for (_, end), (start, _) in zip(spans, spans[1:])):
         return []

@@ -1,8 +1,8 @@
-"""Learning-rate schedules: functions of the number of steps done (0, 1, 2 ...) that return the
-rate of the next step.
+"""Learning-rate schedules: functions of the number of steps done that return the next rate.
 
-`optim.SGD(lr=WarmUp(CosineDecay(0.1, steps=900), steps=100))`; any other function will do as well.
-They remember nothing: a stopped run goes on with the number of its steps alone.
+`optim.SGD(lr=WarmUp(CosineDecay(0.1, steps=900), steps=100))`; steps count 0, 1, 2 ..., and any
+other function of them works as well. Schedules remember nothing: a stopped run continues from its
+number of steps alone.
 """
 
 import math
@@ -36,9 +36,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """lr, smoothly reduced by factor in the course of so many steps, and again in the next: lr *
-    factor ** (step / steps).
-    """
+    """lr * factor ** (step / steps): lr falls smoothly by factor in each `steps` steps."""
 
     factor: float = 0.1
 
@@ -47,17 +45,16 @@ class ExponentialDecay(Schedule):
 
 
 class StepDecay(ExponentialDecay):
-    """lr, multiplied by factor after every so many steps, all at once: lr * factor ** (step //
-    steps).
-    """
+    """lr * factor ** (step // steps): lr falls by factor at once after every `steps` steps."""
 
     def __call__(self, step):
         return self.lr * self.factor ** (step // self.steps)
 
 
 class CosineDecay(Schedule):
-    """From lr to 0 in so many steps, along half a cosine wave (Loshchilov and Hutter 2017, one
-    period); then 0.
+    """From lr to 0 in `steps` steps along half a cosine wave; then 0.
+
+    Loshchilov and Hutter 2017, one period.
     """
 
     def __call__(self, step):
@@ -66,8 +63,9 @@ class CosineDecay(Schedule):
 
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):
-    """CosineDecay again and again, each time from lr, over so many steps, then factor times as
-    many, and so on (Loshchilov and Hutter 2017, "SGDR").
+    """CosineDecay again and again, each time from lr (Loshchilov and Hutter 2017, "SGDR").
+
+    The first period has `steps` steps, and each is factor times as long as the one before.
     """
 
     factor: float = 1
@@ -87,9 +85,7 @@ class CosineRestarts(Schedule):
 
 @dataclass(frozen=True)
 class PolynomialDecay(Schedule):
-    """From lr to 0 in so many steps, along a power of what is left of the way; then 0. A power of 1
-    is a straight line.
-    """
+    """From lr to 0 in `steps` steps as lr * (1 - step / steps) ** power; then 0."""
 
     power: float = 1.0
 
@@ -99,7 +95,7 @@ class PolynomialDecay(Schedule):
 
 @dataclass(frozen=True)
 class MultiStepDecay(Schedule):
-    """lr, multiplied by factor at each of these steps: MultiStepDecay(0.1, steps=(300, 600))."""
+    """lr, multiplied by factor at each given step: MultiStepDecay(0.1, steps=(300, 600))."""
 
     steps: tuple
     factor: float = 0.1
@@ -117,9 +113,9 @@ class MultiStepDecay(Schedule):
 
 
 class WarmUp(Schedule):
-    """A straight line up to lr, which step `steps` has (Goyal et al.
+    """A straight line up to lr, reached at step number `steps` (Goyal et al. 2017).
 
-    2017). lr: a rate to stay at, or a schedule to start.
+    lr: a rate to stay at, or a schedule to start then.
     """
 
     def __call__(self, step):
@@ -128,11 +124,10 @@ class WarmUp(Schedule):
 
 
 class OneCycle(Schedule):
-    """Up from lr / 25 to lr in 30 % of the steps, then down to lr / 250,000, both along half a
-    cosine wave.
+    """Up from lr / 25 to lr in 30 % of the steps, then down to lr / 250,000.
 
-    Smith and Topin 2018, in PyTorch's form: the last of the `steps` steps has the lowest rate, the
-    momentum stays.
+    Both along half a cosine wave: Smith and Topin 2018, in PyTorch's form. The last step has the
+    lowest rate, and the momentum stays constant.
     """
 
     def __call__(self, step):
@@ -143,5 +138,5 @@ class OneCycle(Schedule):
 
 
 def _cosine(start, end, share):
-    """From start to end along half a cosine wave, this share of the way; from there on end."""
+    """From start to end along half a cosine wave at this share of the way; after it, end."""
     return end + (start - end) * (1 + math.cos(math.pi * min(share, 1))) / 2

@@ -53,9 +53,9 @@ class _OfTheClass(classmethod):
 
 
 class Input:
-    """The shape of one input, in the place of a Sequential's first layer: Input(784), as in Keras.
+    """The shape of one input, in place of a Sequential's first layer: Input(784), as in Keras.
 
-    It is no layer: the model takes the shape and builds its weights.
+    It is not a layer: the model takes the shape and builds its weights.
     """
 
     def __init__(self, shape):
@@ -70,16 +70,20 @@ class Input:
 class Sequential(Module):
     """A model whose layers feed one another.
 
-    layers: a list of Modules, before them perhaps an Input. seed: where initial weights, shuffling
-    and dropout come from, as three independent streams. Layers without random weights draw nothing,
-    so inserting BatchNorm() leaves all Dense weights and the order of the batches as they were. The
-    weights are made when the input's shape is known: from an Input, from the first layer's
-    input_shape, from build(), or from the first data. Call build() before you use the layers one by one: a layer that no model has called draws
-    from no seed.
+    >>> model = Sequential([Input(784), Dense(64, activation="relu"), Dense(10)])
+    >>> model.predict(np.zeros((2, 784))).shape
+    (2, 10)
 
-    `layers` is a list that may be changed; what is new in it is named, drawn from the seed and
-    checked at the next use. Compile again afterwards. model[0] is the first layer, model[:-1] a
-    Sequential of all but the last, the same layers.
+    layers: a list of Modules, optionally after an Input. seed: where initial weights, shuffling and
+    dropout come from, as three independent streams. Layers without random weights draw nothing, so
+    inserting BatchNorm() leaves all Dense weights and the order of the batches unchanged. The
+    weights are made once the input's shape is known: from an Input, from the first layer's
+    input_shape, from build(), or from the first data. Call build() before you use the layers one by
+    one: a layer that no model has called draws from no seed.
+
+    `layers` is a list that may be changed; new layers are named, drawn from the seed and checked at
+    the next use. Compile again afterwards. model[0] is the first layer, model[:-1] a Sequential of
+    all but the last, with the same layers.
     """
 
     setting_checks = {"layers": _layers, "optimizer": _optimizer, "loss": _loss,
@@ -118,7 +122,8 @@ class Sequential(Module):
     def add(self, layer):
         """Append a layer. Compile afterwards: an optimizer trains the layers that it was given.
 
-        ValueError for one that does not fit, if shapes are known; the model is then as before.
+        Raises ValueError for one that does not fit, if shapes are known; the model is then as
+        before.
         """
         if isinstance(layer, Input) and not self.layers:
             self.seen_shape = layer.shape
@@ -168,7 +173,7 @@ class Sequential(Module):
             raise ValueError("a model cannot be a layer of itself, nor of one of its layers")
 
     def _name(self, layer):
-        """dense, dense_1, dense_2 ... as in Keras, unless it has a name."""
+        """Name a layer dense, dense_1, dense_2 ... as in Keras, unless it has a name."""
         kind = type(layer).__name__.lower()
         number, self.kind_counts[kind] = self.kind_counts[kind], self.kind_counts[kind] + 1
         layer.name = layer.name or (f"{kind}_{number}" if number else kind)
@@ -176,7 +181,8 @@ class Sequential(Module):
     def settle_new_layers(self):
         """Take in the layers that are new in the list, and give them this model's random streams.
 
-        At every forward and before the parameters are listed: so the outermost model does it first.
+        Called at every forward and before the parameters are listed, so the outermost model comes
+        first.
         """
         if self.known_layers == self.layers:
             return
@@ -197,7 +203,7 @@ class Sequential(Module):
     def forward(self, x):
         """Send x through all layers.
 
-        A layer's complaint is passed on with where its input came from.
+        A layer's error is passed on with a note on where its input came from.
         """
         if self.known_layers != self.layers:
             self.settle_new_layers()
@@ -257,17 +263,16 @@ class Sequential(Module):
 
     @_OfTheClass
     def load(cls, path):
-        """The model that save wrote, as a new one, to be compiled again. ValueError if damaged."""
+        """The model that save wrote, as a new one to be compiled; ValueError if damaged."""
         from . import saving
         return saving.load(path, Sequential)
 
     def compile(self, optimizer="sgd", loss="cross_entropy", metrics=(), jit_compile=False):
-        """Choose how to train. optimizer: a name, or one of `minidl.optim`. loss, metrics: names or
-        functions.
+        """Choose how to train; returns self.
 
-        Losses on what the last layer returns: "cross_entropy" on logits; "categorical_crossentropy"
-        and "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
-        Returns self.
+        optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions. Losses on
+        what the last layer returns: "cross_entropy" on logits; "categorical_crossentropy" and
+        "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
 
         Compile again after the layers have changed: if the optimizer is the one of the latest fit,
         it takes over the Parameters that the model has now, and starts afresh. jit_compile: whether
@@ -293,8 +298,8 @@ class Sequential(Module):
             sample_weight=None):
         """Train; returns a History. The arguments are those of Keras; see `training.fit`.
 
-        validation_split: the share of the samples, the last ones, to validate on instead of
-        training.
+        validation_split: the share of the samples, taken from the end, that validates and does not
+        train.
         """
         self._need_compile()
         shuffle = as_flag("shuffle")(shuffle)
@@ -312,10 +317,10 @@ class Sequential(Module):
                             take_step=self.compiled_step)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
-        """Loss and metrics in evaluation mode: [loss, metric, ...] as Keras has them, or a dict,
-        or the loss alone.
+        """Loss and metrics in evaluation mode: [loss, metric, ...] as in Keras, or a dict.
 
-        verbose is there for Keras' sake: this is over before a bar could be read.
+        Without metrics, the loss alone. verbose is accepted for Keras' sake: this is over before a
+        bar could be read.
         """
         self._need_compile()
         scores = training.evaluate(
@@ -324,9 +329,9 @@ class Sequential(Module):
         return scores if return_dict else list(scores.values()) if self.metrics else scores["loss"]
 
     def train_on_batch(self, x, y):
-        """One update from one batch; gives its loss before it, or with metrics [loss, metric, ...].
+        """One update from one batch; returns the loss before it, or [loss, metric, ...].
 
-        fit without an epoch around it: for batches of your own making. Its checks take longer than
+        fit without an epoch around it, for batches of your own making. Its checks take longer than
         the step of a small net; training.step has none.
         """
         history = self.fit(x, y, batch_size=len(x), shuffle=False, verbose=0).history
@@ -338,11 +343,12 @@ class Sequential(Module):
         return training.predict(self, x, batch_size)
 
     def save_checkpoint(self, path, epochs):
-        """Write all that a run needs to go on as if it had never stopped: see `checkpoints.py`.
-        epochs: how many are done.
+        """Write all that a run needs to continue as if it had never stopped: see `checkpoints.py`.
 
-        After each of them: fit(..., callbacks=[LambdaCallback(
-            on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
+        epochs: how many are done. To save after each of them:
+
+            fit(..., callbacks=[LambdaCallback(
+                on_epoch_end=lambda epoch, logs: model.save_checkpoint("run.npz", epoch + 1))])
         """
         from . import checkpoints
         self._need_compile()
@@ -350,9 +356,7 @@ class Sequential(Module):
         checkpoints.save_checkpoint(path, self, self.optimizer, epochs)
 
     def load_checkpoint(self, path):
-        """Take over such a file; returns the epochs done: fit(x, y, epochs=10,
-        initial_epoch=model.load_checkpoint(path)).
-        """
+        """Take over such a file; returns the epochs done, for fit(..., initial_epoch=...)."""
         from . import checkpoints
         self._need_compile()
         self._attach()
@@ -367,9 +371,7 @@ class Sequential(Module):
             self.optimizer.attach(to_train(self, self.loss).values())
 
     def explain_batchnorm(self):
-        """Print what each BatchNorm knows of the data, and whether evaluate comes too early: see
-        `inside.explain_batchnorm`.
-        """
+        """Print what each BatchNorm has learned of the data: see `inside.explain_batchnorm`."""
         from .inside import explain_batchnorm
         explain_batchnorm(self)
 
@@ -415,7 +417,5 @@ class Sequential(Module):
 
 
 def _size(module):
-    """How many numbers a module holds, as Keras counts: without integers such as BatchNorm's count
-    of its updates.
-    """
+    """How many floating-point numbers a module holds; as in Keras, counters do not count."""
     return sum(a.size for a in [*module.parameters(), *module.buffers()] if a.dtype.kind == "f")

@@ -33,16 +33,14 @@ from .tensor import Tensor, no_grad
 
 
 class History:
-    """What a run recorded, also one that was interrupted: `fit` returns it, and `model.history` is
-    that of the latest fit.
+    """What a run recorded, even an interrupted one: what `fit` returns and `model.history` holds.
 
     history: one number per epoch for `loss` and each metric, measured in *training* mode while the
-    weights moved, averaged over samples; with validation data also `val_loss` and `val_...`,
+    weights changed, averaged over samples; with validation data also `val_loss` and `val_...`,
     measured in *evaluation* mode after the epoch, and `learning_rate` where a callback sets it.
-    epoch: the epoch numbers. steps: one number per
-    step for `loss`, each metric, and `seconds`, the training time so far (callbacks, validation and
-    progress not counted). history["loss"] is short for history.history["loss"]; print(history)
-    shows a table, a row per epoch.
+    epoch: the epoch numbers. steps: one number per step for `loss`, each metric, and `seconds`, the
+    training time so far (without callbacks, validation and progress). history["loss"] is short for
+    history.history["loss"]; print(history) shows a table with one row per epoch.
     """
 
     callbacks = ()  # those at work, while the run lasts
@@ -64,9 +62,9 @@ class History:
 
     @contextmanager
     def keeping(self, callbacks):
-        """Inside the block callback_states() asks these callbacks, afterwards it has their answer.
+        """Within the block callback_states() asks these callbacks; then it has their answer.
 
-        If this run goes on with that of a checkpoint, the callbacks first take over the states that
+        If this run continues that of a checkpoint, the callbacks first take over the states that
         they had there.
         """
         for name, callback in _by_name(callbacks).items() if self.resumed else ():
@@ -88,7 +86,7 @@ class History:
             self.states, self.callbacks = self.callback_states(), ()
 
     def __getstate__(self):
-        """Copies go without the states of callbacks, which may hold all weights."""
+        """Copies omit the states of callbacks, which may hold all weights."""
         without = ("callbacks",) if self.resumed else ("callbacks", "states")
         return {key: value for key, value in vars(self).items() if key not in without}
 
@@ -139,8 +137,9 @@ class History:
             self.history.setdefault(key, []).append(value)
 
     def to_csv(self, path, steps=False):
-        """Write a table with a header: a row per epoch, or with steps=True a row per step; both
-        count from 0.
+        """Write a table with a header, one row per epoch or, with steps=True, per step.
+
+        Both count from 0.
         """
         from .files import write_csv
 
@@ -152,9 +151,7 @@ class History:
         write_csv(path, table, zip(*table.values()))
 
     def plot(self):
-        """Draw loss and metrics of each epoch, training solid, validation dashed; returns the figure,
-        for `plotting.show`.
-        """
+        """Draw loss and metrics by epoch, validation dashed; returns a figure."""
         if not self.epoch:
             raise ValueError("no epoch was finished, so there is nothing to plot; steps['loss'] "
                              "holds the loss of every step")
@@ -221,18 +218,18 @@ class Callback:
         """After a step; logs has the loss and metrics of this batch."""
 
     def state_dict(self):
-        """{name: number or array} for a checkpoint, so that a run can go on as if never stopped."""
+        """{name: number or array} for a checkpoint, so that a run continues as if never stopped."""
         return {}
 
     def load_state_dict(self, state):
-        """Take over such a dict, of arrays, after on_train_begin of a run that goes on.
+        """Take over such a dict, of arrays, after on_train_begin of a run that continues.
 
         Raise ValueError for what does not fit.
         """
 
 
 def _by_name(callbacks):
-    """{name: callback}, named after their classes, the second EarlyStopping EarlyStopping_1."""
+    """{name: callback}, named after their classes: the second EarlyStopping is EarlyStopping_1."""
     names = [type(callback).__name__ for callback in callbacks]
     numbers = [names[:i].count(name) for i, name in enumerate(names)]
     names = [f"{name}_{n}" if n else name for name, n in zip(names, numbers)]
@@ -245,7 +242,7 @@ HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 class DivergenceError(ArithmeticError):
     """The loss became inf or NaN.
 
-    `.history` holds the run up to there, `.step` and `.layer` say where.
+    `.history` holds the run up to that point, `.step` and `.layer` say where.
     """
 
     def __init__(self, message, history, step, layer):
@@ -264,19 +261,19 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
     loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels)
     as arrays. callbacks: a list of `callbacks.Callback`. rng: shuffles the samples anew each epoch;
     None keeps their order. A last batch of one sample joins the batch before it (see
-    `data.batches`). initial_epoch: where a resumed run goes on; with the same weights, buffers,
-    optimizer and random generators it is the same run, in which callbacks, too, go on with the
+    `data.batches`). initial_epoch: where a resumed run continues; with the same weights, buffers,
+    optimizer and random generators it is the same run, in which callbacks, too, continue with the
     states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
     no terminal), 2 a line per epoch. sample_weight: how much each sample counts in the loss, an
     array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`); in validation all
-    count alike. take_step: called in place of `step`, see `jit.py`; with weights of samples the
+    samples count alike. take_step: called in place of `step`, see `jit.py`; with sample weights the
     engine takes the steps.
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that
-    would not be trained (see `binding.py`), DivergenceError when the loss is no longer finite.
-    Whatever ends the run, Ctrl-C too: model.history has all steps and epochs done until then, and
-    the model can be used and trained on. (Ctrl-C within an update can leave it done for the first
-    parameters only.)
+    would not be trained (see `binding.py`); DivergenceError when the loss is no longer finite.
+    Whatever ends the run, even Ctrl-C, model.history has all steps and epochs done until then, and
+    the model can be used and trained further. (Ctrl-C during an update can leave it done for the
+    first parameters only.)
     """
     from . import checks
     from .checks import binding, health, hooks
@@ -377,12 +374,11 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
 
 
 def step(model, loss, optimizer, xb, yb, measure=None, history=None):
-    """One update of the weights from one batch, in the mode that the model is in; returns the loss
-    before it.
+    """One update of the weights from one batch; returns the loss before it.
 
-    loss: a function of (outputs, labels). measure: called with (outputs, loss) before the update,
-    for metrics. Raises DivergenceError, and updates nothing, when the loss is not finite; history:
-    what it carries.
+    The model stays in the mode that it is in. loss: a function of (outputs, labels). measure:
+    called with (outputs, loss) before the update, for metrics. history: the History that a
+    DivergenceError carries; this error is raised, and nothing updated, when the loss is not finite.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # a divergence is reported once, in words
         outputs = model(xb)
@@ -412,8 +408,7 @@ def _means(logs, sizes):
 
 
 def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
-    """Mean loss and metrics over x, y in evaluation mode, as a dict; the model is left as it was.
-    """
+    """Mean loss and metrics over x, y in evaluation mode, as a dict; the mode is then restored."""
     from . import checks
     loss, metrics = named_loss(loss), named_metrics(metrics)
     batch_size = checks.checked_batch_size(batch_size, 256)
@@ -436,7 +431,7 @@ def _scores(model, x, y, dtype, loss, metrics, batch_size):
 
 
 def predict(model, x, batch_size=256):
-    """The model's outputs for x in evaluation mode, as one array; the model is left as it was."""
+    """The model's outputs for x in evaluation mode, as one array; the mode is then restored."""
     from . import checks
     x, result = checks.checked_inputs(x), None
     batch_size = checks.checked_batch_size(batch_size, 256)
@@ -479,8 +474,9 @@ def _divergence(model, x, optimizer, history):
 
 
 def first_nonfinite(model, x):
-    """The label of the first layer whose weights or output for x hold inf or NaN; buffers are left
-    as they are.
+    """The label of the first layer with inf or NaN in its weights or its output for x.
+
+    Buffers are left as they are.
     """
     found, saved = [], model.state_dict()  # a training-mode forward moves running statistics
 

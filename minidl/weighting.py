@@ -1,7 +1,7 @@
 """Samples that count more or less than others: Keras' sample_weight and class_weight.
 
-fit then trains on places instead of labels: the loss looks up there both the labels and how much
-each sample counts.
+fit then trains on places instead of labels: the loss looks up both the labels and the weight of
+each sample there.
 """
 
 import inspect
@@ -61,7 +61,7 @@ def _weights(y, sample_weight, class_weight):
 
 
 def _of_classes(y, table):
-    """The weight of each sample's class; of one that the table lacks, 1."""
+    """The weight of each sample's class; 1 for a class that the table lacks."""
     if not isinstance(table, dict) or not all(
             is_whole(k) and k >= 0 and is_number(w) for k, w in table.items()):
         raise TypeError("class_weight is a dict {class number: weight}, {0: 1.0, 1: 5.0} for "
