@@ -1,8 +1,8 @@
-"""The console: progress on stderr, text tables, and streams that are closed, full or too poor for a
-character.
+"""The console: progress on stderr, text tables, and output streams that fail.
 
-Progress is a bar on a terminal or in a notebook, plain lines everywhere else. A stream that fails
-is one sentence, no traceback.
+Progress is a bar on a terminal or in a notebook, plain lines everywhere else. A stream may be
+closed, full, or unable to show a character; one that fails ends the program with one sentence, not
+a traceback.
 """
 
 import atexit
@@ -27,9 +27,9 @@ def in_browser():
 
 
 class NotebookOutput:
-    """One output of a notebook, written to as to a terminal: \\r begins its last line anew.
+    """One output of a notebook, written to like a terminal: \\r starts its last line again.
 
-    It needs no widgets, and what is written to it is not red, as what goes to stderr is.
+    It needs no widgets, and its text is not red, as that of stderr is.
     """
 
     def __init__(self):
@@ -57,11 +57,10 @@ class NotebookOutput:
 
 
 class Progress:
-    """Shows training on stderr: a bar on a terminal or in a notebook, else one plain line per
-    epoch.
+    """Shows training on stderr: a bar on a terminal or in a notebook, else one line per epoch.
 
-    On a terminal the numbers come first, and what does not fit its width is the bar. A line with
-    all numbers stays of each epoch, wrapped where it is too long.
+    On a terminal the numbers come first, and the bar takes what width is left. Of each epoch one
+    line with all its numbers stays, wrapped where it is too long.
     """
 
     def __init__(self, epochs, samples, batch_size, verbose):
@@ -92,9 +91,7 @@ class Progress:
             self.bar.set_description_str(f"{numbers} - {place}")
 
     def finish(self, logs):
-        """The epoch is over: a line with all its numbers stays, wrapped where the terminal is too
-        narrow for it.
-        """
+        """The epoch is over: a line with all its numbers stays, wrapped on a narrow terminal."""
         steps = ""
         if self.bar is not None:
             self._show(logs)
@@ -105,9 +102,7 @@ class Progress:
                   f"{format_logs(logs)}", file=self.output or sys.stderr, flush=True)
 
     def pause(self):
-        """Clear the line of an open bar, for something else to be printed; the next step draws it
-        again.
-        """
+        """Clear the line of an open bar for other output; the next step draws it again."""
         if self.bar is not None and not in_notebook():
             self.bar.clear()
 
@@ -125,8 +120,9 @@ def shows_bars():
 
 
 def bar(output=None, **options):
-    """A tqdm bar that is ASCII where the terminal cannot show block characters, and absent where
-    there is no terminal. output: in a notebook, the NotebookOutput to draw it in.
+    """A tqdm bar: ASCII where the terminal cannot show blocks, none where there is no terminal.
+
+    output: in a notebook, the NotebookOutput to draw it in.
     """
     from tqdm import tqdm
     encoding = getattr(sys.stderr, "encoding", None) or "ascii"
@@ -155,9 +151,7 @@ def format_number(value):
 
 
 def table(rows, left=1):
-    """Rows of texts as lines with aligned columns: so many on the left side, the others on the
-    right.
-    """
+    """Rows of texts as aligned lines: the first `left` columns flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) if i < left else cell.rjust(width)
                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
@@ -180,10 +174,10 @@ def drop_typed():
 # --- Streams that fail ----------------------------------------------------------------------------
 
 def repair():
-    """Make all three usable: a closed one becomes the null device, what stdout cannot show a ?.
+    """Make all three streams usable: a closed one becomes the null device.
 
-    Python has None for a stream that was closed (`>&-`), and the next file that is opened would get
-    its number.
+    What stdout cannot show becomes a ?. Python has None for a stream that was closed (`>&-`), and
+    the next file opened would get its number.
     """
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for name in closed:
@@ -199,7 +193,7 @@ def repair():
 def lost(error=None):
     """The OSError that keeps what was printed from being written, or None; the rest is dropped.
 
-    error: an exception that perhaps came from there, with nothing left to write; then an empty line
+    error: an exception that may come from stdout and leave nothing to write; an empty line then
     tells.
     """
     try:
@@ -214,7 +208,7 @@ def lost(error=None):
 
 
 def sentence(error):
-    """What to say of it."""
+    """The sentence that reports such an error."""
     if isinstance(error, BrokenPipeError):
         return "stopped: the program that was reading the output has ended"
     return f"stopped: the output cannot be written ({error.strerror})"
@@ -222,10 +216,9 @@ def sentence(error):
 
 @contextmanager
 def guarded(all_said=False):
-    """A program's work; where its output cannot be written, it ends in a sentence, with code 1.
+    """Run a program; where its output cannot be written, end it with a sentence and exit code 1.
 
-    all_said: whoever stops reading, as in `| head`, has read enough, and the program ends without a
-    word.
+    all_said: a reader that stops, as in `| head`, has read enough: end without a word.
     """
     repair()
     end = None

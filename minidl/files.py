@@ -1,10 +1,10 @@
 """Files: write them whole or not at all, read them as if somebody had broken them.
 
 Named arrays go to .npz or .safetensors and never through pickle, so that no file can run code. A
-reader first takes the file's bytes, which gives the usual OSErrors, then parses them: whatever is
-wrong with the content is a ValueError that names file and fault. What the file announces is bounded
-before anything is allocated (`_check_announced`), by its own size or by what is known of it; every
-parser works in a time and a memory that grow with the file, no faster.
+reader first takes the file's bytes, which raises the usual OSErrors, then parses them: whatever is
+wrong with the content is a ValueError that names file and fault. Announced sizes are bounded before
+anything is allocated (`_check_announced`), by the file's own size or by what is known of it; the
+time and memory of every parser grow no faster than the file.
 """
 
 import csv
@@ -148,9 +148,9 @@ def _sync(folder):
 
 
 def clean(text, most=300):
-    """Text from a file or a server for a message: no control characters, cut to so many characters.
+    """Text from a file or a server, for a message: no control characters, cut to `most` characters.
 
-    Escape codes would reach the terminal, line breaks and marks of writing direction would fake a
+    Escape codes would reach the terminal; line breaks and marks of writing direction would fake a
     message.
     """
     text = str(text)
@@ -159,7 +159,7 @@ def clean(text, most=300):
 
 
 def listed(names, most=10):
-    """Names from a file for a message, cleaned: so many of them, and how many more there are."""
+    """Names from a file, for a message: cleaned, at most `most`, and the number of others."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(clean(name, 80) for name in names[:most]) + more
@@ -184,9 +184,7 @@ def expanded(path):
 
 @contextmanager
 def blaming(what):
-    """Turn any error of the block into a ValueError that begins with what, the file or the part of
-    it at fault.
-    """
+    """Turn any error of the block into a ValueError that begins with what is at fault."""
     try:
         yield
     except Exception as error:  # broken content fails in a dozen ways in gzip, zipfile and zlib
@@ -240,9 +238,7 @@ def quoted(name):
 
 
 def _array(data, dtype, shape, order="C"):
-    """A writable array in this machine's byte order, copied from data, which must be as long as
-    dtype and shape say.
-    """
+    """A writable array in this machine's byte order, from data as long as dtype and shape say."""
     if len(shape) > 64 or not all(type(n) is int and 0 <= n < 2 ** 63 for n in shape):
         raise ValueError(f"not the shape of an array: {clean(shape)}")
     expected = math.prod(shape) * dtype.itemsize
@@ -253,13 +249,13 @@ def _array(data, dtype, shape, order="C"):
 
 
 def read_idx(path, most=math.inf):
-    """The uint8 array, read-only, in an IDX file: 0, 0, type, number of dimensions, sizes as
-    big-endian uint32, data.
+    """The uint8 array in an IDX file, read-only.
 
-    gzip is recognised by its first bytes, not by the name. most: bytes of the unpacked file, where
-    it is known how large it can be. Raises ValueError for all but 1 to 4 dimensions of unsigned
-    bytes, for more or less data than announced, and where more is announced than most, or than 1
-    MiB + 200 times the file's size.
+    The file: 0, 0, type, number of dimensions, sizes as big-endian uint32, data. gzip is recognised
+    by its first bytes, not by the name. most: bytes of the unpacked file, if its largest possible
+    size is known. Raises ValueError for all but 1 to 4 dimensions of unsigned bytes, for more or
+    less data than announced, and where more is announced than most, or than 1 MiB + 200 times the
+    file's size.
     """
     return parse_idx(_content(path, packed(most)), path, most)
 
@@ -294,9 +290,7 @@ def parse_idx(content, source, most=math.inf):
 
 
 def idx_bytes(array):
-    """The IDX file of a uint8 array as bytes, not gzipped: of these the published checksums of
-    MNIST's files are made.
-    """
+    """The IDX file of a uint8 array as bytes, not gzipped: MNIST's checksums are of these."""
     if array.dtype != np.uint8 or not 1 <= array.ndim <= 4:
         raise ValueError(f"an IDX file holds 1 to 4 dimensions of uint8, not {array.ndim} of "
                          f"{array.dtype}")
@@ -310,20 +304,17 @@ def idx_parts(array):
 
 
 def save(path, arrays):
-    """Write a dict of name -> array into a .npz or .safetensors file, whole or not at all; `load`
-    gives it back.
+    """Write a dict of name -> array to a .npz or .safetensors file, whole or not at all.
 
-    Arrays are of bool, integers or floats up to 64 bits, of any shape. Raises ValueError for
-    others, for names that some format cannot hold and for another suffix; an old file is then
-    untouched.
+    `load` reads it back. Arrays are of bool, integers or floats up to 64 bits, of any shape. Raises
+    ValueError for others, for names that some format cannot hold and for another suffix; an old
+    file is then untouched.
     """
     (write_npz if checked_suffix(path) == ".npz" else write_safetensors)(path, arrays)
 
 
 def load(path):
-    """The dict of name -> array in a .npz or .safetensors file; ValueError if it is damaged or has
-    another suffix.
-    """
+    """The dict of name -> array in a .npz or .safetensors file; else ValueError."""
     return (read_npz if checked_suffix(path) == ".npz" else read_safetensors)(path)
 
 
@@ -337,9 +328,7 @@ def checked_suffix(path):
 
 
 def _storable(path, arrays):
-    """The arrays in C order and little-endian; ValueError for names or dtypes that a format here
-    cannot hold.
-    """
+    """The arrays in C order, little-endian; ValueError for other names or dtypes."""
     result = {}
     for name, value in arrays.items():
         with blaming(f"cannot save to {path}"):
@@ -376,8 +365,7 @@ def read_npz(path, most=math.inf):
 
 
 def unzipped(archive, member, most):
-    """The bytes of a member of an open zip file, stored or deflated; ValueError for more than most.
-    """
+    """The bytes of a member of an open zip file, stored or deflated; ValueError beyond most."""
     if member.file_size > most:
         raise ValueError(f"it announces {member.file_size:,} bytes, at most {most:,} can be right")
     # Those of bzip2 and lzma take memory as they like.
@@ -431,11 +419,10 @@ def _npy_fields(text):
 
 
 def write_npz(path, arrays):
-    """Write a dict of name -> array as npz, whole or not at all: stored, not deflated, since
-    weights do not shrink.
+    """Write a dict of name -> array as npz, whole or not at all.
 
-    `np.load` reads it, too. Equal arrays in equal order make equal bytes: the date in the file is
-    always 1980.
+    Stored, not deflated, because weights do not shrink. `np.load` reads it too. Equal arrays in
+    equal order make equal bytes: the date in the file is always 1980.
     """
     arrays = _storable(path, arrays)
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -447,10 +434,10 @@ def write_npz(path, arrays):
 def read_safetensors(path):
     """The dict of name -> array in a safetensors file, in the order of their data.
 
-    That is the header's length (8 bytes, little-endian), the header (JSON), the arrays' bytes, all
-    little-endian; see https://huggingface.co/docs/safetensors. Raises ValueError that names file,
-    array and fault: a header that is longer than the file, no JSON or ambiguous, unknown dtypes,
-    impossible shapes, data that overlap or leave holes.
+    The format: the header's length (8 bytes, little-endian), the header (JSON), the arrays' bytes,
+    all little-endian; see https://huggingface.co/docs/safetensors. Raises ValueError that names
+    file, array and fault: a header that is longer than the file, not JSON or ambiguous, unknown
+    dtypes, impossible shapes, data that overlap or leave holes.
     """
     content = memoryview(_content(path))
     arrays, position = {}, 0
@@ -478,11 +465,10 @@ def read_safetensors(path):
 
 
 def _parse_header(text):
-    """{name: (begin, end, dtype, shape)} of a safetensors header; its metadata are checked and
-    forgotten.
+    """{name: (begin, end, dtype, shape)} of a safetensors header; its metadata are only checked.
 
-    One entry after the other: JSON that is none of this would take thirty times its size before one
-    could look at it.
+    One entry after the other: malicious JSON would take thirty times its size before one could look
+    at it.
     """
     header, entries = _Header(text), {}
     dtypes = {code: np.dtype(name).newbyteorder("<") for name, code in DTYPES.items()}
@@ -508,9 +494,7 @@ def _parse_header(text):
 
 
 class _Header:
-    """A place in the text of a JSON header; each method reads what must stand there and moves
-    behind it.
-    """
+    """A place in the text of a JSON header; each method reads what must follow."""
 
     def __init__(self, text):
         self.text, self.at = text, 0
@@ -536,9 +520,7 @@ class _Header:
         return text
 
     def keys(self):
-        """Yield the keys of an object one by one; whoever takes the next has read the value of this
-        one.
-        """
+        """Yield the keys of an object one by one; the caller reads the values in between."""
         self.expect("{")
         if self.take("}"):
             return
@@ -551,9 +533,7 @@ class _Header:
             self.expect(",")
 
     def entry(self):
-        """The dict of one array: it holds no further dict, so its end is the next brace, and that
-        is near.
-        """
+        """The dict of one array: it holds no dict, so it ends at the next brace, nearby."""
         self.skip()
         begin, end = self.at, self.text.find("}", self.at, self.at + MOST_ENTRY) + 1
         if not self.text.startswith("{", begin) or not end:
@@ -588,11 +568,11 @@ def _check_metadata(metadata):
 
 
 def write_safetensors(path, arrays, metadata=None):
-    """Write a dict of name -> array as safetensors, whole or not at all; metadata: a dict of str ->
-    str for other readers.
+    """Write a dict of name -> array as safetensors, whole or not at all.
 
-    Arrays with the largest items come first, then in order of their names, and the header is padded
-    with spaces: every array begins at a multiple of its item size, as the format asks.
+    metadata: a dict of str -> str for other readers. Arrays with the largest items come first, then
+    in order of their names, and the header is padded with spaces: every array begins at a multiple
+    of its item size, as the format asks.
     """
     _check_metadata(metadata or {})
     arrays = sorted(

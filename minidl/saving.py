@@ -35,9 +35,10 @@ MOST_IN_WINDOWS = 2 ** 26  # numbers in all windows of a convolution, more only 
 def save(path, model, cls):
     """Write a model of the class cls, Sequential.
 
-    Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten, Conv2D, the
-    poolings and Sequentials of them, with their names and weights, and what is frozen. Not written: optimizer, loss, metrics,
-    hooks, seeds. ValueError for any other layer, before a file is touched.
+    What is written: Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten, Conv2D, the
+    poolings and Sequentials of them, with their names and weights, and what is frozen. What is not:
+    optimizer, loss, metrics, hooks, seeds. ValueError for any other layer, before a file is
+    touched.
     """
     if type(model) is not cls:
         raise ValueError(f"cannot save a whole {type(model).__name__}, only a plain "
@@ -155,7 +156,7 @@ def _shapes(layer):
 def _check_windows(layers, shape, size):
     """ValueError where a convolution of an image of this shape would take much memory.
 
-    size: how many numbers there are in the file. Pooling is not counted on to make images smaller.
+    size: how many numbers the file holds. Pooling is not relied on to make images smaller.
     """
     convolutions = [layer for layer in layers if isinstance(layer, Conv2D)]
     margin = sum(2 * layer.zeros for layer in convolutions)

@@ -1,5 +1,4 @@
-"""What can be known before the first step: losses and metrics by name, and whether data, labels and
-settings fit.
+"""What can be known before the first step: do data, labels and settings fit?
 
 Each check looks at all samples, but copies no more than a batch of them.
 """
@@ -31,8 +30,7 @@ def outputs_of(model, batch, x):
 
 
 def checked(model, x, y, loss, differentiable=False):
-    """(x, y, example): x and y as arrays, once everything about them is known to fit, and the
-    outputs for one sample.
+    """(x, y, example): x and y as checked arrays, and the outputs for one sample.
 
     Builds the model. x keeps its dtype: each batch is converted to that of the example.
     differentiable: whether the loss must have a gradient.
@@ -80,8 +78,9 @@ after the other, from a generator or a DataLoader, write the loop:
 
 
 def _try_loss(loss, example, y, differentiable):
-    """Find labels that do not fit, and losses that are none, before any step: on a few rows, the
-    extreme labels among them.
+    """Try the loss on a few rows, those of extreme labels included, before any step.
+
+    This finds labels that do not fit, and functions that are no loss.
     """
     rows = {*range(0, len(y), -(-len(y) // 16))}
     if y.size:
@@ -117,8 +116,7 @@ def _try_loss(loss, example, y, differentiable):
 
 
 def as_array(x):
-    """The array of a Tensor, a list, a data frame or an array; of a memory map without reading it.
-    """
+    """The array of a Tensor, list, data frame or array; a memory map is not read."""
     if isinstance(x, Tensor):
         return x.data
     try:
@@ -159,7 +157,7 @@ def _first_nonfinite(x):
 
 
 def checked_validation_data(model, pair, loss, metrics, example):
-    """(x, y) of validation data, checked as `checked` does; errors say that it is they."""
+    """(x, y) of validation data, checked as in `checked`; errors say which data they are about."""
     try:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             three = isinstance(pair, (tuple, list)) and len(pair) == 3
@@ -172,10 +170,9 @@ def checked_validation_data(model, pair, loss, metrics, example):
 
 
 def hold_out(x, y, share):
-    """((x, y), (x_held_out, y_held_out)): the last samples are held out, as views; the number is
-    rounded as in `data.split`.
+    """((x, y), (x_held_out, y_held_out)): the last samples are held out, as views.
 
-    Raises ValueError if either part would be empty.
+    The number is rounded as in `data.split`. Raises ValueError if either part would be empty.
     """
     if not is_number(share) or not 0 <= share < 1:
         raise ValueError("validation_split is a share of the samples, from 0 up to but not 1, got "

@@ -1,4 +1,4 @@
-"""What fit makes sure of before it trains: that each parameter which shall be trained will be."""
+"""What fit ensures before it trains: that each parameter that should be trained will be."""
 
 from inspect import getclosurevars, isfunction
 from types import ModuleType
@@ -17,7 +17,7 @@ MODELESS = (Dense, Activation, Flatten, LayerNorm, AveragePool2D, GlobalAverageP
 
 
 def check(model):
-    """ValueError for what fit would undo or leave untrained without a word, whatever the optimizer.
+    """ValueError for what fit would silently undo or leave untrained, whatever the optimizer.
 
     A part in evaluation mode in a model that is not, since fit switches all of it to training mode;
     and Parameters and layers in plain objects and functions, where no model looks for its parts.
@@ -44,8 +44,9 @@ def check(model):
 def bind(optimizer, model, loss):
     """Give the parameters of model and loss to an optimizer that has none.
 
-    ValueError if one that has some lacks any of these, or has others: then something would not be
-    trained. Frozen parameters may be missing: who trains a part on purpose freezes the rest.
+    ValueError if an optimizer that has some lacks any of these, or has others: then something would
+    not be trained. Frozen parameters may be missing: whoever trains a part on purpose freezes the
+    rest.
     """
     parameters = to_train(model, loss)
     if not any(p.requires_grad for p in parameters.values()):
@@ -89,7 +90,7 @@ def to_train(model, loss):
 
 
 def _differences(optimizer, parameters):
-    """(names it does not hold, Parameters the model has not, names in another shape)."""
+    """(names it does not hold, Parameters the model lacks, names in another shape)."""
     own, held = {id(p) for p in parameters.values()}, {id(p) for p in optimizer.parameters}
     states = zip(optimizer.parameters, *optimizer.state.values())
     grown = {id(p) for p, *arrays in states if any(a.shape != p.shape for a in arrays)}

@@ -1,9 +1,8 @@
-"""Runs that cannot go well: what data, first step and first epochs tell, each in one line with a
-remedy, by warnings.warn.
+"""Runs that cannot go well: warnings from the data, the first step and the first epochs.
 
-A warning needs evidence that no healthy run has. It is looked for before the first step, after it,
-and after an epoch, never in every step; what the network receives counts, not what was given to
-fit: a layer may scale it first.
+Each is one line with a remedy, by warnings.warn, and needs evidence that no healthy run has. It is
+looked for before the first step, after it, and after an epoch, never in every step; what counts is
+what the network receives, not what was given to fit: a layer may scale it first.
 """
 
 import math
@@ -41,9 +40,7 @@ def say(text):
 
 @contextmanager
 def probing(model):
-    """Collect, while one sample goes through: a list of (module, its first input as an array, its
-    output as an array).
-    """
+    """Collect [(module, its first input, its output)], as arrays, while one sample goes through."""
     seen = []
 
     def look(part, inputs, y):
@@ -66,8 +63,9 @@ def probing(model):
 
 
 def _activation(part):
-    """The function that ends a Dense or an Activation; None for other parts, and for one that no
-    table can hold.
+    """The function that ends a Dense or an Activation; None for other parts.
+
+    Also for a function that no table can hold, one without a hash.
     """
     function = (
         part.activation
@@ -149,9 +147,7 @@ class Watch:
         return found
 
     def _last_axes(self):
-        """BatchNorms that get (n, time, features) from a Dense, and would take the time for the
-        features.
-        """
+        """BatchNorms that get (n, time, features) from a Dense, and would normalise over time."""
         features_last = []  # outputs of a Dense, also behind activations
         for part, a, y in self.seen:
             behind = any(a is each for each in features_last)

@@ -6,8 +6,9 @@ import re
 
 
 def check_callbacks(callbacks, base):
-    """The callbacks, instances of the class base, as a list; TypeError for what is none, and for
-    methods that fit would never call, or could not.
+    """The callbacks, instances of the class base, as a list; TypeError for anything else.
+
+    Also for methods that fit would never call, or could not.
     """
     callbacks = [] if callbacks is None else callbacks
     if not isinstance(callbacks, (list, tuple)) or not all(
@@ -52,9 +53,7 @@ def check_callbacks(callbacks, base):
 
 
 def _looks_like_a_hook(name, hooks):
-    """on_batch_end, on_epochs_end, on_test_begin, onEpochEnd, epoch_end; but on_improvement may be
-    a method of one's own.
-    """
+    """on_batch_end, on_test_begin, onEpochEnd, epoch_end ..., but not on_improvement."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().strip("_")
     if words.startswith("on_"):
         return not name.startswith("_") and re.search(
@@ -64,9 +63,7 @@ def _looks_like_a_hook(name, hooks):
 
 
 def may_add_numbers(callback):
-    """Whether on_epoch_end might write into the logs; not if it never uses the argument that holds
-    them.
-    """
+    """Whether on_epoch_end might write into the logs: not if it never uses that argument."""
     kind = type(callback)
     if kind.__module__ == "minidl.callbacks" and kind.__name__ != "LambdaCallback":
         return False
