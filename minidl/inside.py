@@ -1,7 +1,6 @@
-"""Looking inside a network: `record` what its layers do while it trains, `explain` a gradient,
-`explain_batchnorm`.
+"""Looking inside a network: `record` its training, `explain` a gradient, `explain_batchnorm`.
 
-They look on and change nothing: a recorded training ends in the same weights, bit for bit.
+They observe and change nothing: a recorded training ends in the same weights, bit for bit.
 """
 
 import numpy as np
@@ -20,24 +19,23 @@ FLAT = {"relu": lambda y: y == 0,
 
 
 class record:
-    """Record what happens inside a model while it trains in this block, with `fit` or any other
-    loop:
+    """Record what happens inside a model while it trains in this block:
 
         with record(model) as log:
             model.fit(x, y)
         log.summary()
         log["activation_1", "std"]  # an array, one number per step
 
-    A step is a forward in training mode and its backward; every=10 records each tenth. `log.steps`:
-    their numbers, from 0. Rows: `log.layers`, the parts without parts of their own, in order of use
-    (of a layer used twice in a step the last use counts), and `log.parameters`, such as
-    "dense.kernel". Statistics: "mean", "std", "norm" of a layer's output, or of a parameter before
-    its update, and of the gradient there: "grad_mean", "grad_std", "grad_norm". For layers also the
-    percentiles "p5", "p50", "p95", "grad_p5" ..., and "saturation": the share of outputs where ReLU
-    is 0, or sigmoid or tanh in the outer 5 % of its range at either end. For parameters also
-    "update_ratio": |update| / |weights| in Euclidean norms, often near 1e-3 when training goes
-    well. NaN where there is none: the loss on a softmax works on the logits, so the softmax itself
-    gets no gradient.
+    Any loop will do in place of fit. A step is a forward in training mode and its backward;
+    every=10 records every tenth. `log.steps`: their numbers, from 0. Rows: `log.layers`, the parts
+    without parts of their own, in order of use (of a layer used twice in a step, the last use
+    counts), and `log.parameters`, such as "dense.kernel". Statistics: "mean", "std", "norm" of a
+    layer's output, or of a parameter before its update, and of the gradient there: "grad_mean",
+    "grad_std", "grad_norm". For layers also the percentiles "p5", "p50", "p95", "grad_p5" ..., and
+    "saturation": the share of outputs where ReLU is 0, or sigmoid or tanh is in the outer 5 % of
+    its range at either end. For parameters also "update_ratio": |update| / |weights| in Euclidean
+    norms, often near 1e-3 when training goes well. NaN stands for a missing number: the loss on a
+    softmax works on the logits, so the softmax itself gets no gradient.
     """
 
     def __init__(self, model, every=1):
@@ -146,9 +144,7 @@ class record:
 
 
 def _statistics(x, percentiles=()):
-    """{statistic: number} of an array or None, in float64, where the square of a small gradient is
-    not 0.
-    """
+    """{statistic: number} of an array or None, in float64, where small squares are not 0."""
     x = np.asarray(np.nan if x is None else x, np.float64).reshape(-1)
     with np.errstate(over="ignore", invalid="ignore"):
         values = {"mean": x.mean(), "std": x.std(), "norm": np.sqrt(x @ x)}
@@ -160,12 +156,11 @@ def _statistics(x, percentiles=()):
 
 
 def explain(loss, wrt):
-    """Print the ops from the loss back to wrt, a Parameter or a result, with the gradient at each
-    output: norm, mean |entry|.
+    """Print the ops from the loss back to wrt, with the norm and mean |entry| of each gradient.
 
-    They stand in the order of the backward walk; `leads to` gives the numbers of those that come
-    next. The graph is kept: backward() still works afterwards. Raises RuntimeError when it is
-    already freed, ValueError when there is no path.
+    wrt: a Parameter or a result. The ops stand in the order of the backward walk; `leads to` lists
+    the numbers of those that come next. The graph is kept: backward() still works afterwards.
+    Raises RuntimeError when it is already freed, ValueError when there is no path.
     """
     found = walk(loss, starting_gradient(loss), everything=True)
     target = wrt.node or wrt
@@ -210,12 +205,12 @@ def explain(loss, wrt):
 
 
 def explain_batchnorm(model):
-    """Print, per BatchNorm layer, how far the running statistics, used in evaluation, are from the
-    latest training batch's.
+    """Print how far each BatchNorm's running statistics are from its latest training batch.
 
-    start: what the initial mean 0 and variance 1 still weigh, (1 - momentum) ^ updates. mean gap:
-    |running mean - batch mean| / batch standard deviation, the mean over features. std ratio:
-    running / batch. Warns where start exceeds 5 %.
+    The running statistics are those of evaluation. start: the weight that the initial mean 0 and
+    variance 1 still have, (1 - momentum) ^ updates. mean gap: |running mean - batch mean| / batch
+    standard deviation, averaged over features. std ratio: running / batch. Warns where start
+    exceeds 5 %.
     """
     rows, warnings = [], []
     for path, layer in model.named_modules():

@@ -1,7 +1,6 @@
-"""The way on: the same model in PyTorch or Keras, where GPUs and clusters wait, and back from
-PyTorch.
+"""The same model in PyTorch or Keras, with their GPUs and clusters, and back from PyTorch.
 
-PyTorch and Keras are imported only when called for; minidl itself needs neither.
+PyTorch and Keras are imported only when needed; minidl itself needs neither.
 """
 
 from functools import partial
@@ -72,8 +71,7 @@ BUFFERS = {
 
 
 def to_torch(model):
-    """A torch.nn.Sequential with copies of model's weights and buffers, of the same dtype and in
-    the same mode.
+    """A torch.nn.Sequential with copies of model's weights and buffers, in the same dtype and mode.
 
     model: a Sequential or one layer. Outputs, gradients and running statistics agree with those
     here; dropout draws other numbers. Nested Sequentials become one row, a Dense with an activation
@@ -98,7 +96,7 @@ def to_torch(model):
 
 
 def from_torch(module):
-    """The way back: a Sequential from a torch.nn.Sequential, also a nested one, or from one module.
+    """The way back: a Sequential from a torch.nn.Sequential (even a nested one) or one module.
 
     Softmax(dim=1) is taken for one over the last axis, which it is for inputs (n, classes). Where
     the first module does not tell the shape of an input, build(input_shape) or the first batch
@@ -126,13 +124,12 @@ def from_torch(module):
 
 
 def to_keras(model):
-    """A keras.Sequential with copies of model's weights and the same outputs. model, errors: as in
-    `to_torch`.
+    """A keras.Sequential with copies of model's weights and the same outputs.
 
-    Two things differ if it is trained on: Keras averages the biased variance of a batch, minidl the
-    unbiased one, and momentum=None, the plain average, becomes Keras' own 0.99. Images stay (n,
-    channels, height, width). With gelu or leaky_relu, whose forms here are not Keras' own, Keras
-    can save the weights but not the model.
+    model, errors: as in `to_torch`. Two things differ if it is trained on: Keras averages the
+    biased variance of a batch, minidl the unbiased one, and momentum=None, the plain average,
+    becomes Keras' own 0.99. Images stay (n, channels, height, width). With gelu or leaky_relu,
+    whose forms here are not Keras' own, Keras can save the weights but not the model.
     """
     row = _row(model, "to_keras")
     if getattr(model, "input_shape", None) is None:
@@ -218,7 +215,7 @@ def _layer(nn, module):
 
 
 def _to_theirs(array):
-    """A kernel with PyTorch's order of axes: outputs first, and the window of a convolution last."""
+    """A kernel in PyTorch's order of axes: outputs first, a convolution's window last."""
     return array.T if array.ndim < 4 else array.transpose(3, 2, 0, 1)
 
 
@@ -236,7 +233,7 @@ def _is_plain(module):
 
 
 def _keras_convolution(keras, layer):
-    """The padding as Keras' own where it has one, else as a layer before it."""
+    """A Keras Conv2D, with Keras' own padding where it has one, else with a layer before it."""
     layers = keras.layers
     same = layer.stride == 1 and 2 * layer.zeros == layer.kernel_size - 1
     convolution = layers.Conv2D(

@@ -1,6 +1,4 @@
-"""What the lesson scripts share: settings from the environment, and CHECK lines that decide the
-exit code.
-"""
+"""What the lesson scripts share: settings from the environment, and CHECK lines that can fail."""
 
 import json
 import math
@@ -52,8 +50,9 @@ class Lesson:
             ) from None
 
     def load_data(self):
-        """((x_train, y_train), (x_test, y_test)) of the chosen data set; ends the script if it is
-        missing, saying why.
+        """((x_train, y_train), (x_test, y_test)) of the chosen data set.
+
+        Ends the script, saying why, if it is missing.
         """
         try:
             train, test = data.load(self.dataset)
@@ -69,14 +68,12 @@ class Lesson:
         return train, test
 
     def show(self, fig, name):
-        """Show a figure (see `plotting.show`), saved as figures/<lesson>-<name>.png, and keep its
-        numbers for `finish`.
-        """
+        """Show a figure, saved as figures/<lesson>-<name>.png; keep its numbers for `finish`."""
         self.figures[name] = plotting.numbers(fig)
         plotting.show(fig, f"{self.name}-{name}")
 
     def seeds(self, n):
-        """n seeds, at most 1000, that no other $MINIDL_SEED gives."""
+        """n seeds, at most 1000, that no other $MINIDL_SEED yields."""
         if not is_whole(n) or not 1 <= n <= 1000:
             raise ValueError(f"seeds takes a whole number from 1 to 1000, got {n!r}")
         return [1000 * self.seed + i for i in range(n)]
@@ -136,8 +133,9 @@ class Lesson:
         print(f"CHECK {name}: measured {text}, required {required}, {verdict}")
 
     def finish(self):
-        """Sum up; write checks, predictions and the numbers behind the figures to
-        figures/<lesson>.json; exit code 1 if a check failed.
+        """Sum up, and end with exit code 1 if a check failed.
+
+        Writes checks, predictions and the numbers behind the figures to figures/<lesson>.json.
         """
         record = {
             "lesson": self.name,
@@ -160,8 +158,7 @@ class Lesson:
 
 
 def negative_control():
-    """With $MINIDL_BN=identity, keep every BatchNorm of this program from normalising, and say so.
-    """
+    """With $MINIDL_BN=identity, keep BatchNorm in this program from normalising, and say so."""
     if _switch("MINIDL_BN", "identity"):
         print("MINIDL_BN=identity: BatchNorm does not normalise in this run; what is claimed "
               "of it should fail")
@@ -177,8 +174,9 @@ def scale_and_shift(layer, x):
 
 
 def ratio(slow, fast, limit):
-    """(slow / fast, text): how many times more; where slow was not reached within the limit, a
-    lower bound as text.
+    """(slow / fast, text): how many times more; a lower bound as text where slow is not reached.
+
+    limit: how far slow was followed.
     """
     slow, fast = np.median(slow), np.median(fast)
     if fast == 0:
@@ -194,8 +192,8 @@ def ratio(slow, fast, limit):
 def written(number, digits=2, sign=False):
     """A number as people write it in a sentence: 1,650, −0.013, 4 × 10¹⁹.
 
-    digits: how many of them count. sign: a plus, too. Numbers below 0.001 and from a million on get
-    a power of ten; what rounds to 0 is 0 and never −0.
+    digits: how many significant ones. sign: a plus, too. Numbers below 0.001 and from a million up
+    get a power of ten; what rounds to 0 is 0 and never −0.
     """
     if not math.isfinite(number):
         return str(number)

@@ -1,4 +1,4 @@
-"""Data sets: find them on this machine or fetch them, scale them, cut them into batches."""
+"""Data sets: find them on this machine or download them, scale them, cut them into batches."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,17 @@ __all__ = ["NAMES", "Found", "Scaling", "batches", "cache", "find", "load", "min
 def load(name="digits", root=None, seed=0):
     """((x_train, y_train), (x_test, y_test)): images float32 (n, 784) in [0, 1], labels int64.
 
-    name: "digits" (drawn by this project, always there), "mnist" or "fashion_mnist"; or points in
-    the plane, (300, 2), drawn from the seed: "spiral" of three classes, "moons" and "xor" of two.
-    Images are looked for in
-    root and in $MINIDL_DATA, two folders that may hold any set of 28 x 28 images in IDX or npz
-    files (a lone pair of images and labels is split 80/20, always alike); then in the project, in
-    the user's cache and where Keras and torchvision keep their copies. There, and after a download,
-    only the published files count, checked by md5. Raises FileNotFoundError that says what to put
-    where, ValueError for a damaged file.
+    >>> (x_train, y_train), (x_test, y_test) = load("digits")
+    >>> x_train.shape, y_train.shape
+    ((10000, 784), (10000,))
+
+    name: "digits" (drawn by this project, always available), "mnist" or "fashion_mnist"; or points
+    in the plane, (300, 2), drawn from the seed: "spiral" of three classes, "moons" and "xor" of
+    two. Images are looked for in root and in $MINIDL_DATA, two folders that may hold any set of 28
+    x 28 images in IDX or npz files (a lone pair of images and labels is split 80/20, always alike);
+    then in the project, in the user's cache and where Keras and torchvision keep their copies.
+    There, and after a download, only the published files count, checked by md5. Raises
+    FileNotFoundError that says what to put where, ValueError for a damaged file.
     """
     if name in toy.SETS:
         return toy.load(name, seed)
@@ -63,9 +66,7 @@ def one_hot(y, classes=None):
 
 @dataclass
 class Scaling:
-    """x -> (x - shift) / scale, with numbers fitted on training data: call it on training and test
-    data alike.
-    """
+    """x -> (x - shift) / scale, fitted on training data; call it on test data as well."""
 
     shift: np.ndarray
     scale: np.ndarray
@@ -78,8 +79,7 @@ class Scaling:
                              "np.argwhere(~np.isfinite(x)) finds them")
 
     def __call__(self, x):
-        """Any x whose shape ends like that of the training data's features; keeps the dtype of
-        floats.
+        """Scale any x whose shape ends like that of the training samples; floats keep their dtype.
 
         Raises ValueError for other shapes, although NumPy could broadcast some of them.
         """
@@ -110,8 +110,9 @@ def standardization(x_train, axis=0):
 
 
 def min_max(x_train, axis=0):
-    """The Scaling that maps the smallest value of x_train to 0 and the largest to 1; axis as in
-    `standardization`.
+    """The Scaling that maps the smallest value of x_train to 0, the largest to 1.
+
+    axis: as in `standardization`.
     """
     x_train = _training_data(x_train, axis)
     low, high = x_train.min(axis).astype(np.float64), x_train.max(axis).astype(np.float64)
@@ -127,9 +128,7 @@ def _numbers(x):
 
 
 def _training_data(x, axis):
-    """x as an array of at least one sample; ValueError for an axis that would not scale all samples
-    alike.
-    """
+    """x as an array of at least one sample; ValueError unless axis treats samples alike."""
     x = _numbers(x)
     if x.ndim == 0 or x.size == 0:
         raise ValueError("x_train must have shape (samples, ...) with at least one sample, got "

@@ -39,9 +39,7 @@ LARGEST = packed(SIZES[0])  # bytes of a file as it comes; some proxies unpack o
 
 @dataclass(frozen=True)
 class Published:
-    """One set: mirrors, md5 of each of FILES unpacked, licence, size packed, and the folders other
-    packages keep it in.
-    """
+    """One set: mirrors, md5 of each of FILES unpacked, licence, packed size, others' folders."""
 
     mirrors: tuple
     md5: tuple
@@ -65,9 +63,7 @@ SETS = {
 
 
 def check(name, arrays, source):
-    """ValueError that names the source unless these arrays are, byte for byte, the published set's
-    FILES.
-    """
+    """ValueError that names the source unless the arrays are the published FILES, byte for byte."""
     for file, array in zip(FILES, arrays):
         _check_file(name, file, array, source)
 
@@ -88,18 +84,16 @@ def _check_file(name, file, array, source):
 
 
 def read(file, folder):
-    """The array in one of the published FILES in a folder; what is larger than any of its kind is
-    not even unpacked.
-    """
+    """The array in one of the published FILES in a folder; a file too large is not unpacked."""
     return read_idx(folder / f"{file}.gz", SIZES[FILES.index(file)])
 
 
 def fetch(name, folder):
-    """Download the set's files into folder, each from the first mirror that gives it, whole or not
-    at all.
+    """Download the set's files into folder, each from the first mirror that has it.
 
-    A file that is there and right is kept. With $MINIDL_OFFLINE=1 nothing is downloaded. Raises
-    FileNotFoundError that says what went wrong and how to fetch the files by hand.
+    Each file is written whole or not at all; one that is there and right is kept. With
+    $MINIDL_OFFLINE=1 nothing is downloaded. Raises FileNotFoundError that says what went wrong and
+    how to fetch the files by hand.
     """
     for file in FILES:
         if _is_there(name, file, folder):
@@ -139,8 +133,7 @@ def by_hand(name, folder):
 
 
 def pack(path, sets):
-    """Write sets (name -> the four arrays) into one zip file that `unpack` takes, on any machine.
-    """
+    """Write sets (name -> the four arrays) to one zip file that `unpack` takes on any machine."""
     with replacing(path) as target, zipfile.ZipFile(target, "w") as archive:
         for name, arrays in sets.items():
             for file, array in zip(FILES, arrays):
@@ -150,9 +143,7 @@ def pack(path, sets):
 
 
 def unpack(path, cache):
-    """Put the files of a zip by `pack` into cache; returns the names of the sets. ValueError
-    if it is not one.
-    """
+    """Put the files of a zip by `pack` into cache; returns the sets' names, or ValueError."""
     refused = blaming(f"{path} cannot be unpacked")
     with open(path, "rb") as zipped, refused, zipfile.ZipFile(zipped) as archive:
         present = [name for name in SETS if f"{name}/{FILES[0]}.gz" in archive.namelist()]
@@ -182,9 +173,7 @@ def _is_there(name, file, folder):
 
 
 def _install(name, file, folder, pieces):
-    """Write pieces of bytes as folder/file.gz, if together they are that published file; else
-    ValueError.
-    """
+    """Write pieces of bytes as folder/file.gz; ValueError unless they are that published file."""
     content = b"".join(pieces)
     if content[:100].lstrip().startswith(b"<"):
         raise ValueError("what came is a web page, perhaps of a network that wants a login first: "
@@ -245,10 +234,9 @@ def _download(url, most):
 
 
 def _next(pieces, patience, complaint):
-    """What the thread of `_download` has put next: the answer's length, then bytes, none at the
-    end.
+    """What the thread of `_download` put next: the answer's length, then bytes, none at the end.
 
-    OSError for words, its complaint; TimeoutError with our own complaint when patience has ended.
+    OSError for a text, the thread's error; TimeoutError with complaint when patience has ended.
     """
     try:
         piece = pieces.get(timeout=max(0, patience - monotonic()))

@@ -1,5 +1,4 @@
-"""Where data sets lie: in folders of the user's, in the project, in the caches of other libraries.
-"""
+"""Where data sets are: in the user's folders, in the project, in other libraries' caches."""
 
 import math
 import os
@@ -22,8 +21,7 @@ LARGEST = 2 * sum(published.SIZES)
 
 @dataclass
 class Found:
-    """A data set on this machine: x_train, y_train, x_test, y_test as they are stored, and where.
-    """
+    """A data set on this machine: x_train, y_train, x_test, y_test as stored, and where."""
 
     arrays: tuple
     path: Path
@@ -115,9 +113,7 @@ def _read_npz(path, most):
 
 
 def _read_idx_files(folder, most):
-    """The Found in four published files, or in one pair that is split 80/20; None if there is no
-    such file.
-    """
+    """The Found in four published files, or in one pair (split 80/20); None if there are none."""
     pairs = [
         _pair(*(read_idx(path, most) for path in paths), " and ".join(map(str, paths)))
         for names in (published.FILES[:2], published.FILES[2:], LONE_PAIR)
@@ -130,10 +126,10 @@ def _read_idx_files(folder, most):
 
 
 def _paths(folder, names):
-    """The paths of these files, each plain or .gz; None if there is none, FileNotFoundError if only
-    some are there.
+    """The paths of these files, each plain or .gz; None if there are none.
 
-    Some programs unpack `train-images-idx3-ubyte.gz` as `train-images.idx3-ubyte`.
+    FileNotFoundError if only some are there. Some programs unpack `train-images-idx3-ubyte.gz` as
+    `train-images.idx3-ubyte`.
     """
     spellings = [(name, f"{name}.gz", name.replace("-idx", ".idx")) for name in names]
     paths = [
@@ -148,9 +144,7 @@ def _paths(folder, names):
 
 
 def _pair(images, labels, source):
-    """The two arrays, if they are images of digits and their labels; else ValueError that names the
-    source.
-    """
+    """The two arrays, if they are images of digits and their labels; else ValueError."""
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (28, 28):
         raise ValueError(f"{source}: expected images of 28 x 28 bytes, found {images.dtype} of "
                          f"shape {images.shape}")

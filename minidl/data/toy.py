@@ -1,6 +1,4 @@
-"""Points in the plane that no straight line separates, drawn from a seed: what one looks at before
-images.
-"""
+"""Points in the plane that no straight line separates, drawn from a seed: data to start with."""
 
 import numpy as np
 

@@ -1,15 +1,15 @@
-"""Fair comparisons: the same seeds, initial weights and batches for every network, several seeds,
-one table.
+"""Fair comparisons: the same seeds, initial weights and batches for every network, one table.
 
-    result = compare({"BatchNorm": with_bn, "no BatchNorm": without}, data.load("digits"), lr=0.5, steps=1000)
+    result = compare({"BatchNorm": with_bn, "no BatchNorm": without}, data.load("digits"),
+                     lr=0.5, steps=1000)
     plotting.compare(result)
 
-A builder is a function of a seed that returns a Sequential; networks that differ in BatchNorm only
+A builder is a function of a seed that returns a Sequential; networks that differ only in BatchNorm
 then have the same Dense weights and see the same batches in the same order.
 
-To choose a learning rate, or anything else, put `data.split(x_train, y_train)` in place of the data:
-then the accuracies are those of images held out of the training set, and the test set stays unseen.
-`best` takes the rate from the scores, `paired_difference` tells a gain from chance.
+To choose a learning rate, or anything else, pass `data.split(x_train, y_train)` as the data: the
+accuracies are then those of images held out of the training set, and the test set stays unseen.
+`best` picks the rate from the scores, `paired_difference` tells a gain from chance.
 """
 
 import inspect
@@ -43,9 +43,11 @@ __all__ = ["Comparison", "DataByName", "LearningRateRange", "PairedDifference", 
 
 @dataclass
 class Run:
-    """One network's training. Arrays over steps: `losses` (training mode, before each step; NaN
-    once diverged). Arrays over `eval_steps`: `accuracy` (test set, evaluation mode) and `seconds`
-    (training time so far)."""
+    """One network's training.
+
+    Arrays over steps: `losses` (training mode, before each step; NaN once diverged). Arrays over
+    `eval_steps`: `accuracy` (test set, evaluation mode) and `seconds` (training time so far).
+    """
 
     losses: np.ndarray
     eval_steps: np.ndarray
@@ -78,13 +80,13 @@ class Run:
 
 
 def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
-    """Train a Module for a number of steps and record it as a Run; a divergence ends the run, not
-    the program.
+    """Train a Module for a number of steps; returns a Run. A divergence ends only the run.
 
-    A model that was trained before is trained on from where it is. data: ((x_train, y_train),
-    (x_test, y_test)), as `data.load` returns it. eval_steps: after which steps to measure the test
-    accuracy, 0 for before the first; those beyond the last step cannot be measured, and a line on
-    stderr says so. Raises ValueError and TypeError before any work.
+    A model that has been trained continues from where it is. A model that was trained before is
+    trained on from where it is. data: ((x_train, y_train), (x_test, y_test)), as `data.load`
+    returns it. eval_steps: after which steps to measure the test accuracy, 0 for before the first;
+    those beyond the last step cannot be measured, and a line on stderr says so. Raises ValueError
+    and TypeError before any work.
     """
     check_whole("steps", steps, 1)
     check_whole("batch_size", batch_size, 1)
@@ -126,9 +128,7 @@ def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
 
 
 class Comparison:
-    """The runs of several networks over the same seeds: `runs[name]` is a list of Run, one per
-    seed.
-    """
+    """The runs of several networks over the same seeds: `runs[name]` is a list, a Run per seed."""
 
     def __init__(self, runs, seeds):
         self.runs, self.seeds = runs, list(seeds)
@@ -147,9 +147,7 @@ class Comparison:
             "summary": "table(target=0.85) is a text", "best": "table(target=0.85) has medians"})
 
     def array(self, name, what):
-        """`losses`, `accuracy`, `seconds` or `eval_steps` of one network as an array (seeds,
-        steps).
-        """
+        """`losses`, `accuracy`, `seconds` or `eval_steps` of one network: (seeds, steps)."""
         if what not in ("losses", "accuracy", "seconds", "eval_steps"):
             raise ValueError("a comparison has arrays of losses, accuracy, seconds and "
                              f"eval_steps, not of {what!r}")
@@ -166,9 +164,7 @@ class Comparison:
         return np.array([r.steps_to(target) for r in self._of(name)])
 
     def seconds_to(self, name, target):
-        """Seconds of training until the target accuracy, one per seed; inf where it was not
-        reached.
-        """
+        """Seconds of training until the target accuracy, one per seed; inf if not reached."""
         return np.array([r.seconds_to(target) for r in self._of(name)])
 
     def accuracy_at(self, name, step):
@@ -180,9 +176,7 @@ class Comparison:
         return self.array(name, "accuracy")[:, place[0]]
 
     def to_csv(self, path):
-        """One line for each network, seed and measured step: the test accuracy and the seconds of
-        training so far.
-        """
+        """Write accuracy and seconds so far, one line for each network, seed and step."""
         write_csv(
             path,
             ["network", "seed", "step", "accuracy", "seconds"],
@@ -195,8 +189,9 @@ class Comparison:
         )
 
     def table(self, target, at=()):
-        """A text table: median over seeds of the accuracy at some steps, and of steps and seconds
-        to the target.
+        """A text table of medians over seeds: accuracy at some steps, then the target.
+
+        The last columns are steps and seconds to the target, and milliseconds per step.
         """
         if not hasattr(at, "__iter__"):
             raise TypeError(f"at is a list of steps, at=[{at}], got {at!r}")
@@ -226,9 +221,16 @@ def compare(builders, data, *, lr, steps, batch_size=32, seeds=(0, 1, 2), eval_s
             executor=None, cache=None):
     """Train every network with SGD, once per seed; returns a Comparison.
 
+    >>> from minidl import Dense, Sequential, data
+    >>> def network(seed):
+    ...     return Sequential([Dense(3)], seed=seed)
+    >>> result = compare({"linear": network}, data.load("spiral"), lr=0.1, steps=20, seeds=[0, 1])
+    >>> result.array("linear", "losses").shape
+    (2, 20)
+
     builders: name -> function of a seed that returns a network. data: ((x_train, y_train), (x_test,
     y_test)), or the name of a data set: then each worker of an executor loads it once, instead of
-    getting 30 megabytes with every job. executor, cache: as in `sweep`. eval_steps: after which
+    receiving 30 megabytes with every job. executor, cache: as in `sweep`. eval_steps: after which
     steps to measure the test accuracy; about 50, evenly spaced, if left out. Raises ValueError and
     TypeError before any work; also for a builder that ignores its seed.
     """
@@ -379,9 +381,7 @@ def _within(eval_steps, steps):
 
 @dataclass(repr=False)
 class LearningRateRange:
-    """Final losses by learning rate: `losses[name]` has shape (seeds, rates), inf where the run
-    diverged.
-    """
+    """Final losses by rate: `losses[name]` has shape (seeds, rates), inf where a run diverged."""
 
     rates: np.ndarray
     losses: dict
@@ -403,7 +403,7 @@ class LearningRateRange:
         return np.array([self.rates[row < below].max(initial=0) for row in self.losses[name]])
 
     def to_csv(self, path):
-        """One line for each network, seed (by its number) and rate."""
+        """Write one line for each network, seed (by its number) and rate."""
         write_csv(
             path,
             ["network", "seed", "learning rate", "final loss"],

@@ -1,5 +1,4 @@
-"""What keeps a comparison honest: a warning where the best setting lies at the edge of its grid, and
-a difference with its standard error.
+"""What keeps a comparison honest: grids with the best inside, differences with their error.
 
 Settings are chosen on images that are held out of the training set, never on the test set:
 `data.split(x_train, y_train)` has the shape of the data that `run`, `compare` and `lr_range` take.
@@ -13,7 +12,7 @@ import numpy as np
 
 
 def best(grid, scores, name="learning rate"):
-    """The value of the grid with the highest score; of equals the middle one.
+    """The value of the grid with the highest score; of equal ones, the middle.
 
     A best value at the edge of its grid may not be the best there is, so a line on stderr says on
     which side to go on. grid: at least three numbers in rising order. scores: one for each, or
@@ -40,8 +39,10 @@ def best(grid, scores, name="learning rate"):
 
 @dataclass
 class PairedDifference:
-    """The mean of differences seed by seed, and its standard error: their standard deviation (with
-    n - 1) divided by the square root of n, the number of pairs.
+    """The mean of differences seed by seed, and its standard error.
+
+    That is their standard deviation (with n - 1) divided by the square root of n, the number of
+    pairs.
     """
 
     mean: float
@@ -53,7 +54,7 @@ class PairedDifference:
 
 
 def paired_difference(one, two):
-    """one - two, pair by pair: a PairedDifference, which prints as a sentence would have it.
+    """one - two, pair by pair: a PairedDifference, which prints as one would write it.
 
     Networks that share seeds share initial weights and batches. What a seed does to both of them
     cancels in the difference, so its error is smaller than that of either mean. one, two: a number

@@ -1,11 +1,11 @@
-"""What a job's result depends on, as a name: under it a sweep with a cache keeps the result.
+"""What a job's result depends on, as a name: a sweep with a cache keeps the result under it.
 
-Whatever can change the result must change the name. So it is made of the settings, by type and
-content; of the state of objects; of the code of all functions and classes that are met on the way,
-and the text of their files and of all files of the project that those import; of minidl's own text,
+Whatever can change the result must change the name. It is therefore made of the settings, by type
+and content; of the state of objects; of the code of all functions and classes reached on the way,
+and the text of their files and of all project files that those import; of minidl's own text,
 NumPy's version, the MINIDL_ variables and the images behind the names of data sets. What cannot be
 told apart is refused. Not seen are other files and variables that a job reads by itself, unless a
-setting names the file, and lists and dicts of a module into which the job writes: give them as
+setting names the file, and lists and dicts of a module that the job writes into: pass them as
 settings.
 """
 

@@ -24,13 +24,13 @@ THREADS = "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_
 
 @contextmanager
 def processes(n):
-    """A pool of n processes with one BLAS thread each, to be the executor of a sweep: `with
-    processes(2) as pool: ...`
+    """A pool of n processes, with one BLAS thread each, to be a sweep's executor.
 
-    Processes that all use all cores for their products get in each other's way and can take several
-    times as long. They are started anew, not forked, since a BLAS asks for its number of threads
-    only when NumPy is loaded; so a script that uses them must begin its work below `if __name__ ==
-    "__main__":`. Raises RuntimeError where there are no processes, as in a browser.
+    `with processes(2) as pool: ...` Processes that all use all cores for their products get in each
+    other's way and can take several times as long. They are started anew, not forked, because a
+    BLAS asks for its number of threads only when NumPy is loaded; so a script that uses them must
+    begin its work below `if __name__ == "__main__":`. Raises RuntimeError where there are no
+    processes, as in a browser.
     """
     if not is_whole(n) or n < 1:
         raise ValueError("processes takes how many to start, a whole number of at least 1, got "
@@ -59,9 +59,7 @@ def processes(n):
 
 @dataclass(repr=False)
 class Sweep:
-    """What a sweep found: the axes of its grid, and of each job the settings and the results, in
-    the order of the grid.
-    """
+    """What a sweep found: the axes of its grid, then settings and results, one of each per job."""
 
     axes: dict
     settings: list
@@ -104,7 +102,7 @@ class Sweep:
         return values.reshape(*map(len, self.axes.values()), *values.shape[1:])
 
     def to_csv(self, path):
-        """One line per job: its settings and its results that are single numbers, or nothing.
+        """Write one line per job: its settings, and its results that are single numbers.
 
         Raises ValueError where a setting and a different result have one name.
         """
@@ -308,7 +306,7 @@ def _unpacked(arrays):
 
 
 def _is_plain(value):
-    """Whether JSON returns the value just as it was."""
+    """Whether JSON would return the value exactly as it was."""
     if type(value) is dict:
         return all(type(name) is str and _is_plain(item) for name, item in value.items())
     if type(value) is list:

@@ -1,8 +1,7 @@
-"""Figures in one style, readable from the last row: each helper takes `ax=None` and returns the
-Axes.
+"""Figures in one style, readable from the last row; each helper draws on `ax` and returns it.
 
 The colours are Okabe and Ito's, safe for colour-blind eyes; the line styles differ too, for a poor
-beamer and a black-and-white printer. matplotlib is imported when the first figure is drawn.
+projector and a black-and-white printer. matplotlib is imported when the first figure is drawn.
 """
 
 import numpy as np
@@ -80,10 +79,9 @@ def compare(result, what="accuracy", against="steps", target=None, ax=None):
 
 
 def lr_range(result, below=None, ax=None):
-    """Final loss against learning rate of an `experiments.LearningRateRange`, both axes
-    logarithmic.
+    """Final loss against learning rate of an `experiments.LearningRateRange`, both on log axes.
 
-    below: the bound under which a rate counts as working. The bands are of the runs that did not
+    below: the bound under which a rate counts as working. The bands cover the runs that did not
     diverge; a cross at the upper edge, above all losses, marks a rate where a run did.
     """
     ax = _axes(ax)
@@ -114,8 +112,7 @@ def lr_range(result, below=None, ax=None):
 
 
 def sweep(result, x, y, by=None, ax=None):
-    """One result of a `sweeps.Sweep` against one of its settings: a band over all other settings,
-    such as seeds.
+    """One result of a `sweeps.Sweep` against one of its settings, as a band over all others.
 
     x, by: keys of the grid; by: one line for each of its values. y: a result that is a single
     number.
@@ -146,14 +143,12 @@ def sweep(result, x, y, by=None, ax=None):
 
 
 def history(run, name="history"):
-    """Draw the History that fit returned, and show or save it like any figure: one call for `show`
-    of `run.plot()`.
-    """
+    """Show, or save, a figure of the History that fit returned: `show` of `run.plot()`."""
     show(run.plot(), name)
 
 
 def decision_boundary(model, x, y, ax=None):
-    """The class that the model gives each place of the plane, and the samples on top.
+    """The class that the model assigns to each point of the plane, with the samples on top.
 
     model: a Module, built; in evaluation mode meanwhile. Its outputs are scores of classes, or one
     output for two classes: the probability of a sigmoid, or else the logit of class 1. x: (n, 2),
@@ -191,11 +186,10 @@ def decision_boundary(model, x, y, ax=None):
 
 
 def numbers(fig):
-    """The data that a figure shows, as plain lists: for each panel its title, axis labels and
-    series.
+    """The data that a figure shows, as plain lists: each panel's title, axis labels and series.
 
-    Lines, points, areas (such as bands, as their outlines), bars and images. Not finite becomes
-    None, as JSON has no NaN.
+    Lines, points, areas (such as bands, as their outlines), bars and images. Numbers that are not
+    finite become None, because JSON has no NaN.
     """
     from matplotlib.collections import PathCollection
     panels = []

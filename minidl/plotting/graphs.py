@@ -11,8 +11,7 @@ BOXES = {"parameter": {"facecolor": "#FBE3B5", "edgecolor": "#E69F00", "linewidt
 
 
 def graph(tensor, names=None, numbers=False, ax=None):
-    """How a Tensor was made: from left to right, a box for each op and each input, with its shape
-    or its only value.
+    """How a Tensor was made: left to right, a box for each op and input, with its shape or value.
 
     names: {name: Tensor}, such as {"w": w, "loss": loss} or dict(model.named_parameters()).
     numbers: count the results in the order in which backward() visits them. Raises ValueError for a
@@ -62,11 +61,10 @@ def graph(tensor, names=None, numbers=False, ax=None):
 
 
 def _nodes(tensor):
-    """{key: Node, leaf Tensor, number or shape} of the whole graph, and {key: keys of the inputs}
-    of its results.
+    """{key: Node, leaf Tensor, number or shape} of a graph, and {key: keys of its inputs}.
 
     key: the Node or Tensor itself; a number or the shape of a plain array is known by its place
-    among the inputs.
+    among the inputs. The second dict is of results only.
     """
     if tensor.node is None:
         raise ValueError("no graph to draw: this Tensor is not the recorded result of an op")

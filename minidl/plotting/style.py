@@ -34,9 +34,7 @@ def figure(rows=1, columns=1, title=None, size=None, **options):
 
 
 def legend(ax):
-    """One legend for the whole figure, below it, where it hides no curve; in two rows if one would
-    be wider than the figure.
-    """
+    """One legend for the whole figure, below it, where it hides no curve; in two rows if wide."""
     fig = ax.figure
     entries = {
         label: handle
@@ -53,8 +51,9 @@ def legend(ax):
 
 
 def plain_ticks(axis):
-    """On a logarithmic axis 0.3, 1 and 300 in place of 3 × 10⁻¹, 10⁰ and 3 × 10²; beyond 0.001 and
-    10,000 powers of ten stay. axis: ax.xaxis or ax.yaxis.
+    """On a logarithmic axis, 0.3, 1 and 300 in place of 3 × 10⁻¹, 10⁰ and 3 × 10².
+
+    Beyond 0.001 and 10,000 powers of ten stay. axis: ax.xaxis or ax.yaxis.
     """
     from matplotlib.ticker import LogFormatterSciNotation
 
@@ -68,20 +67,17 @@ def plain_ticks(axis):
 
 
 def folder():
-    """Where figures are saved: $MINIDL_FIGURES (~ is the home folder), or figures/ in the working
-    folder; made if need be.
-    """
+    """The folder of figures, made if missing: $MINIDL_FIGURES (~ is home) or figures/."""
     path = expanded(os.environ.get("MINIDL_FIGURES") or "figures")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def show(fig, name):
-    """Show a figure: in a window where there is one, else saved as figures/<name>.png, and the path
-    printed.
+    """Show a figure in a window where there is one, else save it as figures/<name>.png.
 
-    $MINIDL_FIGURES names another folder. A notebook shows the figure by itself and gets the file as
-    well.
+    The path of the file is printed. $MINIDL_FIGURES names another folder. A notebook shows the
+    figure by itself and gets the file as well.
     """
     import matplotlib.pyplot as plt
     from matplotlib.font_manager import FontProperties
