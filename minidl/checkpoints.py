@@ -104,8 +104,8 @@ def _checked(state, model_state, optimizer):
         raise ValueError("it is no checkpoint, or not a whole one: the number of epochs is missing")
     if ("lr" in state) == callable(optimizer.lr):
         found, here = ("a number", "a schedule") if "lr" in state else ("a schedule", "a number")
-        raise ValueError(f"lr was {found} when this was saved, but is {here} now: compile with "
-                         "the optimizer it had")
+        raise ValueError(f"lr was {found} when this was saved, but is {here} now: compile with the "
+                         "optimizer it had")
     epochs, lr = state["epochs"], state.get("lr")
     if epochs.shape != () or epochs.dtype.kind not in "iu" or epochs < 0:
         raise ValueError("epochs should be one whole number from 0 up, not "
@@ -142,8 +142,8 @@ def _generators(model):
     for name, generator in model.named_generators():
         if not isinstance(generator, (np.random.Generator, np.random.BitGenerator)):
             raise ValueError(f"a checkpoint cannot hold the random generator {name}, a "
-                             f"{type(generator).__name__}: use "
-                             "np.random.default_rng(seed), which has all its state in one place")
+                             f"{type(generator).__name__}: use np.random.default_rng(seed), which "
+                             "has all its state in one place")
         bits = getattr(generator, "bit_generator", generator)
         if not any(bits is other for other in found.values()):
             found[name] = bits

@@ -177,8 +177,8 @@ def expanded(path):
     """
     path = os.path.expanduser(os.fspath(path))
     if re.match(r"~(?![^/\\])", path):
-        raise FileNotFoundError(f"this system names no home folder (HOME is not set), so {path} "
-                                "is nowhere: name a folder without ~, or set HOME")
+        raise FileNotFoundError(f"this system names no home folder (HOME is not set), so {path} is "
+                                "nowhere: name a folder without ~, or set HOME")
     return Path(path)
 
 
@@ -217,8 +217,8 @@ def _check_announced(announced, size, most=math.inf):
     """
     believed = min(most, 2 ** 20 + 200 * size)
     if announced > believed:
-        raise ValueError(f"it announces {announced:,} bytes, from a file of {size:,} bytes at "
-                         f"most {believed:,} are believed")
+        raise ValueError(f"it announces {announced:,} bytes, from a file of {size:,} bytes at most "
+                         f"{believed:,} are believed")
 
 
 def _check_name(name):
@@ -228,8 +228,8 @@ def _check_name(name):
     text = isinstance(name, str) and name.isprintable() and len(name) <= MOST_NAME
     if not text or "\\" in name or name.endswith(".npy") or name in ("", "__metadata__"):
         raise ValueError(f"{quoted(name)} cannot be an array's name; it must be printable text "
-                         f"without \\, at most {MOST_NAME:,} characters, must not end in .npy "
-                         "and not be __metadata__")
+                         f"without \\, at most {MOST_NAME:,} characters, must not end in .npy and "
+                         "not be __metadata__")
 
 
 def quoted(name):
@@ -385,9 +385,9 @@ def _parse_npy(data):
     a minute for a megabyte made for it.
     """
     if data[:8] != b"\x93NUMPY\x01\x00":
-        raise ValueError("it should begin with the magic bytes of NumPy's format, version 1.0 "
-                         "(the others are for structured arrays), "
-                         f"not with {data[:8].hex(' ') or 'nothing'}")
+        raise ValueError("it should begin with the magic bytes of NumPy's format, version 1.0 (the "
+                         "others are for structured arrays), not with "
+                         f"{data[:8].hex(' ') or 'nothing'}")
     end = 10 + int.from_bytes(data[8:10], "little")
     if end > min(len(data), 10 + MOST_NPY_HEADER):
         raise ValueError(f"its header of {end - 10:,} bytes is too large, or ends early")
@@ -511,8 +511,8 @@ class _Header:
 
     def expect(self, character):
         if not self.take(character):
-            raise ValueError(f"its header should have {character} at character {self.at}, "
-                             f"not {clean(self.text[self.at:self.at + 40], 20) or 'end'}")
+            raise ValueError(f"its header should have {character} at character {self.at}, not "
+                             f"{clean(self.text[self.at:self.at + 40], 20) or 'end'}")
 
     def string(self):
         self.expect('"')
@@ -590,8 +590,8 @@ def write_safetensors(path, arrays, metadata=None):
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
-        raise ValueError(f"cannot save to {path}: names and metadata take {len(text):,} bytes, "
-                         f"and a header has at most {MOST_HEADER:,}, else nobody reads it back")
+        raise ValueError(f"cannot save to {path}: names and metadata take {len(text):,} bytes, and "
+                         f"a header has at most {MOST_HEADER:,}, else nobody reads it back")
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in arrays:

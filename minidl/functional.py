@@ -528,8 +528,8 @@ def _difference(name, prediction, target):
         # integers would turn float32 into float64
         target = np.asarray(plain(target), prediction.dtype)
     if prediction.shape != target.shape:
-        raise ValueError(f"{name} needs equal shapes, got prediction {prediction.shape} and "
-                         f"target {target.shape}"
+        raise ValueError(f"{name} needs equal shapes, got prediction {prediction.shape} and target "
+                         f"{target.shape}"
                          + _column_hint(target, prediction))
     return prediction - target
 

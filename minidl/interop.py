@@ -205,11 +205,10 @@ def _layer(nn, module):
         if kind is getattr(nn, name) and options.items() <= state.items():
             return Activation(function)
     raise ValueError(
-        f"from_torch has no counterpart for {module}: it knows Sequential, Linear, "
-        "Dropout, Flatten(), BatchNorm1d and BatchNorm2d with running statistics, Conv2d with "
-        "square windows and zeros around the image, MaxPool2d and AvgPool2d whose windows lie "
-        "side by side, AdaptiveAvgPool2d(1), "
-        "LayerNorm over the last axis, and "
+        f"from_torch has no counterpart for {module}: it knows Sequential, Linear, Dropout, "
+        "Flatten(), BatchNorm1d and BatchNorm2d with running statistics, Conv2d with square "
+        "windows and zeros around the image, MaxPool2d and AvgPool2d whose windows lie side by "
+        "side, AdaptiveAvgPool2d(1), LayerNorm over the last axis, and "
         f"{[getattr(nn, name)(**options) for name, options, _, _ in ACTIVATIONS.values()]}"
     )
 

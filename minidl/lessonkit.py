@@ -106,8 +106,8 @@ class Lesson:
         bounds = [bound for bound in (at_least, at_most) if bound is not None]
         if len(bounds) != 1 or not isinstance(bounds[0], Real) or not math.isfinite(bounds[0]):
             raise ValueError(f"CHECK {name}: needs one bound, at_least or at_most, that is a "
-                             "finite number, got "
-                             f"at_least={at_least!r}, at_most={at_most!r}; a range is two CHECKs")
+                             f"finite number, got at_least={at_least!r}, at_most={at_most!r}; a "
+                             "range is two CHECKs")
         if not all(isinstance(words, str) and words and words.isprintable()
                    for words in (name, text or "-")):
             raise ValueError(f"a CHECK has a name on one line, and perhaps a text, got {name!r}, "

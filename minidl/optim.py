@@ -58,8 +58,8 @@ def _setting(name, **bounds):
 
 def _betas(betas):
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for "
-                         f"example; got {betas!r}")
+        raise ValueError("betas are two numbers from 0 up to but not 1, (0.9, 0.999) for example; "
+                         f"got {betas!r}")
     return tuple(check_number("each of the betas", beta, least=0, below=1) for beta in betas)
 
 
@@ -286,8 +286,8 @@ class Optimizer:
             for d in (self.state_dict(), state)
         )
         from .files import clean
-        faults = [f"{clean(name, 80)}: "
-                  f"expected {own.get(name, 'nothing')}, got {given.get(name, 'nothing')}"
+        faults = [f"{clean(name, 80)}: expected {own.get(name, 'nothing')}, got "
+                  f"{given.get(name, 'nothing')}"
                   for name in own | given if own.get(name) != given.get(name)]
         if faults:
             faults[10:] = [f"and {len(faults) - 10:,} more"] if len(faults) > 10 else []
@@ -305,8 +305,8 @@ class Optimizer:
 
     def _bound(self):
         if self.parameters is None:
-            raise RuntimeError(f"this {type(self).__name__} has no parameters: "
-                               f"use {type(self).__name__}(model.parameters(), lr=...)")
+            raise RuntimeError(f"this {type(self).__name__} has no parameters: use "
+                               f"{type(self).__name__}(model.parameters(), lr=...)")
         return self.parameters
 
     def update(self, p, g, state, t, lr):

@@ -74,8 +74,8 @@ class Tensor:
         self._data = _numeric(data)
         if requires_grad and self._data.dtype.kind != "f":
             raise TypeError(
-                f"only floating-point Tensors have gradients, got dtype {self._data.dtype}; "
-                "use x.astype(np.float32)")
+                f"only floating-point Tensors have gradients, got dtype {self._data.dtype}; use "
+                "x.astype(np.float32)")
         self.requires_grad = requires_grad
         self.grad = None
         self.node = None
@@ -867,8 +867,8 @@ def matmul(a, b) -> Tensor:
     a, b = (x if isinstance(x, Tensor) else _numeric(x) for x in (a, b))
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise ValueError(
-            f"a @ b needs as many columns in a as rows in b, got shapes {a.shape} and {b.shape}; "
-            "a number is multiplied by *")
+            f"a @ b needs as many columns in a as rows in b, got shapes {a.shape} and {b.shape}; a "
+            "number is multiplied by *")
     if a.ndim == 1:
         return (a.reshape(1, -1) @ b)[..., 0, :] if b.ndim > 1 else sum(a * b)
     if b.ndim == 1:

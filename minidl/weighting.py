@@ -65,8 +65,8 @@ def _of_classes(y, table):
     if not isinstance(table, dict) or not all(
             is_whole(k) and k >= 0 and is_number(w) for k, w in table.items()):
         raise TypeError("class_weight is a dict {class number: weight}, {0: 1.0, 1: 5.0} for "
-                        f"example, got {table!r}; for classes that count alike in all: "
-                        "{c: len(y) / (classes * (y == c).sum()) for c in range(classes)}")
+                        f"example, got {table!r}; for classes that count alike in all: {{c: len(y) "
+                        "/ (classes * (y == c).sum()) for c in range(classes)}")
     rows = y.reshape(len(y), -1)
     classes = rows[:, 0] if rows.shape[1] == 1 else rows.argmax(axis=1)
     weights = np.ones(len(y))

@@ -75,8 +75,7 @@ class Scaling:
         finite = np.isfinite(self.shift).all() and np.isfinite(self.scale).all()
         if not finite or not np.all(self.scale):
             raise ValueError("a Scaling needs finite numbers, and no scale of 0: is there NaN or "
-                             "inf in the training data? "
-                             "np.argwhere(~np.isfinite(x)) finds them")
+                             "inf in the training data? np.argwhere(~np.isfinite(x)) finds them")
 
     def __call__(self, x):
         """Scale any x whose shape ends like that of the training samples; floats keep their dtype.
@@ -86,8 +85,7 @@ class Scaling:
         x, features = _numbers(x), np.broadcast_shapes(np.shape(self.shift), np.shape(self.scale))
         if x.shape[max(0, x.ndim - len(features)):] != features:
             raise ValueError(f"this Scaling was fitted on samples of shape {features}, but x of "
-                             f"shape {x.shape} does not end "
-                             "like that")
+                             f"shape {x.shape} does not end like that")
         result = np.empty(x.shape, x.dtype if x.dtype.kind == "f" else np.float32)
         samples, out = (a if a.ndim > len(features) else a[None] for a in (x, result))
         for source, target in zip(pieces(samples), pieces(out)):

@@ -135,8 +135,8 @@ class Comparison:
 
     def __repr__(self):
         names = ", ".join(map(repr, self.runs))
-        return (f"<Comparison of {names} with seeds {self.seeds}; "
-                ".table(0.85), .array(name, 'accuracy'), plotting.compare(it)>")
+        return (f"<Comparison of {names} with seeds {self.seeds}; .table(0.85), .array(name, "
+                "'accuracy'), plotting.compare(it)>")
 
     def __getattr__(self, name):
         array = f"array(name, {name!r}) has it of one network, as an array (seeds, steps)"
@@ -149,8 +149,8 @@ class Comparison:
     def array(self, name, what):
         """`losses`, `accuracy`, `seconds` or `eval_steps` of one network: (seeds, steps)."""
         if what not in ("losses", "accuracy", "seconds", "eval_steps"):
-            raise ValueError("a comparison has arrays of losses, accuracy, seconds and "
-                             f"eval_steps, not of {what!r}")
+            raise ValueError("a comparison has arrays of losses, accuracy, seconds and eval_steps, "
+                             f"not of {what!r}")
         return np.array([getattr(r, what) for r in self._of(name)])
 
     def _of(self, name):
@@ -273,8 +273,8 @@ def _load_once(data):
     loaded = load(data.name)
     if identity.of_data(data.name) != data.checksum:
         raise ValueError(f"this worker finds other images under the name {data.name!r} than the "
-                         "process that started the sweep: "
-                         "give both the same MINIDL_DATA, and start the workers after it was set")
+                         "process that started the sweep: give both the same MINIDL_DATA, and "
+                         "start the workers after it was set")
     return loaded
 
 
@@ -312,19 +312,17 @@ def _check_builders(builders, seeds):
             _check_model(model, f"builder {name!r}")
         if len({id(model) for model in models}) < len(models):
             raise ValueError(f"builder {name!r} returns the same network each time, which would "
-                             "then be trained on and on: "
-                             "make a new one in the builder")
+                             "then be trained on and on: make a new one in the builder")
         if any(getattr(model, "shuffle_rng", None) is None for model in models):
             continue  # a Module of the user's that keeps the order of the samples
         first, again, *other = (model.shuffle_rng.bit_generator.state for model in models)
         if first != again:
             raise ValueError(f"builder {name!r} returns different networks for the seed "
-                             f"{seeds[0]!r}: let all randomness come from "
-                             "the seed, Sequential([...], seed=seed)")
+                             f"{seeds[0]!r}: let all randomness come from the seed, "
+                             "Sequential([...], seed=seed)")
         if other and first == other[0]:
             raise ValueError(f"builder {name!r} ignores its seed: the networks of all seeds would "
-                             "be the same, "
-                             "write Sequential([...], seed=seed)")
+                             "be the same, write Sequential([...], seed=seed)")
 
 
 def _check_model(model, what):
@@ -389,8 +387,8 @@ class LearningRateRange:
     def __repr__(self):
         names = ", ".join(map(repr, self.losses))
         return (f"<LearningRateRange of {names} at {len(self.rates)} rates from {self.rates[0]:g} "
-                f"to {self.rates[-1]:g}; "
-                ".losses[name], .largest(name, below=1.0), plotting.lr_range(it)>")
+                f"to {self.rates[-1]:g}; .losses[name], .largest(name, below=1.0), "
+                "plotting.lr_range(it)>")
 
     def largest(self, name, below):
         """The largest rate whose final loss is below a bound, one per seed; 0 if there is none."""
@@ -429,8 +427,7 @@ def lr_range(
         _check_rate(lr)
     if any(map(callable, rates)) or rates != sorted(rates):
         raise ValueError("rates must be numbers in rising order, since result.losses has one "
-                         "column for each: sorted(rates); "
-                         f"got {rates}")
+                         f"column for each: sorted(rates); got {rates}")
     check_whole("last", last, 1)
     seeds, settings = _settings(builders, data, steps, batch_size, seeds)
     jobs = [dict(builder=builder, seed=seed, lr=float(lr), **settings)

@@ -25,8 +25,8 @@ def best(grid, scores, name="learning rate"):
                          f"lies inside, got {[*grid]}")
     scores = np.atleast_2d(np.array(scores, float))
     if scores.ndim != 2 or scores.shape[1] != len(values):
-        raise ValueError(f"scores must have one column for each of the {len(values)} values of "
-                         f"the grid, (seeds, {len(values)}), got shape {scores.shape}")
+        raise ValueError(f"scores must have one column for each of the {len(values)} values of the "
+                         f"grid, (seeds, {len(values)}), got shape {scores.shape}")
     means = np.where(np.isnan(scores), -np.inf, scores).mean(axis=0)
     places = np.flatnonzero(means == means.max())
     place = int(places[len(places) // 2])
@@ -66,7 +66,7 @@ def paired_difference(one, two):
                          f"two, one for each seed, got shapes {one.shape} and {two.shape}")
     differences = one - two
     if not np.isfinite(differences).all():
-        raise ValueError("a run without a finite result has no difference: say what it counts "
-                         f"as, for example guessing for a run that diverged, got {differences}")
+        raise ValueError("a run without a finite result has no difference: say what it counts as, "
+                         f"for example guessing for a run that diverged, got {differences}")
     return PairedDifference(float(differences.mean()),
                             float(differences.std(ddof=1) / math.sqrt(len(one))), len(one))

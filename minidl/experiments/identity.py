@@ -168,9 +168,8 @@ class Namer:
             for name in use.loaded & found.keys():
                 if type(found[name]).__name__ in GENERATORS:
                     raise ValueError(f"{_qualified(value)} uses the random generator {name!r} of "
-                                     "its file, so that its results depend "
-                                     "on what ran before: make a generator in the job, from a seed "
-                                     "among its settings")
+                                     "its file, so that its results depend on what ran before: "
+                                     "make a generator in the job, from a seed among its settings")
             held = dict(zip(value.__code__.co_freevars,
                             (cell.cell_contents for cell in value.__closure__ or ())))
             defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
@@ -264,10 +263,9 @@ def _data_sets():
 
 def _refusal(value):
     return ValueError(f"{reprlib.repr(value)} has nothing by which a later run would know it "
-                      "again: a sweep with a cache takes "
-                      "numbers, strings, arrays, functions and classes defined at the top of a "
-                      "file, and objects that pickle "
-                      "can save; make the rest inside the job")
+                      "again: a sweep with a cache takes numbers, strings, arrays, functions and "
+                      "classes defined at the top of a file, and objects that pickle can save; "
+                      "make the rest inside the job")
 
 
 def _qualified(value):

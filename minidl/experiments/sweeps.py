@@ -42,8 +42,7 @@ def processes(n):
         from multiprocessing import get_context, synchronize  # noqa: F401
     except (ImportError, NotImplementedError) as error:
         raise RuntimeError(f"Python cannot start processes here ({error}): leave executor out, and "
-                           "the same sweep runs in this "
-                           "one, with the same results") from None
+                           "the same sweep runs in this one, with the same results") from None
     before = {name: os.environ.pop(name, None) for name in THREADS}
     # for the processes to inherit; this one has long had its threads
     os.environ.update(dict.fromkeys(THREADS, "1"))
@@ -112,9 +111,8 @@ class Sweep:
             if twice := [name for name in single if name in settings
                          and not _same(single[name], settings[name])]:
                 raise ValueError(f"{twice[0]!r} is a setting, {settings[twice[0]]!r}, and a "
-                                 f"result, {single[twice[0]]!r}: "
-                                 "a table has one column for both; return the result under another "
-                                 "name")
+                                 f"result, {single[twice[0]]!r}: a table has one column for both; "
+                                 "return the result under another name")
             rows.append(settings | single)
         names = list(dict.fromkeys(name for row in rows for name in row))
         write_csv(path, names, [[row.get(name, "") for name in names] for row in rows])
@@ -193,8 +191,8 @@ def _points(grid, job):
             signature.bind(**settings)
         except TypeError as error:
             raise TypeError("the job cannot be called with the settings "
-                            f"{', '.join(map(str, settings)) or '(none)'}: {error}; "
-                            f"it is {getattr(job, '__name__', 'job')}{signature}") from None
+                            f"{', '.join(map(str, settings)) or '(none)'}: {error}; it is "
+                            f"{getattr(job, '__name__', 'job')}{signature}") from None
     return axes, points
 
 
@@ -212,8 +210,7 @@ def _values(name, values):
         twice = []
     if twice:
         raise ValueError(f"{name!r} has the value {twice[0]!r} more than once: the same job twice "
-                         "is no second measurement; "
-                         "to repeat a run, give the grid a list of seeds")
+                         "is no second measurement; to repeat a run, give the grid a list of seeds")
     return values
 
 
@@ -230,9 +227,8 @@ def _check_executor(executor, job, points):
         try:
             pickle.dumps(functions)
         except Exception as error:
-            raise ValueError("a job for another process must be a function defined at the top of "
-                             "a file, and so must functions in "
-                             f"its settings: {error}") from None
+            raise ValueError("a job for another process must be a function defined at the top of a "
+                             f"file, and so must functions in its settings: {error}") from None
         main = sys.modules["__main__"]
         if not hasattr(main, "__file__") and any(getattr(f, "__module__", "") == "__main__"
                                                  for f in functions):
@@ -290,9 +286,8 @@ def _packed(result, path):
             plain[name] = value
         else:
             raise TypeError("a sweep with a cache keeps numbers, texts, arrays and lists of them, "
-                            f"and the job returned {name!r} as "
-                            f"{type(value).__name__}; return .numpy() of a Tensor, a list for a "
-                            "tuple, or sweep without a cache")
+                            f"and the job returned {name!r} as {type(value).__name__}; return "
+                            ".numpy() of a Tensor, a list for a tuple, or sweep without a cache")
     text = json.dumps([list(result), plain]).encode()
     return {"plain": np.frombuffer(text, np.uint8), **arrays}
 
