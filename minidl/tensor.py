@@ -25,18 +25,18 @@ from . import habits
 # A context variable is one per thread, so that two threads of a sweep do not switch each other's
 # recording off.
 recording = ContextVar("recording", default=True)
-# who looks on at every backward(): see `inside.record`
+# observers of every backward(): see `inside.record`
 watchers = ContextVar("watchers", default=())
-clock = count(1)  # numbers results, and changes of arrays in place, in the order of their making
+clock = count(1)  # numbers results, and changes of arrays in place, in order
 latest_change = 0  # by the clock: while no leaf changes, the walk need not look for changes
 FREED = ("freed",)
-# glibc gives each array above a threshold back to the system, and the next one costs a page fault
-# for every 4 kB: 20 to 33 % of a step with batches of 2,048. The threshold rises to the size of
-# what is freed, here 32 MB, never written to.
+# glibc returns each array above a threshold to the system, and the next one costs a page fault for
+# every 4 kB: 20 to 33 % of a step with batches of 2,048. The threshold rises to the size of what is
+# freed, here 32 MB, never written to.
 np.empty(8_000_000, np.float32)
-new = object.__new__  # quicker than the constructor, for the Tensor that every op makes
+new = object.__new__  # faster than the constructor, for the Tensor that every op makes
 HALF = np.dtype(np.float16)
-MANY = 4096  # numbers; added one after the other in float32, more of them lose digits that show
+MANY = 4096  # numbers; sums of more, added one by one in float32, visibly lose digits
 
 
 @contextmanager
@@ -182,7 +182,7 @@ class Tensor:
 
     __dir__ = habits.known_names
 
-    # As Python sees it: numbers and containers.
+    # As Python sees it: a number or a container.
     def __len__(self): return len(self._data)
     def __float__(self): return float(self._data)
     def __int__(self): return int(self._data)
@@ -206,7 +206,7 @@ class Tensor:
 
     __hash__ = object.__hash__
 
-    # As NumPy sees it: arrays on the left of an operator work, other functions of NumPy refuse.
+    # As NumPy sees it: arrays on the left of an operator work, NumPy's other functions are refused.
     def __array__(self, dtype=None, copy=None):
         raise TypeError("NumPy was given a Tensor: use minidl.functional for a differentiable "
                         "result, or tensor.data for the plain array")
@@ -223,7 +223,7 @@ class Tensor:
         raise _refusal(ufunc.__name__)
 
     def __array_function__(self, function, types, arguments, options):
-        # they look at the values, and have no gradient
+        # they have no gradient
         if function in (np.shape, np.ndim, np.size):
             return function(*map(plain, arguments), **options)
         raise _refusal(function.__name__)
@@ -246,13 +246,13 @@ class Tensor:
     def __rpow__(self, a) -> "Tensor": return power(a, self)
     def __matmul__(self, b) -> "Tensor": return matmul(self, b)
     def __rmatmul__(self, a) -> "Tensor": return matmul(a, self)
-    def dot(self, b) -> "Tensor": return matmul(self, b)  # for vectors and matrices, as of arrays
+    def dot(self, b) -> "Tensor": return matmul(self, b)  # for vectors and matrices, as NumPy's
     def __neg__(self) -> "Tensor": return neg(self)
     def __pos__(self) -> "Tensor": return self
     def __abs__(self) -> "Tensor": return abs(self)
     def __getitem__(self, index) -> "Tensor": return getitem(self, index)
 
-    # A leaf refuses `p -= ...`; of a result Python makes a new Tensor by a - b.
+    # A leaf refuses `p -= ...`; for a result Python computes a new Tensor, a - b.
     def __iadd__(self, b) -> "Tensor": return _refuse_leaf(self)
     def __isub__(self, b) -> "Tensor": return _refuse_leaf(self)
     def __imul__(self, b) -> "Tensor": return _refuse_leaf(self)
@@ -373,7 +373,8 @@ class Op:
     fused = False
 
     def __init__(self, name, forward, *vjps, doc=None):
-        self.name = self.__name__ = name
+        self.name = name
+        self.__name__ = name
         self.forward = forward
         self.vjps = vjps
         self.__doc__ = doc
@@ -384,7 +385,7 @@ class Op:
         places = dict(zip(inputs, range(len(vjps))))
         places |= {name: i for i, name in enumerate(["y", *self.constants], len(vjps))}
         self.reads = [_reads(name, vjp, inputs, places) for vjp in vjps]
-        self.plans = {}  # {which inputs need a gradient, a bit for each, and one on top: Plan}
+        self.plans = {}  # {a bit for each input that needs a gradient, below a leading 1: Plan}
 
     def __reduce__(self):
         return self.name  # copies and pickles of a model share the op, as they share functions
@@ -503,7 +504,7 @@ class View(Op):
     """An Op whose result holds the numbers of its input, not copies of them."""
 
     def check_unchanged(self, node):
-        """As that of an Op. Whoever reads the result reads the input, so every change counts."""
+        """As that of an Op. Reading the result is reading the input, so every change counts."""
         _check_unchanged(node, node.inputs[0])
 
 
@@ -536,7 +537,7 @@ class Fused(Op):
         return [(node.inputs[i], gradients[i]) for i in node.plan]
 
     def check_unchanged(self, node):
-        """As that of an Op. Its function keeps what it likes, so every change counts."""
+        """As that of an Op. Its function may keep anything, so every change counts."""
         for x in node.inputs:
             _check_unchanged(node, x)
 
@@ -607,7 +608,7 @@ def _check_unchanged(node, x):
             f"the gradient of {node.op.name} needs the values that its input of shape {x.shape} "
             "had in the forward pass, but they were changed since, by an optimizer's step() for "
             "example. Call backward() of every loss before the first step(), or compute this loss "
-            "anew after it")
+            "again after it")
 
 
 def walk(root, gradient, wanted=(), everything=False, differentiable=False, free=False):
@@ -770,9 +771,9 @@ neg = Op("neg", lambda x: -x,
          lambda g: -g,
          doc="-x.")
 
-# Where b is 0 the exponent b - 1 is raised to 0: the factor b already makes the product 0, not 0 *
-# inf. Where a is 0 and b is not negative the log is taken of 1: a ** b does not change with b
-# there.
+# Where b is 0, the exponent b - 1 is replaced by 0: the product is then 0 because of its factor b,
+# not 0 * inf. Where a is 0 and b is not negative, the log is taken of 1: there a ** b does not
+# depend on b.
 power = Op("power", lambda a, b: a ** b,
            lambda g, a, b: g * b * a ** (b - 1 + (b == 0)),
            lambda g, y, a, b: g * y * log(where((a == 0) & (b >= 0), 1.0, a)),
@@ -794,7 +795,7 @@ abs = Op("abs", lambda x: np.abs(x),
          lambda g, x: g * (x > 0) - g * (x < 0),
          doc="The absolute value, elementwise; its gradient at 0 is 0.")
 
-# Where a equals b, each of the two gets half.
+# Where a equals b, each of them gets half of the gradient.
 maximum = Op("maximum", lambda a, b: np.maximum(a, b),
              lambda g, a, b: 0.5 * (g * (a > b) + g * (a >= b)),
              lambda g, a, b: 0.5 * (g * (b > a) + g * (b >= a)),
@@ -836,8 +837,8 @@ def constant(value, name):
     return plain(value)
 
 
-# What Python calls, by way of NumPy, when an array stands on the left of an operator and a Tensor
-# on the right.
+# What Python calls, through NumPy, when an array is on the left of an operator and a Tensor on the
+# right.
 OPERATORS = {
     np.add: add,
     np.subtract: sub,
@@ -909,7 +910,7 @@ def _plain_index(index):
 def _add_at(out, index, values):
     parts = index if isinstance(index, tuple) else (index,)
     if all(isinstance(i, (int, slice, type(None), type(Ellipsis))) for i in parts):
-        out[index] = values  # no place is named twice: quicker than adding
+        out[index] = values  # no place is named twice: faster than adding
     else:
         np.add.at(out, index, values)
     return out
