@@ -9,12 +9,13 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from . import habits
 from .settings import as_flag, check_whole
 from .tensor import HALF, Tensor, changed_since, mark_changed
 
-SMALL = 2 ** 14  # numbers: for fewer, a call of NumPy takes longer than its arithmetic
+SMALL = 2 ** 14  # numbers: below it a NumPy call takes longer than its arithmetic
 
 
 class Setting:
@@ -197,18 +198,18 @@ class Optimizer:
             if arrays[i].shape != p.shape:
                 raise ValueError(
                     f"parameter {i} had shape {arrays[i].shape} when this {type(self).__name__} "
-                    f"took it over, now it has {p.shape}: attach the parameters anew, "
+                    f"took it over, now it has {p.shape}: attach the parameters again, "
                     "optimizer.attach(model.parameters())")
             if arrays[i].dtype != _state_dtype(p):  # after model.astype
                 arrays[i] = arrays[i].astype(_state_dtype(p))
         if g.shape != p.shape:
             raise ValueError(
                 f"the gradient of parameter {i} has shape {g.shape}, the parameter {p.shape}: "
-                "nothing was updated. backward() sets gradients of the right shape; check who "
-                "assigned p.grad or p.data")
+                "nothing was updated. backward() sets gradients of the right shape; look for code "
+                "that assigned p.grad or p.data")
         self._arrays[i] = p.data
         self._state_of[i] = [arrays[i] for arrays in self.state.values()]
-        # its squares overflow above 255; without a shape it comes here at every step
+        # its squares overflow above 255; without a shape, every step comes here
         if p.dtype is HALF:
             return g.astype(np.float32)
         self._shapes[i] = p.shape
@@ -262,8 +263,8 @@ class Optimizer:
             raise ValueError("a learning rate is a number or a schedule, a function of the step; "
                              f"got {self.lr!r}") from None
         if not 0 <= rate < math.inf:
-            raise ValueError(f"a learning rate must be finite and not negative: {self.lr!r} gives "
-                             f"{rate} at step {self.steps}")
+            raise ValueError(f"a learning rate must be finite and not negative, got "
+                             f"{rate} at step {self.steps} from {self.lr!r}")
         return rate
 
     def state_dict(self):
@@ -422,7 +423,7 @@ class Adam(Optimizer):
     betas = Setting(_betas)
     eps = _setting("eps", least=0)
     weight_decay = _setting("weight_decay", least=0)
-    decoupled = False  # whether the decay passes the moments by
+    decoupled = False  # whether the decay bypasses the moments
 
     def __init__(self, parameters=None, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
                  *, learning_rate=None, **clipping):
@@ -589,7 +590,7 @@ class _Block(NamedTuple):
 
 def _runs(parameters):
     """[(start, stop)] of small neighbours of one dtype; none if any two parameters share memory."""
-    spans = sorted(_span(p.data) for p in parameters)
+    spans = sorted(byte_bounds(p.data) for p in parameters)  # where in memory they begin and end
     if any(start < end for (_, end), (start, _) in zip(spans, spans[1:])):
         return []
     runs, size = [[0, 0]], 0
@@ -600,15 +601,6 @@ def _runs(parameters):
             size = p.size
         runs[-1][1] = i + 1
     return [(start, stop) for start, stop in runs if stop - start > 1]
-
-
-def _span(array):
-    """Where in memory an array begins and ends, in bytes."""
-    ways = [(n - 1) * step for n, step in zip(array.shape, array.strides)]
-    first = array.__array_interface__["data"][0]
-    return first + sum(way for way in ways if way < 0), first + sum(
-        way for way in ways if way > 0
-    ) + array.itemsize
 
 
 def _joined(arrays):
@@ -622,7 +614,7 @@ def _joined(arrays):
 
 def _listed(parameters):
     """The parameters as a list, each once."""
-    module = hasattr(parameters, "parameters")  # a Sequential can be iterated, too: over its layers
+    module = hasattr(parameters, "parameters")  # a Sequential can be iterated too, over its layers
     if isinstance(parameters, Tensor) or module or not hasattr(parameters, "__iter__"):
         raise TypeError("expected a list of parameters, as model.parameters() returns it, got a "
                         f"{type(parameters).__name__}")
