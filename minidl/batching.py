@@ -7,7 +7,7 @@ import numpy as np
 from .settings import is_number, is_whole
 from .tensor import Tensor
 
-# numbers that are scaled at a time: 2 MB of temporary arrays, however large the data
+# numbers processed at a time: 2 MB of temporary arrays, however large the data
 PIECE = 2 ** 18
 
 
@@ -57,11 +57,11 @@ def _batches(x, y, size, rng):
 
 
 def _taken(values, rows):
-    return values.take(rows, axis=0) if isinstance(values, np.ndarray) else values[rows]  # quicker
+    return values.take(rows, axis=0) if isinstance(values, np.ndarray) else values[rows]  # faster
 
 
 def stream(x, y, size, rng=None):
-    """Batches without end: those of one epoch after another, see `batches`."""
+    """Endless batches: those of one epoch after another, see `batches`."""
     while True:
         yield from batches(x, y, size, rng)
 

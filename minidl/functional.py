@@ -85,7 +85,7 @@ _softplus = Op("softplus", lambda x: _softplus_forward(floats(x)),
 def _sigmoid_forward(x):
     y = np.exp(-floats(x))
     y += 1
-    return np.divide(1, y, out=y if y.ndim else None)  # of one number, exp returns a NumPy scalar
+    return np.divide(1, y, out=y if y.ndim else None)  # exp of one number is a NumPy scalar
 
 
 _sigmoid = Op("sigmoid", _sigmoid_forward,
@@ -149,7 +149,8 @@ def linear_activation(x) -> Tensor:
     return x
 
 
-# --- Softmax and its logarithm, along `axis`, one or a tuple. Subtracting the maximum changes nothing but the range
+# --- Softmax and its logarithm along `axis`, one or a tuple ---------------------------------------
+# Subtracting the maximum changes nothing but the range.
 
 def _softmax_forward(x, axis):
     x = floats(x)
@@ -169,7 +170,7 @@ _log_softmax = Op("log_softmax", lambda x, axis: _log_softmax_forward(floats(x),
 
 
 def _log_softmax_forward(x, axis):
-    # first, so that a large x keeps the digits of the logarithm
+    # subtracted first, so that with a large x the logarithm keeps its digits
     y = x - np.maximum.reduce(x, axis=axis, keepdims=True)
     y -= np.log(np.add.reduce(np.exp(y), axis=axis, keepdims=True))
     return y
@@ -249,7 +250,7 @@ def column_sums(x):
 def _linear_forward(x, kernel, bias):
     if kernel.ndim != 2 or bias is not None and (bias.ndim != 1 or bias.size != kernel.shape[1]):
         raise ValueError(_linear_shapes(x, kernel, bias))
-    y = x.dot(kernel)  # the product x @ kernel, with less ado for small arrays
+    y = x.dot(kernel)  # x @ kernel, with less overhead for small arrays
     if bias is not None:
         y += bias
     return y
@@ -283,7 +284,7 @@ def _linear_shapes(x, kernel, bias):
             f"None; got {x.shape}, {kernel.shape} and {None if bias is None else bias.shape}")
 
 
-# --- Losses: scalars, the mean over the batch; of reduction="sum" the sum, of "none" all numbers ---
+# --- Losses: the mean over the batch, or by reduction="sum" the sum, by "none" all numbers --------
 
 def _reduced(losses, reduction):
     """The mean of the losses, their sum, or the losses themselves, in PyTorch's words."""
@@ -344,7 +345,7 @@ def _cross_entropy_forward(logits, labels):
         scale = float(g) / n
         if labels.ndim == 1:
             gx = p * (scale / total)[:, None]
-            # both count row after row, however the array lies in memory
+            # both count row by row, whatever the array's order in memory
             gx.put(labels, gx.take(labels) - scale)
         else:
             gx = p * (labels.sum(axis=1) / total)[:, None]
@@ -393,15 +394,16 @@ def cross_entropy(logits, labels, *, reduction="mean", label_smoothing=0.0, igno
     that do not fit.
     """
     if reduction != "mean" or ignore_index is not None:
-        return cross_entropy_composed(logits, labels, reduction=reduction, ignore_index=ignore_index,
-                                      label_smoothing=label_smoothing)
+        return cross_entropy_composed(
+            logits, labels, reduction=reduction, ignore_index=ignore_index,
+            label_smoothing=label_smoothing)
     logits = _real(logits)
     if logits.dtype is HALF:
         return in_float32(cross_entropy, logits, labels, label_smoothing=label_smoothing)
     labels = _checked_labels(labels, logits)
     if label_smoothing:
         labels = _smoothed(labels, logits, label_smoothing)
-    # they get a gradient too, which the fused function does not compute
+    # labels with a gradient of their own, which the fused function does not compute
     if isinstance(labels, Tensor):
         return cross_entropy_composed(logits, labels)
     return _cross_entropy(logits, labels=labels)
@@ -446,7 +448,7 @@ def categorical_crossentropy(probabilities, labels, *, reduction="mean", label_s
     loss is computed from its logits and stays exact where a probability is rounded to 0. Raises
     ValueError for values that are no probabilities.
     """
-    logits = getattr(probabilities, "softmax_of", None)  # of an array there are none
+    logits = getattr(probabilities, "softmax_of", None)  # an array has none
     if logits is not None:
         return cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
     probabilities = _real(probabilities)
@@ -459,7 +461,7 @@ def categorical_crossentropy(probabilities, labels, *, reduction="mean", label_s
     _check_probabilities(probabilities, "Activation('softmax')", "loss='cross_entropy'")
     if labels.ndim == 1:
         return -_reduced(log(_at(probabilities, labels)), reduction)
-    # 0 log 0 is 0: what has no weight in the labels is left out of the logarithm.
+    # 0 log 0 is 0: entries without weight in the labels are kept out of the logarithm.
     logs = labels * log(where(labels > 0, probabilities, 1.0))
     return -_reduced(sum(logs, axis=1), reduction)
 
@@ -529,8 +531,7 @@ def _difference(name, prediction, target):
         target = np.asarray(plain(target), prediction.dtype)
     if prediction.shape != target.shape:
         raise ValueError(f"{name} needs equal shapes, got prediction {prediction.shape} and target "
-                         f"{target.shape}"
-                         + _column_hint(target, prediction))
+                         f"{target.shape}" + _column_hint(target, prediction))
     return prediction - target
 
 
@@ -551,8 +552,8 @@ def _checked_targets(targets, x, name):
     given, targets = targets, np.asarray(plain(targets))
     if targets.shape != x.shape or x.size == 0:
         raise ValueError(f"{name} needs targets of the same shape as its input and at least one "
-                         f"entry, got targets {targets.shape} and input "
-                         f"{x.shape}" + _column_hint(targets, x))
+                         f"entry, got targets {targets.shape} and input {x.shape}"
+                         + _column_hint(targets, x))
     if not (targets.min() >= 0 and targets.max() <= 1):
         raise ValueError(f"{name} takes targets between 0 and 1, got {targets.min()} to "
                          f"{targets.max()}")
@@ -574,7 +575,7 @@ def _batch_norm_forward(x, gamma, beta, eps):
     y += beta
 
     def vjp(g):
-        # The mean and the variance depend on every x, hence two terms more than in an affine map:
+        # Mean and variance depend on every x, so there are two more terms than in an affine map:
         # dx = gamma scale (g - mean(g) - normalized * mean(g * normalized)), the paper's section 3,
         # where normalized = centred * scale.
         g_beta = column_sums(g)
@@ -626,7 +627,7 @@ def batch_norm_composed(x, gamma, beta, eps=1e-5):
 
 
 def batch_norm_inference(x, gamma, beta, running_mean, running_var, eps=1e-5) -> Tensor:
-    """The same map with fixed statistics: each sample by itself.
+    """The same map with fixed statistics, so that samples do not affect one another.
 
     Differentiable in x, gamma and beta.
     """

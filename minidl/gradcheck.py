@@ -47,7 +47,7 @@ def _check_first(function, arrays, u, rng, step, tolerance):
         return xs, sum(function(*xs) * u)
 
     xs, y = projected(*arrays)
-    # A result that no input reaches (the gradient of x + 1, say) is a constant: its gradient is 0.
+    # A result that depends on no input (the gradient of x + 1, say) has gradient 0.
     gradients = grad(y, xs) if y.requires_grad else [np.zeros_like(x) for x in arrays]
     for i, (x, g) in enumerate(zip(arrays, gradients)):
         v = rng.standard_normal(x.shape)
@@ -58,6 +58,6 @@ def _check_first(function, arrays, u, rng, step, tolerance):
         numeric, analytic = (ahead - behind) / (2 * step), float((g * v).sum())
         error = np.abs(analytic - numeric) / (np.abs(analytic) + np.abs(numeric) + 1e-3)
         if not error <= tolerance:
-            raise AssertionError(f"input {i} of shape {x.shape}: the gradient gives "
-                                 f"{analytic:.9g}, finite differences {numeric:.9g} (relative "
-                                 f"error {error:.1e}, allowed {tolerance:.0e})")
+            raise AssertionError(
+                f"input {i} of shape {x.shape}: the gradient is {analytic:.9g}, by differences "
+                f"{numeric:.9g} (relative error {error:.1e}, allowed {tolerance:.0e})")

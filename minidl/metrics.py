@@ -22,13 +22,12 @@ LOSSES = {
     "mean_absolute_error": F.l1_loss,
     "huber": F.huber_loss,
 }
-# How people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl have
-# them the other way round.
+# What people call the two arguments of a loss: Keras has (y_true, y_pred), PyTorch and minidl the
+# other way round.
 LABELS = {"y_true", "true", "truth", "ground_truth", "target", "targets", "label", "labels",
           "actual"}
 OUTPUTS = {"y_pred", "pred", "preds", "predicted", "prediction", "predictions", "output", "outputs",
-           "out", "logits", "yhat",
-           "y_hat", "p", "probs", "probabilities", "scores"}
+           "out", "logits", "yhat", "y_hat", "p", "probs", "probabilities", "scores"}
 
 
 def accuracy(outputs, y):
@@ -72,7 +71,7 @@ def _labels_are_entries(shape, y):
                          f"got {y.dtype} of shape {y.shape}"
                          + "; use y.reshape(-1)" * (y.shape == (n, 1)))
     if all((abs(part.sum(axis=1) - 1) < 0.01).all() and part.min() >= 0 for part in pieces(y)):
-        return False  # one-hot rows, or probabilities: smoothed labels, a teacher's answers
+        return False  # one-hot rows, or probabilities: smoothed labels, a teacher's outputs
     if not all(((part == 0) | (part == 1)).all() for part in pieces(y)):
         raise ValueError("accuracy takes class numbers, one-hot rows, or rows of zeros and ones, "
                          f"got rows with numbers from {y.min()} to {y.max()}; for other targets "

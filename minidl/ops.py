@@ -225,7 +225,7 @@ def einsum(subscripts, *xs) -> Tensor:
     y, done = None, ""
     for i, (x, letters) in enumerate(zip(xs, names)):
         later = {*out}.union(*names[i + 1:])
-        # what no other input and not the output has is summed at once: no product needs it
+        # axes of this input alone are summed at once: no product needs them
         alone = [k for k, letter in enumerate(letters) if letter not in later | {*done}]
         y_letters = "".join(letter for k, letter in enumerate(letters) if k not in alone)
         x = sum(_array(x), tuple(alone)) if alone else _array(x)
