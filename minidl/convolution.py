@@ -23,9 +23,9 @@ from .tensor import Op, Tensor, floats, plain
 IN_CACHE = 2 ** 16  # numbers: 256 kB in float32
 
 # --- The convolution ------------------------------------------------------------------------------
-# y is linear in the image and in the kernel. So sum(g * y) is a product of three, g, image and
-# kernel, and its gradient by each of them is an op that needs the other two: these are the three
-# ops below, and each is the VJP of the other two.
+# y is linear in the image and in the kernel. So sum(g * y) is linear in g, image and kernel, and
+# its gradient with respect to each of them is an op of the other two: these are the three ops
+# below, and each is the VJP of the other two.
 
 
 def _on_canvas(x, height, width, start, gap=1):
@@ -43,7 +43,7 @@ def _windows(canvas, size, stride):
 
 
 def _rows(windows):
-    """(places, rows) of some images at a time: each window copied into a row, for a product.
+    """Yield (places, rows) for some images at a time: each window as a row, for a product.
 
     As many images as fit into a processor's cache: that takes half the time of all at once.
     """
@@ -273,15 +273,21 @@ class Conv2D(Dense):
         input_shape=None,
         rng=None,
     ):
-        self.filters, self.kernel_size, self.stride = filters, kernel_size, stride
-        self.padding, self.activation, self.use_bias = padding, activation, use_bias
-        self.kernel_initializer, self.input_shape, self.rng = kernel_initializer, input_shape, rng
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.activation = activation
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+        self.input_shape = input_shape
+        self.rng = rng
         if self.padding == "same" and self.kernel_size % 2 == 0:
             raise ValueError(f"padding \"same\" puts as many zeros on both sides, which windows of "
                              f"{self.kernel_size} x {self.kernel_size} do not allow: take an odd "
                              "kernel_size")
 
-    units = property(lambda self: self.filters, doc="The number of filters, as of a Dense.")
+    units = property(lambda self: self.filters, doc="The number of filters, under Dense's name.")
     zeros = property(lambda self: {"valid": 0, "same": (self.kernel_size - 1) // 2}.get(
         self.padding, self.padding), doc="How many rows of zeros padding puts on each side.")
 

@@ -42,7 +42,7 @@ def explain_error(module, error, inputs, constants):
         found = [name for name, value in _weights_and_arrays(module) if value.dtype == dtype]
         where = (f"{', '.join(found[:3])} in {type(module).__name__} is {dtype}" if found else
                  f"{_first_with(module, dtype, inputs)} turns its input into {dtype}")
-        error.dtype = None  # said once, by the innermost part that holds culprit and plaintiff
+        error.dtype = None  # said once, by the innermost part that holds the culprit
         error.args = (f"{error.args[0].partition(':')[0]}: {where}. Make it float32, as "
                       "Parameter(np.ones(1, np.float32)) or with a plain Python number "
                       f"(math.sqrt(2), not np.sqrt(2)); or take all of the model to {dtype} by "

@@ -54,8 +54,8 @@ def ones(shape, rng=None):
 _std = as_number("the standard deviation of initial weights is a number from 0 up, 0.05 for "
                  "example, got {!r}",
                  lambda x: 0 <= x < math.inf)
-_value = as_number("the value of constant initial weights is a finite number, got "
-                   "{!r}", math.isfinite)
+_value = as_number(
+    "the value of constant initial weights is a finite number, got {!r}", math.isfinite)
 
 
 def _fans(shape):

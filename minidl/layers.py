@@ -35,7 +35,7 @@ ACTIVATIONS = {
 }
 
 
-# --- Settings: what each may be, at construction and whenever it is set anew --------------------
+# --- Settings: what each may be, at construction and at every later assignment --------------------
 
 def _units(value):
     if not is_whole(value) or value < 1:
@@ -60,11 +60,12 @@ def _initializer(value):
     return lookup(value, INITIALIZERS, "initializer")
 
 
-_rate = as_number("Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got "
-                  "{!r}", lambda x: 0 <= x < 1)
+_rate = as_number(
+    "Dropout needs a rate from 0 up to but not 1 (0.5 for 50 percent), got {!r}",
+    lambda x: 0 <= x < 1)
 
 
-# --- Layers --------------------------------------------------------------------------------------
+# --- Layers ---------------------------------------------------------------------------------------
 
 class Dense(Module):
     """Fully connected layer: activation(x @ kernel + bias).
@@ -100,12 +101,15 @@ class Dense(Module):
         input_shape=None,
         rng=None,
     ):
-        self.units, self.use_bias, self.rng = units, use_bias, rng
+        self.units = units
+        self.use_bias = use_bias
+        self.rng = rng
         if is_whole(activation):
             raise ValueError(f"unknown activation {activation}: PyTorch's Linear({units}, "
                              f"{activation}) is Dense({activation}, input_shape={units}) here, and "
                              "the number of inputs may be left out")
-        self.activation, self.kernel_initializer = activation, kernel_initializer
+        self.activation = activation
+        self.kernel_initializer = kernel_initializer
         self.input_shape = input_shape
 
     def create_parameters(self):
@@ -142,9 +146,9 @@ class Dense(Module):
             self.create_parameters()
         shape = x.shape
         if len(shape) < 2 or shape[-1] != self.inputs:
-            raise ValueError(f"{self.label} expects inputs of shape (n, "
-                             f"{self.inputs or 'inputs'}), got {shape}"
-                             + ("; put Flatten() before it" if x.ndim > 2 else ""))
+            raise ValueError(
+                f"{self.label} expects inputs of shape (n, {self.inputs or 'inputs'}), got {shape}"
+                + ("; put Flatten() before it" if x.ndim > 2 else ""))
         if x.dtype != self.kernel.dtype:
             x = converted(x, self.kernel.dtype, self)
         y = F.linear(x, self.kernel, self.bias)
@@ -189,7 +193,8 @@ class Dropout(Module):
     habit_words, argument_words = habits.DROPOUT, habits.DROPOUT_ARGUMENTS
 
     def __init__(self, rate, rng=None):
-        self.rate, self.rng = rate, rng
+        self.rate = rate
+        self.rng = rng
 
     def forward(self, x):
         """Any shape to the same shape; x itself in evaluation mode."""

@@ -32,8 +32,9 @@ def _or_none(check):
     return lambda value: None if value is None else check(value)
 
 
-_eps = as_number("eps is added to the variance and cannot be negative or infinite, got "
-                 "{!r}", lambda x: 0 <= x < np.inf)
+_eps = as_number(
+    "eps is added to the variance and cannot be negative or infinite, got {!r}",
+    lambda x: 0 <= x < np.inf)
 _momentum = as_number("momentum is the weight of the newest batch, from 0 to 1, got {!r}; the "
                       "number of features is found out from the input", lambda x: 0 <= x <= 1)
 
@@ -95,9 +96,17 @@ class BatchNorm(Module):
 
     def __init__(self, momentum=0.1, eps=1e-5, affine=True, fused=True, *, ghost_batch_size=None,
                  input_shape=None):
-        self.momentum, self.eps, self.affine, self.fused = momentum, eps, affine, fused
-        self.ghost_batch_size, self.input_shape = ghost_batch_size, input_shape
-        self.gamma = self.beta = self.running_mean = self.running_var = self.latest = None
+        self.momentum = momentum
+        self.eps = eps
+        self.affine = affine
+        self.fused = fused
+        self.ghost_batch_size = ghost_batch_size
+        self.input_shape = input_shape
+        self.gamma = None
+        self.beta = None
+        self.running_mean = None
+        self.running_var = None
+        self.latest = None
         self.updates = np.zeros((), np.int64)  # an array, so that it is a buffer
         self.frozen_statistics = False
 
@@ -141,7 +150,7 @@ class BatchNorm(Module):
     def _normalize(self, x, gamma, beta):
         """Normalise a batch, or each ghost batch in it, by its own statistics, and record them."""
         size = self.ghost_batch_size
-        # in halves, again and again: the gradient of each cut is as large as what was cut
+        # by repeated halving, because the gradient of each cut is as large as what was cut
         if size and len(x) > size + 1:
             half = (len(x) // size + 1) // 2 * size
             return F.concatenate(
@@ -164,7 +173,7 @@ class BatchNorm(Module):
         """
         updates = np.asarray(self.updates + 1)
         m = 1 / int(updates) if self.momentum is None else self.momentum
-        own = vars(self)  # quicker than to assign attributes, which are checked
+        own = vars(self)  # faster than assigning attributes, which are checked
         own["latest"], own["updates"] = BatchStatistics(mean, var, n), updates
         own["running_mean"] = (1 - m) * self.running_mean + m * mean
         own["running_var"] = (1 - m) * self.running_var + m * n / (n - 1) * var
@@ -214,7 +223,9 @@ class LayerNorm(Module):
     habit_words, argument_words = habits.NORM, habits.NORM_ARGUMENTS
 
     def __init__(self, eps=1e-5, affine=True, *, input_shape=None):
-        self.eps, self.affine, self.input_shape = eps, affine, input_shape
+        self.eps = eps
+        self.affine = affine
+        self.input_shape = input_shape
 
     def create_parameters(self):
         """Set gamma to 1, beta to 0."""
@@ -265,7 +276,7 @@ def estimate_population_statistics(model, x, batch_size=256):
         for layer in layers:
             vars(layer).update(settings, training=True)
         try:
-            # alike in size, as each counts the same
+            # equal in size, because each counts the same
             for xb in np.array_split(x, max(1, len(x) // batch_size)):
                 model(xb)
             for layer in layers:

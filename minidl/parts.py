@@ -14,7 +14,7 @@ def attributes(module):
     """Yield (name, value) for all attributes, in order of assignment; looks into OPENED."""
     none = type(module).not_parts
     stack = [(key, value) for key, value in reversed(vars(module).items()) if key not in none]
-    opened = {}  # by id, and kept meanwhile: a list that holds itself is opened once
+    opened = {}  # by id, and kept alive meanwhile: a list that holds itself is opened once
     while stack:
         key, value = stack.pop()
         if isinstance(value, OPENED) or isinstance(value, np.ndarray) and value.dtype == object:
