@@ -34,9 +34,9 @@ class Module:
     """
 
     training = True  # batch statistics and dropout are for training; train() and eval() switch
-    built = True  # False while a layer waits for its first input to tell how many weights it needs
+    built = True  # False until a layer's first input tells how many weights it needs
     forward_hooks = forward_pre_hooks = ()  # see register_forward_hook
-    name = ""  # given by its Sequential, or else the path of attributes to it; errors use it
+    name = ""  # set by its Sequential, or else the path of attributes to it; used in errors
     trained_by = None  # the optimizer of the latest fit
     stream = None  # which stream of its Sequential its rng is: "weights_rng" or "dropout_rng"
     parts_named = False  # whether its parts have been given their names
@@ -44,8 +44,8 @@ class Module:
     fixed_settings = ()  # the settings that cannot change once the weights are made
     parameter_names = ()  # the attributes that hold this layer's own Parameters
     keep_shape = ()  # attributes whose arrays can only be replaced by others of their shape
-    not_parts = ()  # attributes that are no parts of this module, whatever they hold
-    habit_words = habits.MODULE  # attributes that other libraries have: what to write here
+    not_parts = ()  # attributes that are not parts of this module, whatever they hold
+    habit_words = habits.MODULE  # {attribute of another library: what to write here}
     argument_words = {}  # the same for arguments of the constructor
 
     def __new__(cls, *arguments, **named):
@@ -71,7 +71,7 @@ class Module:
         elif name in own:
             trained = isinstance(own[name], Parameter)
             if trained and value is not None and not isinstance(value, Tensor):
-                raise TypeError(f"{self.label}: {name} is a Parameter; what came, "
+                raise TypeError(f"{self.label}: {name} is a Parameter; the new value, "
                                 f"{type(value).__name__}, would never be trained in its place: "
                                 f"write layer.{name}.data[...] = values to give it new values, or "
                                 f"layer.{name} = Parameter(values) and compile again")
@@ -400,7 +400,7 @@ class Module:
 
     def save_weights(self, path):
         """Write all parameters and buffers to a file, in the formats of `files.save`."""
-        from . import files  # here, as who reads how a net is built need not read how files are
+        from . import files  # here, so that nets can be understood without files
         files.save(path, self.state_dict())
 
     def load_weights(self, path):
@@ -460,8 +460,10 @@ class _HookHandle:
     def __init__(self, module, kind, function, arguments):
         if not callable(function):
             raise TypeError(f"a forward hook is a function of ({arguments}), got {function!r}")
-        # an object of its own, should the same function be registered twice
-        self.module, self.kind, self.hook = module, kind, partial(function)
+        # an object of its own, in case the same function is registered twice
+        self.hook = partial(function)
+        self.module = module
+        self.kind = kind
         setattr(module, kind, (*getattr(module, kind), self.hook))
 
     def remove(self):

@@ -338,7 +338,7 @@ ERRORS = {
         replace_a_layer, ValueError,
         "the optimizer does not fit the model: it does not train layers.3.kernel, layers.3.bias; "
         "the model no longer has 2 of its Parameters, of shape (16, 5), (5,). If the model has "
-        "changed, compile it again or give a new optimizer; if a part shall not be trained, freeze "
+        "changed, compile it again or give a new optimizer; if a part should not be trained, freeze "
         "it first: layer.trainable = False, or requires_grad_(False)"),
     "a part in evaluation mode": (
         evaluate_one_part, ValueError,
@@ -349,7 +349,7 @@ ERRORS = {
     "all is frozen": (
         freeze_all, ValueError,
         "there is nothing to train, all parameters are frozen: layers.0.kernel, layers.0.bias, "
-        "layers.1.gamma, layers.1.beta ... Set trainable = True on the layers that shall learn, or "
+        "layers.1.gamma, layers.1.beta ... Set trainable = True on the layers that should learn, or "
         "call requires_grad_()"),
     "a Tensor for a Parameter": (
         lambda: Scale(Tensor(np.ones(1, np.float32), requires_grad=True)).parameters(), ValueError,
@@ -364,7 +364,7 @@ ERRORS = {
         "by model.astype(np.float64)"),
     "an array for a Parameter": (
         lambda: setattr(net(input_shape=20)[0], "kernel", np.ones((20, 16))), TypeError,
-        "dense Dense(20 -> 16): kernel is a Parameter; what came, ndarray, would never be trained "
+        "dense Dense(20 -> 16): kernel is a Parameter; the new value, ndarray, would never be trained "
         "in its place: write layer.kernel.data[...] = values to give it new values, or "
         "layer.kernel = Parameter(values) and compile again"),
     "a setting too late": (

@@ -86,28 +86,28 @@ def _try_loss(loss, example, y, differentiable):
     if y.size:
         rows |= {int(place(y)) // (y.size // len(y)) for place in (np.argmin, np.argmax)}
     rows = sorted(rows)
-    # scores, or probabilities, for every class alike
+    # equal scores, or probabilities, for all classes
     equal = np.asarray(1 / (1 + example[0].size), example.dtype)
     with np.errstate(all="ignore"):
         try:
             outputs = Tensor(np.full((len(rows), *example.shape[1:]), equal), requires_grad=True)
             trial = loss(outputs, y[rows])
         except (TypeError, ValueError):
-            # complains about the shapes of all
+            # complains about the shapes of all the data
             loss(Tensor(np.broadcast_to(equal, (len(y), *example.shape[1:]))), y)
             raise
     if not isinstance(trial, Tensor) or trial.shape != ():
         shape = tuple(len(y) if n == len(rows) else n for n in getattr(trial, "shape", ()))
         raise TypeError("a loss returns one number as a Tensor, made with minidl.functional, but "
-                        f"this one returned a {type(trial).__name__} of shape "
-                        f"{shape}" + "; end it with .mean()" * isinstance(trial, Tensor))
+                        f"this one returned a {type(trial).__name__} of shape {shape}"
+                        + "; end it with .mean()" * isinstance(trial, Tensor))
     if differentiable and not trial.requires_grad:
         raise ValueError("no gradient flows from this loss to the outputs, so nothing would be "
                          "trained: it does not use them, or takes their .data, detach(), argmax or "
                          "a comparison. Compute with the outputs and minidl.functional")
     if loss in (F.categorical_crossentropy, F.binary_cross_entropy):
         with np.errstate(all="ignore"):
-            loss(Tensor(example), y[:1])  # complains about outputs that are no probabilities
+            loss(Tensor(example), y[:1])  # complains about outputs that are not probabilities
     if loss is F.categorical_crossentropy and abs(float(example.sum()) - 1) > 0.01:
         raise ValueError("this loss takes probabilities that sum to 1, but the outputs of the "
                          f"first sample sum to {float(example.sum()):.4g}: end the model with "

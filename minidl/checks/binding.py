@@ -24,7 +24,7 @@ def check(model):
     """
     if model.training:
         asleep = [part for part in model.modules() if not part.training]
-        model.train()  # of one's own it may leave a part asleep on purpose
+        model.train()  # a method of one's own may leave a part asleep on purpose
         for part in asleep:
             if part.training and not any(part.children()) and not isinstance(part, MODELESS):
                 for each in asleep:
@@ -37,8 +37,8 @@ def check(model):
     if hidden := _overlooked(model):
         raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and "
                          "Parameters among its own attributes, in lists and dicts of them, and in "
-                         "Modules. Make the class that holds them a Module; or freeze what shall "
-                         "stay as it is, by its trainable = False")
+                         "Modules. Make the class that holds them a Module; or freeze what "
+                         "should stay as it is, by its trainable = False")
 
 
 def bind(optimizer, model, loss):
@@ -67,7 +67,7 @@ def bind(optimizer, model, loss):
         faults.append(f"it was given {', '.join(reshaped)} in another shape")
     if faults:
         raise ValueError(f"the optimizer does not fit the model: {'; '.join(faults)}. If the model "
-                         "has changed, compile it again or give a new optimizer; if a part shall "
+                         "has changed, compile it again or give a new optimizer; if a part should "
                          "not be trained, freeze it first: layer.trainable = False, or "
                          "requires_grad_(False)")
     model.trained_by = optimizer
@@ -103,7 +103,7 @@ def _nothing_to_train(model, parameters):
     if parameters:
         return (f"there is nothing to train, all parameters are frozen: {', '.join(parameters[:4])}"
                 f"{' ...' if len(parameters) > 4 else '.'} Set trainable = True on the layers that "
-                "shall learn, or call requires_grad_()")
+                "should learn, or call requires_grad_()")
     arrays = [name for name, _ in model.named_buffers()]
     hint = (f"its arrays {', '.join(arrays)} are kept, but only a Parameter is trained: "
             "Parameter(array)" if arrays else
@@ -132,7 +132,7 @@ def _inside(value):
     if isfunction(value):
         try:
             variables = getclosurevars(value)
-        except ValueError:  # of a variable that has no value yet
+        except ValueError:  # a variable has no value yet
             return []
         named = {**variables.globals, **variables.nonlocals}
         return [(name, part) for name, part in named.items() if isinstance(part, Parameter)]

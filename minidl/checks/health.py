@@ -22,11 +22,11 @@ from ..normalization import BatchNorm, LayerNorm
 from ..tensor import Tensor
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-FEW = 20  # samples: less is a trial of the program, not a training set
-SAMPLED = 10 ** 6  # numbers of the inputs that are looked at, at most
+FEW = 20  # samples: fewer are a trial of the program, not a training set
+SAMPLED = 10 ** 6  # the most numbers of the inputs that are looked at
 # root mean square of inputs that need scaling; pixels divided by 255 twice end at 0.0039
 LARGE, TINY = 20, 0.004
-ALWAYS = {F.softmax: ("softmax", 1), F.log_softmax: ("log_softmax", 0)}  # of a single number
+ALWAYS = {F.softmax: ("softmax", 1), F.log_softmax: ("log_softmax", 0)}  # for a single number
 FAR = 100  # root mean square of targets that need scaling
 
 
@@ -101,16 +101,15 @@ class Watch:
 
     def __init__(self, x, y, loss, batch_size, optimizer, seen, shuffled):
         self.silent = len(x) < FEW
-        self.x, self.y, self.loss, self.batch_size, self.optimizer, self.shuffled = (
-            x,
-            y,
-            loss,
-            batch_size,
-            optimizer,
-            shuffled,
-        )
+        self.x = x
+        self.y = y
+        self.loss = loss
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.shuffled = shuffled
         self.seen = seen
-        self.fresh, self.told = optimizer.steps == 0, False
+        self.fresh = optimizer.steps == 0
+        self.told = False
         self.layers = [
             (part, a)
             for part, a, _ in seen
@@ -148,7 +147,7 @@ class Watch:
 
     def _last_axes(self):
         """BatchNorms that get (n, time, features) from a Dense, and would normalise over time."""
-        features_last = []  # outputs of a Dense, also behind activations
+        features_last = []  # outputs of a Dense, also after activations
         for part, a, y in self.seen:
             behind = any(a is each for each in features_last)
             if behind and isinstance(part, BatchNorm) and a.ndim == 3:
@@ -270,7 +269,7 @@ class Watch:
             return [f"the targets run from {low:.4g} to {high:.4g}, but the model ends in an "
                     f"activation with outputs from {bounds[0]} to {bounds[1]}: leave the "
                     "activation of the last layer out, or scale the targets"]
-        # one layer can grow as fast as its targets
+        # a single layer can grow as fast as its targets
         if len(self.layers) > 1 and size > FAR and value > 0.5 * size ** 2:
             return [f"the targets run from {low:.4g} to {high:.4g}, and the first loss is "
                     f"{value:.4g}: training needs targets around 1. Fit (y - y.mean()) / y.std(), "
