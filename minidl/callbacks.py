@@ -13,11 +13,10 @@ from .schedules import Schedule
 from .settings import as_flag, check_whole, is_number, is_whole
 from .training import HOOKS, Callback, History  # noqa: F401  one imports it with them
 
-# Parts of a number's name that tell which way is better, whatever else stands in it:
+# Parts of a number's name that tell which way is better, whatever else is in it:
 # val_top5_accuracy, cross_entropy_loss.
 SMALLER = {"loss", "error", "errors", "mse", "mae", "rmse", "msle", "mape", "mad", "crossentropy",
-           "entropy", "perplexity",
-           "divergence", "seconds"}
+           "entropy", "perplexity", "divergence", "seconds"}
 LARGER = {"accuracy", "acc", "auc", "precision", "recall", "sensitivity", "specificity", "f1",
           "iou", "dice", "r2", "map"}
 
@@ -72,7 +71,8 @@ class LearningRateScheduler(_Familiar):
     """
 
     def __init__(self, schedule):
-        self.schedule, self.arguments = schedule, 2
+        self.schedule = schedule
+        self.arguments = 2
         try:
             try:
                 inspect.signature(schedule).bind(0, 0.1)
@@ -125,7 +125,8 @@ class _Monitor(_Familiar):
         if not is_number(min_delta) or not 0 <= min_delta < math.inf:
             raise ValueError("min_delta is a number from 0 up, the least change that counts, got "
                              f"{min_delta!r}")
-        self.monitor, self.min_delta = monitor, min_delta
+        self.monitor = monitor
+        self.min_delta = min_delta
         self.sign = {"min": 1, "max": -1}.get(mode) or _direction(monitor)
         if self.watches and self.sign is None:
             raise ValueError(f"{type(self).__name__} cannot tell whether a larger {monitor!r} is "
@@ -147,11 +148,11 @@ class _Monitor(_Familiar):
             if name != self.monitor and not any(other.startswith("val_") for other in measured):
                 hints.append("fit needs validation_data or validation_split")
             raise ValueError(f"{type(self).__name__} watches {self.monitor!r}, but this run "
-                             "measures only "
-                             f"{', '.join(measured)}" + ": " * bool(hints) + ", and ".join(hints))
+                             f"measures only {', '.join(measured)}"
+                             + ": " * bool(hints) + ", and ".join(hints))
 
     def state_dict(self):
-        """The best number until now."""
+        """The best number so far."""
         return {"best": float(self.best)}
 
     def load_state_dict(self, state):
@@ -230,14 +231,14 @@ class EarlyStopping(_Monitor):
                        if name.startswith(prefix)}
             given[kind] = weights
             if weights and shapes(weights) != shapes(own):
-                raise ValueError(f"its {kind} weights are those of another model")
+                raise ValueError(f"its {kind} weights are another model's")
         if ("best_epoch" in state) != bool(given["best"]) or wait < 0:
             raise ValueError("best_epoch and best_weights belong together, and wait is a number "
                              "of epochs")
         self.wait, self.best_weights = wait, given["best"] or None
         self.best_epoch = int(state["best_epoch"]) if given["best"] else None
         restored = all(np.array_equal(own[name], array) for name, array in given["best"].items())
-        if given["last"] and restored:  # else somebody has chosen other weights since
+        if given["last"] and restored:  # else other weights have been chosen since
             self.model.load_state_dict(given["last"])
 
     def on_epoch_end(self, epoch, logs=None):
@@ -276,7 +277,8 @@ class ReduceLROnPlateau(_Monitor):
             if not is_number(value) or not 0 <= value < (1 if name == "factor" else math.inf):
                 raise ValueError(f"{name} must be a number from 0 up"
                                  f"{' but below 1' * (name == 'factor')}, got {value!r}")
-        self.factor, self.min_lr = float(factor), float(min_lr)
+        self.factor = float(factor)
+        self.min_lr = float(min_lr)
         self.patience = check_whole("patience", patience, 0)
         self.cooldown = check_whole("cooldown", cooldown, 0)
 
@@ -320,7 +322,8 @@ class ModelCheckpoint(_Monitor):
     """
 
     def __init__(self, path, monitor="val_loss", save_best_only=False, mode="auto"):
-        self.watches = self.save_best_only = as_flag("save_best_only")(save_best_only)
+        self.save_best_only = as_flag("save_best_only")(save_best_only)
+        self.watches = self.save_best_only
         super().__init__(monitor, mode)
         self.path = Path(path)
 

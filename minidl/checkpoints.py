@@ -18,8 +18,8 @@ from .training import History
 
 # bytes of a generator's state; MT19937, the largest, has 624 numbers of 10 digits
 MOST_JSON = 20_000
-# The largest value that each number in a state may have; beyond the first two, NumPy's generators
-# read outside of memory.
+# The largest value of each number in a state; beyond the first two, NumPy's generators would read
+# outside of their memory.
 LIMITS = {"pos": 624, "buffer_pos": 4, "has_uint32": 1, "uinteger": 2 ** 32 - 1}
 
 
@@ -40,7 +40,7 @@ def save_checkpoint(path, model, optimizer, epochs):
     history = getattr(model, "history", None)
     if isinstance(history, History):
         state |= {f"callback.{name}": value for name, value in history.callback_states().items()}
-    # a schedule is a setting; a number may have been changed on the way
+    # a schedule is a setting; a number may have been changed during the run
     if not callable(optimizer.lr):
         state["lr"] = np.array(optimizer.lr, np.float64)
     files.save(path, state | {"epochs": np.array(epochs)})
@@ -117,7 +117,7 @@ def _checked(state, model_state, optimizer):
 
 def _check_counts(state):
     """ValueError unless the optimizer's counts are whole numbers from 0 up: it divides by them."""
-    for name, counts in state.items():  # of a group of parameters its name is 1.steps
+    for name, counts in state.items():  # in a group of parameters its name is 1.steps
         counted = name.rpartition(".")[2] in ("steps", "updates")
         if counted and (counts.dtype.kind not in "iu" or (counts < 0).any()):
             raise ValueError(f"the optimizer's {name} should be whole numbers from 0 up")
@@ -162,7 +162,7 @@ def _decoded(name, array, generator):
             raise ValueError(f"it should be at most {MOST_JSON:,} bytes of text")
         state = json.loads(array.tobytes().decode())
         _check_state(state, generator.state)
-        type(generator)().state = state  # complains about a state that is none
+        type(generator)().state = state  # complains about an invalid state
     return state
 
 

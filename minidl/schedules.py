@@ -105,7 +105,7 @@ class MultiStepDecay(Schedule):
             raise ValueError("MultiStepDecay needs the steps at which the rate falls, in order, "
                              f"(300, 600) for example, got {self.steps!r}")
         for step in self.steps:
-            StepDecay(self.lr, step, self.factor)  # complains about what is no number of steps
+            StepDecay(self.lr, step, self.factor)  # complains about an invalid number of steps
         object.__setattr__(self, "steps", tuple(self.steps))
 
     def __call__(self, step):

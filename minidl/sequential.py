@@ -89,7 +89,7 @@ class Sequential(Module):
     setting_checks = {"layers": _layers, "optimizer": _optimizer, "loss": _loss,
                       "metrics": _metrics}
     known_layers = ()  # the layers at the last use: these have their names and random streams
-    seen_shape = output_shape = None  # of one sample, once one came through
+    seen_shape = output_shape = None  # of one sample, once one has passed through
     compiled_step = None
     not_parts = "known_layers", "loss", "metrics"
     habit_words, argument_words = habits.SEQUENTIAL, habits.SEQUENTIAL_ARGUMENTS
@@ -101,9 +101,12 @@ class Sequential(Module):
         except (TypeError, ValueError):
             raise ValueError("seed is a whole number from 0 up, or None for other weights each "
                              f"time, got {seed!r}") from None
-        self.weights_rng, self.shuffle_rng, self.dropout_rng = map(np.random.default_rng, streams)
-        self.kind_counts = Counter()  # how many layers of each kind have got a name here
-        self.optimizer = self.loss = None
+        self.weights_rng = np.random.default_rng(streams[0])
+        self.shuffle_rng = np.random.default_rng(streams[1])
+        self.dropout_rng = np.random.default_rng(streams[2])
+        self.kind_counts = Counter()  # how many layers of each kind have been named here
+        self.optimizer = None
+        self.loss = None
         self.metrics = []
         if self.layers and isinstance(self.layers[0], Input):
             self.seen_shape = self.layers.pop(0).shape
@@ -115,7 +118,7 @@ class Sequential(Module):
 
     @property
     def input_shape(self):
-        """The shape of one input, as the first layer or the first data told it; None before."""
+        """The shape of one input, from the first layer or the first data; None before."""
         first = self.layers[0] if self.layers else None
         return getattr(first, "input_shape", None) or self.seen_shape
 
@@ -159,7 +162,7 @@ class Sequential(Module):
 
     def _forget_compile(self):
         if self.optimizer is not None:
-            # when it is compiled again, it takes over the new layer's, too
+            # when compiled again, it takes over the new layer's parameters too
             self.optimizer.release()
         self.optimizer = self.loss = None
 
@@ -220,7 +223,7 @@ class Sequential(Module):
     def _complaint(self, i, error, first=None):
         """The error of layer i, with where its input came from; first: the input of the model."""
         text, shape = f"layer {i}, {error}", self.input_shape
-        text = text.removesuffix(DATA)  # said by a Sequential in here, of its first layer
+        text = text.removesuffix(DATA)  # added by a Sequential inside, about its first layer
         if "; its input comes" not in text:
             before = f"from layer {i - 1}, {self.layers[i - 1].label}" if i else ""
             text += f"; its input comes {before}" if i else DATA
@@ -236,7 +239,7 @@ class Sequential(Module):
     def __len__(self):
         return len(self.layers)
 
-    def __bool__(self):  # a model without layers is a model, too
+    def __bool__(self):  # a model without layers is true, too
         return True
 
     def __iter__(self):
@@ -309,8 +312,7 @@ class Sequential(Module):
                 (_, sample_weight), _ = hold_out(x, sample_weight, validation_split)
             (x, y), validation_data = hold_out(x, y, validation_split)
         return training.fit(self, x, y, loss=self.loss, optimizer=self.optimizer, epochs=epochs,
-                            batch_size=batch_size,
-                            metrics=self.metrics, callbacks=callbacks,
+                            batch_size=batch_size, metrics=self.metrics, callbacks=callbacks,
                             validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch,
                             verbose=verbose, class_weight=class_weight, sample_weight=sample_weight,

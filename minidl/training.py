@@ -1,6 +1,6 @@
 """The one training loop, for any Module: fit, evaluate, predict, and what they record.
 
-In short, and a lesson writes it by hand:
+In short, as a lesson writes it by hand:
 
     for epoch in range(epochs):
         for xb, yb in batches(x, y, batch_size, rng):
@@ -14,7 +14,7 @@ where step, in short, is
     optimizer.step()
 
 What is made sure of before the first step, and looked at after it, is in `checks/`, imported where
-it is used: nobody has to read it to understand the loop.
+it is used: the loop can be understood without it.
 """
 
 import math
@@ -25,7 +25,15 @@ import numpy as np
 
 from .batching import batches, check_rng
 from .habits import unknown
-from .metrics import LOSSES, METRICS, accuracy, named_loss, named_metrics, number_of, settled  # noqa: F401
+from .metrics import (  # noqa: F401  also found here
+    LOSSES,
+    METRICS,
+    accuracy,
+    named_loss,
+    named_metrics,
+    number_of,
+    settled,
+)
 from .normalization import BatchNorm
 from .parts import evaluation
 from .settings import check_whole
@@ -43,15 +51,18 @@ class History:
     history.history["loss"]; print(history) shows a table with one row per epoch.
     """
 
-    callbacks = ()  # those at work, while the run lasts
-    states = {}  # and afterwards what they asked to keep: see callback_states
-    resumed = False  # whether this stands for the run of a checkpoint, until a fit goes on with it
+    callbacks = ()  # those at work during the run
+    states = {}  # and after it what they asked to keep: see callback_states
+    resumed = False  # whether this is the run of a checkpoint that no fit has continued yet
 
     def __init__(self, earlier=None):
-        """earlier: the History that load_checkpoint left, if this run goes on with it."""
-        self.history, self.epoch, self.steps = {}, [], {"loss": [], "seconds": []}
+        """earlier: the History that load_checkpoint left, if this run continues it."""
+        self.history = {}
+        self.epoch = []
+        self.steps = {"loss": [], "seconds": []}
         if isinstance(earlier, History) and earlier.resumed:
-            self.states, self.resumed = earlier.states, True
+            self.states = earlier.states
+            self.resumed = True
 
     def callback_states(self):
         """{"EarlyStopping.best": 0.5, ...}: what the callbacks ask a checkpoint to keep."""
@@ -82,7 +93,7 @@ class History:
         try:
             yield
         finally:
-            # Not the callbacks: they know the model, which knows this; circles keep memory.
+            # Not the callbacks: they hold the model, which holds this; such a cycle keeps memory.
             self.states, self.callbacks = self.callback_states(), ()
 
     def __getstate__(self):
@@ -160,8 +171,8 @@ class History:
         epochs = [epoch + 1 for epoch in self.epoch]
         fig, axes = figure(columns=len(names), squeeze=False)
         for name, ax in zip(names, axes[0]):
-            curves = (name, "training (training "
-                            "mode)"), ("val_" + name, "validation (evaluation mode)")
+            curves = ((name, "training (training mode)"),
+                      (f"val_{name}", "validation (evaluation mode)"))
             for (key, label), (color, line) in zip(curves, LOOKS):
                 if key in self.history:
                     ax.plot(
@@ -199,7 +210,7 @@ class Callback:
     def on_train_begin(self, logs=None):
         """Before the first epoch.
 
-        A callback that counts starts anew here, so that it can be used again.
+        A callback that counts resets itself here, so that it can be used again.
         """
 
     def on_train_end(self, logs=None):
@@ -247,9 +258,11 @@ class DivergenceError(ArithmeticError):
 
     def __init__(self, message, history, step, layer):
         super().__init__(message)
-        self.history, self.step, self.layer = history, step, layer
+        self.history = history
+        self.step = step
+        self.layer = layer
 
-    def __reduce__(self):  # so that a process pool can hand it over
+    def __reduce__(self):  # so that a process pool can return it
         return type(self), (*self.args, self.history, self.step, self.layer)
 
 
@@ -419,11 +432,11 @@ def evaluate(model, x, y, *, loss, metrics=(), batch_size=256):
 def _scores(model, x, y, dtype, loss, metrics, batch_size):
     """What evaluate returns, for data already checked."""
     steps, sizes = [], []
-    # inf in the result says it all
+    # inf in the result says enough
     with evaluation(model), np.errstate(over="ignore", invalid="ignore"):
         for xb, yb in batches(x, y, batch_size):
-            # Recorded, although nothing is differentiated: a loss on softmax looks up the logits it
-            # came from.
+            # Recorded, although nothing is differentiated, because a loss on softmax looks up its
+            # logits.
             outputs = model(xb.astype(dtype, copy=False))
             steps.append(_numbers(loss(outputs, yb).item(), outputs, yb, metrics))
             sizes.append(len(xb))
@@ -451,8 +464,8 @@ def _check_untouched(callbacks, model, optimizer):
     for callback in callbacks:
         if callback.model is not model or callback.optimizer is not optimizer:
             raise RuntimeError(f"{type(callback).__name__} replaced self.model or self.optimizer, "
-                               "but fit goes on with those it was given: keep another model under "
-                               "another name, or change its weights with load_state_dict")
+                               "but fit continues with those it was given: keep another model "
+                               "under another name, or change its weights with load_state_dict")
 
 
 def _divergence(model, x, optimizer, history):
