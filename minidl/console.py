@@ -33,7 +33,8 @@ class NotebookOutput:
     """
 
     def __init__(self):
-        self.lines, self.handle = [""], None
+        self.lines = [""]
+        self.handle = None
 
     def write(self, text):
         """Show the lines as they are after this text."""
@@ -53,7 +54,7 @@ class NotebookOutput:
             self.handle = display(shown, raw=True, display_id=True)
 
     def flush(self):
-        """Nothing is kept back."""
+        """Do nothing: no text is held back."""
 
 
 class Progress:
@@ -64,7 +65,9 @@ class Progress:
     """
 
     def __init__(self, epochs, samples, batch_size, verbose):
-        self.epochs, self.verbose, self.bar = epochs, verbose, None
+        self.epochs = epochs
+        self.verbose = verbose
+        self.bar = None
         self.output = NotebookOutput() if in_notebook() else None  # one for all epochs
         self.steps = max(
             1, math.ceil(samples / batch_size) - (batch_size > 1 and samples % batch_size == 1)
@@ -87,7 +90,7 @@ class Progress:
         numbers, place = format_logs(logs), f"{self.title} {self.bar.n}/{self.steps}"
         if len(place) + len(numbers) + 3 < self.bar.ncols:
             self.bar.set_description_str(f"{place} - {numbers}")
-        else:  # what does not fit is cut off at the end
+        else:  # the end is cut off where it does not fit
             self.bar.set_description_str(f"{numbers} - {place}")
 
     def finish(self, logs):
@@ -135,7 +138,7 @@ def bar(output=None, **options):
         options.update(file=output or NotebookOutput(), ncols=79, position=0)
     else:
         columns, lines = shutil.get_terminal_size()
-        # tqdm draws nothing on a terminal that says it is 0 wide
+        # tqdm draws nothing on a terminal that reports a width of 0
         options.update(ncols=(columns or 80) - 1, nrows=lines or 24)
     return tqdm(ascii=ascii_only, disable=not shows_bars(), **options)
 
@@ -182,7 +185,7 @@ def repair():
     closed = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
     for name in closed:
         null = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
-        os.set_inheritable(null.fileno(), True)  # a program that this one starts needs them, too
+        os.set_inheritable(null.fileno(), True)  # a program that this one starts needs them too
         setattr(sys, name, null)
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="replace")
@@ -201,7 +204,7 @@ def lost(error=None):
             print()
         sys.stdout.flush()
     except OSError as error:
-        # Else Python would try again when it ends, and complain.
+        # Otherwise Python would try again on exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
@@ -234,7 +237,7 @@ def guarded(all_said=False):
 
 
 def watch():
-    """The same for a script that has no `with` around its work, and for Ctrl-C, from here on."""
+    """The same from here on, for a script without a `with` around its work, and for Ctrl-C."""
     repair()
     # a debugger or a notebook has its own
     if sys.excepthook is sys.__excepthook__ and not in_notebook():

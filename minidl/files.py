@@ -33,12 +33,11 @@ MOST_HEADER = 100_000_000
 MOST_ENTRY = 4_000  # characters of an array's entry in it; 64 sizes of 20 digits take 1,400
 MOST_NPY_HEADER = 10_000  # bytes of an .npy's header, NumPy's own bound
 MOST_NAME = 10_000  # characters of an array's name; zip files hold 65,535 bytes
-# What can be stored: NumPy's and safetensors' names, in the order in which the latter lays arrays
-# out, large items first.
+# What can be stored: NumPy's and safetensors' names, in the latter's order of arrays: large items
+# first.
 DTYPES = {"uint64": "U64", "int64": "I64", "float64": "F64", "float32": "F32", "uint32": "U32",
-          "int32": "I32",
-          "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8", "uint8": "U8",
-          "bool": "BOOL"}
+          "int32": "I32", "float16": "F16", "uint16": "U16", "int16": "I16", "int8": "I8",
+          "uint8": "U8", "bool": "BOOL"}
 NPY_CODES = {np.dtype(name).str[1:]: name for name in DTYPES}  # {"f4": "float32", ...}
 QUOTES = "'\""
 NPY_FIELD = re.compile(r"""\s*(?P<q>['"])(?P<key>descr|fortran_order|shape)(?P=q)\s*:"""
@@ -67,14 +66,14 @@ def replacing(path):
     if old and stat.S_ISDIR(old.st_mode):
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
     if old and not stat.S_ISREG(old.st_mode):
-        # Whoever writes a zip file goes back in it, and half of one helps nobody.
+        # Writing a zip file seeks back, and half of one is of no use.
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
             with _pipe(path) if stat.S_ISFIFO(old.st_mode) else open(path, "wb") as target:
                 shutil.copyfileobj(file, target)
         return
-    # To replace it would take no more than the right to write into its folder.
+    # Replacing it would need only the right to write to its folder.
     if old and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "the file is write-protected", str(path))
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -94,7 +93,7 @@ def replacing(path):
 
 @contextmanager
 def _naming(target):
-    """Errors of the block name the target: nobody knows the temporary file beside it."""
+    """Errors of the block name the target, not the temporary file, which the user never sees."""
     try:
         yield
     except FileNotFoundError:
@@ -106,7 +105,7 @@ def _naming(target):
 
 def _created(temporary, target, old):
     """A new file, open for writing, with owner and permissions of the old one, if there is one."""
-    # Those of the old one from the start, so that a secret is one at every moment.
+    # The old file's from the start, so that a secret stays one at every moment.
     permissions = 0o666 if old is None else old.st_mode & 0o777
     with _naming(target):
         file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, permissions))
@@ -119,9 +118,9 @@ def _created(temporary, target, old):
 
 
 def _pipe(path):
-    """A named pipe to write into; a warning and a file that goes nowhere if nobody reads from it.
+    """A named pipe to write to; a warning and the null device if nobody reads from it.
 
-    Whoever starts both ends may need a moment, so it is tried for a second.
+    Starting both ends may take a moment, so it is tried for a second.
     """
     for _ in range(20):
         try:
@@ -224,7 +223,7 @@ def _check_announced(announced, size, most=math.inf):
 def _check_name(name):
     """ValueError for an array's name that could not be saved, or that has no place in a message."""
     # npz strips .npy and turns \ into / on some systems, safetensors reserves one name: no two
-    # names may become one.
+    # names may become the same.
     text = isinstance(name, str) and name.isprintable() and len(name) <= MOST_NAME
     if not text or "\\" in name or name.endswith(".npy") or name in ("", "__metadata__"):
         raise ValueError(f"{quoted(name)} cannot be an array's name; it must be printable text "
@@ -298,7 +297,7 @@ def idx_bytes(array):
 
 
 def idx_parts(array):
-    """The same in two parts, header and data, without a copy of an array in C order."""
+    """The same in two parts, header and data, without copying an array in C order."""
     header = IDX_MAGIC + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return header, memoryview(np.ascontiguousarray(array))
 
@@ -350,8 +349,8 @@ def read_npz(path, most=math.inf):
     whatever a header announces before it looks for the data.
     """
     content, arrays = _content(path, packed(most)), {}
-    with blaming(f"{path} is damaged or not an npz "
-                 "file"), zipfile.ZipFile(io.BytesIO(content)) as archive:
+    damaged = blaming(f"{path} is damaged or not an npz file")
+    with damaged, zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         _check_announced(sum(member.file_size for member in members), len(content), most)
         for member in members:
@@ -368,7 +367,7 @@ def unzipped(archive, member, most):
     """The bytes of a member of an open zip file, stored or deflated; ValueError beyond most."""
     if member.file_size > most:
         raise ValueError(f"it announces {member.file_size:,} bytes, at most {most:,} can be right")
-    # Those of bzip2 and lzma take memory as they like.
+    # bzip2 and lzma may take any amount of memory.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"compression {member.compress_type} is not supported, only 0 (stored) "
                          "and 8 (deflated)")
@@ -452,7 +451,7 @@ def read_safetensors(path):
         in_order = sorted(entries.items(), key=lambda item: item[1][:2])
         for name, (begin, end, dtype, shape) in in_order:
             with blaming(f"array {quoted(name)}"):
-                # data that leave the file are too short for their shape
+                # data beyond the end of the file are too short for their shape
                 if begin != position or end < begin:
                     raise ValueError(f"data from {begin} to {end} do not follow the data before, "
                                      f"which end at {position}")
@@ -488,7 +487,7 @@ def _parse_header(text):
                 entries[name] = (*entry["data_offsets"], dtype, shape)
     header.skip()
     if header.at < len(text):
-        raise ValueError("its header goes on after its end, with "
+        raise ValueError("its header continues after its end, with "
                          f"{clean(text[header.at:header.at + 80], 40)}")
     return entries
 
@@ -497,7 +496,8 @@ class _Header:
     """A place in the text of a JSON header; each method reads what must follow."""
 
     def __init__(self, text):
-        self.text, self.at = text, 0
+        self.text = text
+        self.at = 0
 
     def skip(self):
         self.at = JSON_SPACE.match(self.text, self.at).end()
@@ -591,7 +591,7 @@ def write_safetensors(path, arrays, metadata=None):
     text += b" " * (-len(text) % 8)
     if len(text) > MOST_HEADER:
         raise ValueError(f"cannot save to {path}: names and metadata take {len(text):,} bytes, and "
-                         f"a header has at most {MOST_HEADER:,}, else nobody reads it back")
+                         f"a header has at most {MOST_HEADER:,}, else it could not be read back")
     with replacing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in arrays:

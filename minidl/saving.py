@@ -1,4 +1,4 @@
-"""A whole model in one file: its layers as a short text, its weights beside it, and no pickle.
+"""A whole model in one file: its layers as a short text, its weights next to it, and no pickle.
 
 The file is one of `files.py` (.npz or .safetensors) with all that `state_dict` holds, and under the
 name "architecture" the layers with their settings: JSON, as an array of bytes. What the text says
@@ -15,7 +15,7 @@ from . import files
 from .convolution import AveragePool2D, Conv2D, GlobalAveragePool2D, MaxPool2D
 from .layers import ACTIVATIONS, Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm
 
-KINDS = {  # the arguments that each layer is made with again
+KINDS = {  # the arguments that each layer is rebuilt with
     Dense: ("units", "activation", "use_bias"),
     Activation: ("function",),
     BatchNorm: ("momentum", "eps", "affine", "fused", "ghost_batch_size"),
@@ -27,9 +27,9 @@ KINDS = {  # the arguments that each layer is made with again
     AveragePool2D: ("size",),
     GlobalAveragePool2D: ()}
 TABLE = {kind.__name__: kind for kind in KINDS}
-FLAGS = ("frozen_statistics", "estimated")  # what else a BatchNorm remembers beside its arrays
-MOST_INPUTS = 2 ** 24  # numbers in one sample, more only if the file is larger
-MOST_IN_WINDOWS = 2 ** 26  # numbers in all windows of a convolution, more only if the file is larger
+FLAGS = ("frozen_statistics", "estimated")  # what else a BatchNorm remembers besides its arrays
+MOST_INPUTS = 2 ** 24  # numbers in one sample; more if the file is larger
+MOST_IN_WINDOWS = 2 ** 26  # numbers in all windows of a convolution; more if the file is larger
 
 
 def save(path, model, cls):

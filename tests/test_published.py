@@ -309,7 +309,7 @@ def test_a_server_that_drips_holds_nobody_for_ever(server, monkeypatch, how):
 def test_a_login_page_is_called_a_web_page(server):
     server("login_page")
     with pytest.raises(
-        FileNotFoundError, match="what came is a web page, perhaps of a network that wants a login"
+        FileNotFoundError, match="the answer is a web page, perhaps of a network that wants a login"
     ):
         data.load("mnist")
 

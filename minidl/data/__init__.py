@@ -37,8 +37,7 @@ def load(name="digits", root=None, seed=0):
             published.fetch(name, folder)
         except FileNotFoundError as error:
             raise FileNotFoundError("\n".join([str(error), *unusable])) from None
-        # These very files: `find` would stop at a damaged copy that lies beside them under another
-        # name.
+        # Exactly these files: `find` would stop at a damaged copy with another name beside them.
         found = Found(tuple(published.read(file, folder) for file in published.FILES), folder)
     x_train, y_train, x_test, y_test = found.arrays
     return (_pixels(x_train), y_train.astype(np.int64)), (_pixels(x_test), y_test.astype(np.int64))
@@ -52,8 +51,8 @@ def one_hot(y, classes=None):
     y = np.asarray(y)
     if y.ndim != 1 or y.dtype.kind not in "iu" or len(y) == 0:
         raise ValueError(f"one_hot takes whole class numbers of shape (n,), got {y.dtype} of "
-                         f"shape {y.shape}; "
-                         "y.reshape(-1).astype(int) makes them of a column or of floats")
+                         f"shape {y.shape}; y.reshape(-1).astype(int) makes them of a column or of "
+                         "floats")
     if classes is not None and not (is_whole(classes) and classes >= 1):
         raise ValueError(f"classes is how many there are, a whole number, got {classes!r}")
     classes = int(y.max()) + 1 if classes is None else classes
@@ -96,11 +95,11 @@ class Scaling:
 def standardization(x_train, axis=0):
     """The Scaling that brings x_train to mean 0 and standard deviation 1.
 
-    axis: 0 for each feature by itself, None for all pixels of images alike. A constant feature
+    axis: 0 scales each feature separately, None all pixels of images alike. A constant feature
     becomes 0.
     """
     x_train = _training_data(x_train, axis)
-    with np.errstate(invalid="ignore", over="ignore"):  # of inf and NaN; Scaling says so
+    with np.errstate(invalid="ignore", over="ignore"):  # Scaling complains about inf and NaN
         mean = x_train.mean(axis, np.float64)
         squares = sum(((piece - mean) ** 2).sum(axis) for piece in pieces(x_train))
     deviation = np.sqrt(squares / (len(x_train) if axis == 0 else x_train.size))
@@ -133,8 +132,8 @@ def _training_data(x, axis):
                          f"{x.shape}")
     if axis is not None and axis != 0:
         raise ValueError("axis is 0, for each feature by itself, or None, for all alike, got "
-                         f"{axis!r}: every sample, in "
-                         "training and test, gets the same shift and scale")
+                         f"{axis!r}: every sample, in training and test, gets the same shift and "
+                         "scale")
     return x
 
 
@@ -145,5 +144,5 @@ def _nonzero(scale, x_train, axis):
 
 def _pixels(images):
     pixels = images.reshape(len(images), -1).astype(np.float32)
-    pixels /= 255  # in place: of MNIST, a further array would take 188 MB
+    pixels /= 255  # in place: for MNIST, another array would take 188 MB
     return pixels

@@ -32,9 +32,9 @@ FILES = (
     "t10k-labels-idx1-ubyte",
 )
 SIZES = (47_040_016, 60_008, 7_840_016, 10_008)  # bytes of each unpacked, in all published sets
-TIMEOUT = 20  # seconds that a mirror has to answer, and then at most to be behind SLOWEST
+TIMEOUT = 20  # seconds that a mirror has to answer, and then may be behind SLOWEST
 SLOWEST = 10_000  # bytes per second
-LARGEST = packed(SIZES[0])  # bytes of a file as it comes; some proxies unpack on the way
+LARGEST = packed(SIZES[0])  # bytes of a file as received; some proxies unpack it on the way
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def check(name, arrays, source):
 
 
 def _check_file(name, file, array, source):
-    """The same for one file. The md5 is that of the IDX file, however it was packed."""
+    """As `check`, for one file. The md5 is that of the IDX file, however it was packed."""
     expected = SETS[name].md5[FILES.index(file)]
     digest = hashlib.md5(usedforsecurity=False)
     for part in idx_parts(array.astype(np.uint8, copy=False)):
@@ -99,23 +99,23 @@ def fetch(name, folder):
         if _is_there(name, file, folder):
             continue
         if os.environ.get("MINIDL_OFFLINE", "0") not in ("", "0"):
-            raise FileNotFoundError(f"{name} is not on this machine, and MINIDL_OFFLINE forbids to "
-                                    "download it.\n"
-                                    + by_hand(name, folder))
+            raise FileNotFoundError(
+                f"{name} is not on this machine, and MINIDL_OFFLINE forbids downloading it.\n"
+                + by_hand(name, folder))
         problems = []
         for url in urls(name, file):
             try:
                 _install(name, file, folder, _download(url, most(file)))
                 break
-            # the last: a browser has no threads
+            # RuntimeError: a browser has no threads
             except (OSError, ValueError, RuntimeError) as error:
-                # a server's words may be in it
+                # it may contain a server's text
                 problems.append(f"{url}: {clean(error) or type(error).__name__}")
-        # where open files cannot be replaced (Windows), another process may be ahead
+        # where open files cannot be replaced (Windows), another process may have been first
         if not _is_there(name, file, folder):
-            raise FileNotFoundError(f"{name} is not on this machine and could not be downloaded:\n "
-                                    " "
-                                    + "\n  ".join(problems) + "\n" + by_hand(name, folder))
+            raise FileNotFoundError(
+                f"{name} is not on this machine and could not be downloaded:\n  "
+                + "\n  ".join(problems) + "\n" + by_hand(name, folder))
 
 
 def urls(name, file):
@@ -176,9 +176,10 @@ def _install(name, file, folder, pieces):
     """Write pieces of bytes as folder/file.gz; ValueError unless they are that published file."""
     content = b"".join(pieces)
     if content[:100].lstrip().startswith(b"<"):
-        raise ValueError("what came is a web page, perhaps of a network that wants a login first: "
+        raise ValueError("the answer is a web page, perhaps of a network that wants a login first: "
                          "open the address in a browser")
-    _check_file(name, file, parse_idx(content, "what came", SIZES[FILES.index(file)]), "what came")
+    array = parse_idx(content, "the answer", SIZES[FILES.index(file)])
+    _check_file(name, file, array, "the answer")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{file}.gz") as target:
         target.write(content)
@@ -190,11 +191,11 @@ def _download(url, most):
     TimeoutError if it is too slow, ValueError if it is more than most, OSError for what else
     happens. A thread asks the server, and this one waits for it no longer than the clock allows:
     looking up the name, connecting, redirections, headers, lengths of chunks and what follows the
-    data can all be made to last for ever.
+    data can all be made to last forever.
     """
     if not shows_bars():
         print(f"downloading {url}", file=sys.stderr, flush=True)
-    # Takes as long as the import of half of minidl, and no thread should do it.
+    # Takes as long as importing half of minidl, and no thread should do it.
     from urllib.request import Request, urlopen
     request = Request(url, headers={"User-Agent": "minidl"})
     pieces = queue.SimpleQueue()
@@ -210,7 +211,7 @@ def _download(url, most):
                     left -= len(piece)
                     pieces.put(piece)
             pieces.put(b"")
-        except Exception as error:  # its words only: the error itself keeps the connection open
+        except Exception as error:  # its text only: the error itself keeps the connection open
             pieces.put(str(error) or type(error).__name__)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -225,7 +226,7 @@ def _download(url, most):
                 received += len(piece)
                 if received > most:
                     raise ValueError(f"the answer is longer than {most:,} bytes")
-                # Every byte earns its time, but nobody earns more than TIMEOUT in advance.
+                # Every byte earns time, but never more than TIMEOUT in advance.
                 patience = min(patience + len(piece) / SLOWEST, monotonic() + TIMEOUT)
                 progress.update(len(piece))
                 yield piece

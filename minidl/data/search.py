@@ -25,7 +25,7 @@ class Found:
 
     arrays: tuple
     path: Path
-    own: bool = False  # some other images of the user's, put in the place of a published set
+    own: bool = False  # images of the user's own, in place of a published set
 
 
 def find(name, root=None):
@@ -59,8 +59,8 @@ def find(name, root=None):
         except (OSError, ValueError) as error:
             unusable.append(f"not usable: {error}")
     if name == "digits":
-        raise FileNotFoundError("\n".join(["minidl is incomplete without digits.npz, install it "
-                                           f"anew: {PACKAGE}", *unusable]))
+        raise FileNotFoundError("\n".join(["minidl is incomplete without digits.npz, reinstall "
+                                           f"it: {PACKAGE}", *unusable]))
     return None, unusable
 
 
@@ -85,8 +85,7 @@ def _find_in(place, name, only_published):
         if not found and name in published.SETS:
             found = _read_idx_files(folder, most)
         if found:
-            # A set of the published size claims to be the published one; other sizes are the user's
-            # own.
+            # A set of the published size counts as the published one; other sizes are the user's.
             claims = only_published or [len(a) for a in found.arrays] == [
                 60_000,
                 60_000,
