@@ -49,7 +49,7 @@ __all__ = [
     "grad", "gradcheck", "initializers", "interop", "no_grad", "optim", "plotting", "record",
     "schedules", "training"]
 
-# Where files stood in the first version: programs, and pickles of sweeps, name them so.
+# Files that have moved since the first version: old programs and pickles use these names.
 MOVED = {"minidl.cli": "course.cli", "minidl.handout": "course.handout",
          "minidl.progress": "console", "minidl.published": "data.published",
          "minidl.sweeps": "experiments.sweeps"}
@@ -67,7 +67,7 @@ class _Moved:
         return module
 
     def exec_module(self, module):
-        module.__spec__ = module.__spec__.loader_state  # the import has put the first name's there
+        module.__spec__ = module.__spec__.loader_state  # the import has put the old name's there
 
 
 sys.meta_path.append(_Moved())
@@ -75,7 +75,7 @@ sys.meta_path.append(_Moved())
 
 def __getattr__(name):
     error = habits.unknown("minidl", name, habits.PACKAGE)
-    # `from minidl import Linear` makes an ImportError without these words of an AttributeError.
+    # `from minidl import Linear` would turn an AttributeError into an ImportError without its text.
     if name in habits.PACKAGE and sys._getframe(1).f_code.co_name == "_handle_fromlist":
         raise ImportError(str(error), name=name)
     raise error

@@ -39,10 +39,16 @@ class record:
     """
 
     def __init__(self, model, every=1):
-        self.model, self.every, self.count = model, every, 0
-        self.steps, self.layers, self.parameters = [], [], []
+        self.model = model
+        self.every = every
+        self.count = 0
+        self.steps = []
+        self.layers = []
+        self.parameters = []
         self.values = {}  # (row, statistic): {step: number}
-        self.outputs, self.before, self.names = {}, {}, {}
+        self.outputs = {}
+        self.before = {}
+        self.names = {}
         for path, part in model.named_modules():
             name = part.name or path or type(part).__name__.lower()
             self.names[id(part)] = path if name in self.names.values() else name
@@ -94,7 +100,7 @@ class record:
         """The hook of each layer: remember an output that a gradient can reach."""
         if layer.training and isinstance(y, Tensor) and y.requires_grad:
             name = self.names[id(layer)]
-            # of a forward without a backward, or an earlier use: the order is that of the last
+            # drops that of an earlier use, or of a forward without a backward: the last use counts
             self.outputs.pop(name, None)
             self.outputs[name] = y
 

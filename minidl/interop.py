@@ -11,8 +11,7 @@ from .convolution import AveragePool2D, Conv2D, GlobalAveragePool2D, MaxPool2D
 from .layers import Activation, BatchNorm, Dense, Dropout, Flatten, LayerNorm
 from .sequential import Sequential
 
-# the function here: the class in torch.nn and its options, the name in keras.activations and its
-# options
+# {function: (class in torch.nn, its options, name in keras.activations, its options)}
 ACTIVATIONS = {
     F.relu: ("ReLU", {}, "relu", {}),
     F.leaky_relu: ("LeakyReLU", {"negative_slope": 0.01}, "leaky_relu", {"negative_slope": 0.01}),
@@ -26,25 +25,24 @@ ACTIVATIONS = {
     F.softmax: ("Softmax", {"dim": -1}, "softmax", {}),
     F.log_softmax: ("LogSoftmax", {"dim": -1}, "log_softmax", {}),
     F.linear_activation: ("Identity", {}, "linear", {})}
-# the layer here: how to make its counterpart, still without the weights, in PyTorch and in Keras
+# {layer: how to make its counterpart, without the weights, in PyTorch and in Keras}
 LAYERS = {
     # meta: draws no weights
     Dense: (lambda nn, layer: nn.Linear(layer.inputs, layer.units, layer.use_bias, device="meta"),
             lambda keras, layer: keras.layers.Dense(layer.units, use_bias=layer.use_bias)),
-    Activation: (lambda nn, layer: getattr(nn,
-                                           ACTIVATIONS[layer.function][0])(**ACTIVATIONS[layer.function][1]),
+    Activation: (lambda nn, layer: _torch_activation(nn, *ACTIVATIONS[layer.function][:2]),
                  lambda keras, layer: _keras_activation(keras, *ACTIVATIONS[layer.function][2:])),
-    BatchNorm: (lambda nn,
-                layer: (nn.BatchNorm1d if len(layer.input_shape or "chw") < 3 else nn.BatchNorm2d)(
-                    len(layer.running_mean), layer.eps, layer.momentum, layer.affine),
+    BatchNorm: (lambda nn, layer: (
+                    nn.BatchNorm1d if len(layer.input_shape or "chw") < 3 else nn.BatchNorm2d
+                )(len(layer.running_mean), layer.eps, layer.momentum, layer.affine),
                 lambda keras, layer: keras.layers.BatchNormalization(
                     1, 0.99 if layer.momentum is None else 1 - layer.momentum, layer.eps,
                     layer.affine, layer.affine)),
     LayerNorm: (lambda nn, layer: nn.LayerNorm(layer.input_shape[-1], layer.eps, layer.affine),
                 lambda keras, layer: keras.layers.LayerNormalization(
                     epsilon=layer.eps, center=layer.affine, scale=layer.affine)),
-    Dropout: (lambda nn, layer: nn.Dropout(layer.rate), lambda keras,
-              layer: keras.layers.Dropout(layer.rate)),
+    Dropout: (lambda nn, layer: nn.Dropout(layer.rate),
+              lambda keras, layer: keras.layers.Dropout(layer.rate)),
     Conv2D: (lambda nn, layer: nn.Conv2d(
                  layer.inputs, layer.filters, layer.kernel_size, layer.stride, layer.zeros,
                  bias=layer.use_bias, device="meta"),
@@ -58,11 +56,11 @@ LAYERS = {
     GlobalAveragePool2D: (lambda nn, layer: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
                           lambda keras, layer: keras.layers.GlobalAveragePooling2D(
                               data_format="channels_first")),
-    # as the numbers lie
-    Flatten: (lambda nn, layer: nn.Flatten(), lambda keras,
-              layer: keras.layers.Flatten("channels_last"))}
+    # in the order of the numbers in memory
+    Flatten: (lambda nn, layer: nn.Flatten(),
+              lambda keras, layer: keras.layers.Flatten("channels_last"))}
 
-# in PyTorch
+# {name of a buffer: its name in PyTorch}
 BUFFERS = {
     "running_mean": "running_mean",
     "running_var": "running_var",
@@ -89,7 +87,8 @@ def to_torch(model):
         module.train(layer.training)
         # of kernel and bias, or gamma and beta
         for name, p in zip(("weight", "bias"), layer.parameters()):
-            setattr(module, name, torch.nn.Parameter(torch.tensor(_to_theirs(p.data)), p.requires_grad))
+            values = torch.tensor(_to_theirs(p.data))
+            setattr(module, name, torch.nn.Parameter(values, p.requires_grad))
         for name, buffer in layer.named_buffers():
             setattr(module, BUFFERS[name], torch.tensor(buffer))
     return result
@@ -242,6 +241,10 @@ def _keras_convolution(keras, layer):
         return convolution
     zeros = layers.ZeroPadding2D(layer.zeros, data_format="channels_first")
     return keras.Sequential([zeros, convolution])
+
+
+def _torch_activation(nn, name, options):
+    return getattr(nn, name)(**options)
 
 
 def _keras_activation(keras, name, options):

@@ -36,15 +36,15 @@ class Lesson:
         self.name = name
         self.seed = _whole_number("MINIDL_SEED", 0)
         self.dataset = os.environ.get("MINIDL_DATASET") or "digits"
-        self.figures, self.checks, self.predictions = {}, [], []
+        self.figures = {}
+        self.checks = []
+        self.predictions = []
         self.permuted = _switch("MINIDL_LABELS", "permuted")
         negative_control()
         try:
             with tempfile.TemporaryFile(dir=plotting.folder()):
                 pass
-        except (
-            OSError
-        ) as error:  # now, and not with the first figure, when the networks are trained
+        except OSError as error:  # now, and not with the first figure, after the training
             raise SystemExit(
                 f"figures cannot be saved, set MINIDL_FIGURES to a folder of yours: {error}"
             ) from None

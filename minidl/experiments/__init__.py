@@ -131,12 +131,13 @@ class Comparison:
     """The runs of several networks over the same seeds: `runs[name]` is a list, a Run per seed."""
 
     def __init__(self, runs, seeds):
-        self.runs, self.seeds = runs, list(seeds)
+        self.runs = runs
+        self.seeds = list(seeds)
 
     def __repr__(self):
         names = ", ".join(map(repr, self.runs))
-        return (f"<Comparison of {names} with seeds {self.seeds}; .table(0.85), .array(name, "
-                "'accuracy'), plotting.compare(it)>")
+        return (f"<Comparison of {names} with seeds {self.seeds}; .table(0.85), "
+                ".array(name, 'accuracy'), plotting.compare(it)>")
 
     def __getattr__(self, name):
         array = f"array(name, {name!r}) has it of one network, as an array (seeds, steps)"
@@ -195,20 +196,20 @@ class Comparison:
         """
         if not hasattr(at, "__iter__"):
             raise TypeError(f"at is a list of steps, at=[{at}], got {at!r}")
-        # two lines of head, so that five steps fit a terminal of 80 columns
+        # a heading of two lines, so that five steps fit a terminal of 80 columns
         rows = [["", *("step" for _ in at), "steps to", "seconds", "ms per"],
                 ["", *map(str, at), f"{target:.0%}", "to it", "step"]]
         for name, runs in self.runs.items():
             seconds, steps = self.array(name, "seconds"), runs[0].eval_steps
             alive = np.isfinite(seconds[:, 1:])
+            per_step = 1000 * (seconds[:, 1:] / steps[1:])[alive]
             # NaN: half of the runs had diverged by then
             accuracies = [np.median(self.accuracy_at(name, s)) for s in at]
             rows.append([name, *("diverged" if np.isnan(a) else f"{a:.3f}" for a in accuracies),
                          or_more(np.median(self.steps_to(name, target)), steps[-1], ".0f"),
-                         or_more(np.median(self.seconds_to(name, target)), np.nanmax(seconds,
-                                                                                     initial=0),
-                                                                                     ".2f"),
-                         f"{1000 * np.median((seconds[:, 1:] / steps[1:])[alive]):.2f}" if alive.any() else "-"])
+                         or_more(np.median(self.seconds_to(name, target)),
+                                 np.nanmax(seconds, initial=0), ".2f"),
+                         f"{np.median(per_step):.2f}" if per_step.size else "-"])
         return "\n".join(table(rows))
 
 
@@ -287,7 +288,7 @@ def _settings(builders, data, steps, batch_size, seeds):
         raise ValueError(f"a seed is a whole number, 0 or more, got {negative[0]!r}")
     if isinstance(data, str):
         if find(data)[0] is None:
-            load(data)  # fetches it
+            load(data)  # downloads it
         data = DataByName(data, identity.of_data(data))
     else:
         data = _checked_data(data)
@@ -298,9 +299,9 @@ def _settings(builders, data, steps, batch_size, seeds):
 def _check_builders(builders, seeds):
     """Build some of the networks: is each a new one, from its seed and from nothing else?"""
     if not isinstance(builders, dict) or not builders:
-        raise TypeError('builders is a dict of functions of a seed, {"BatchNorm": with_bn, "none": '
-                        'without}, '
-                        f"and not empty, got {builders!r}")
+        raise TypeError("builders is a dict of functions of a seed, "
+                        '{"BatchNorm": with_bn, "none": without}, and not empty, got '
+                        f"{builders!r}")
     for name, builder in builders.items():
         try:
             inspect.signature(builder).bind(seeds[0])
@@ -341,8 +342,8 @@ def _checked_data(data):
         fits, found = False, type(data).__name__
     if not fits:
         raise ValueError("data must be ((x_train, y_train), (x_test, y_test)), as data.load "
-                         "returns them, with as many labels as "
-                         f"images and at least one of each, got {found}")
+                         "returns them, with as many labels as images and at least one of each, "
+                         f"got {found}")
     return data
 
 

@@ -53,7 +53,10 @@ class Namer:
     def __init__(self):
         variables = {name: value for name, value in os.environ.items()
                      if name.startswith("MINIDL_") and name not in WITHOUT_EFFECT}
-        self.arrays, self.files, self.imports, self.uses = {}, {}, {}, {}
+        self.arrays = {}
+        self.files = {}
+        self.imports = {}
+        self.uses = {}
         texts = [self._file(path) for path in sorted(PACKAGE.rglob("*.py"))]
         self.surroundings = [sys.version_info[:2], np.__version__, sorted(variables.items()),
                              _data_sets(), texts]
@@ -64,7 +67,7 @@ class Namer:
         what = [self._describe(job),
                 [[name, self._describe(value)] for name, value in sorted(settings.items())]]
         written = None
-        # again, once it is known what any of the functions writes into
+        # again, now that it is known what the functions write into
         while self.written != written:
             written, code = set(self.written), {}
             while new := self.reached.keys() - code.keys():
@@ -102,7 +105,7 @@ class Namer:
     def _container(self, value, kind):
         if kind is np.ndarray and not value.dtype.hasobject:
             if id(value) not in self.arrays:
-                # kept, so that no other array gets its id
+                # kept alive, so that no other array gets its id
                 self.arrays[id(value)] = value, _digest(value)
             return self.arrays[id(value)][1]
         if kind is np.ndarray:
@@ -138,7 +141,7 @@ class Namer:
         module = found = sys.modules.get(value.__module__)
         for part in value.__qualname__.split("."):
             found = getattr(found, part, None)
-        # as in a notebook
+        # as of a function in a notebook
         if found is not value or not (getattr(module, "__file__", None) or module.__spec__):
             raise _refusal(value)
         self._reach(value)
@@ -157,7 +160,7 @@ class Namer:
         """What Python made of a function or class: its file may have changed since."""
         if isinstance(value, FunctionType):
             if id(value) not in self.uses:
-                # kept, so that no other function gets its id
+                # kept alive, so that no other function gets its id
                 self.uses[id(value)] = value, _use(value)
             use = self.uses[id(value)][1]
             self.written |= use.written
@@ -330,7 +333,7 @@ def _path(module):
         return getattr(sys.modules[module], "__file__", None)
     package = module.rpartition(".")[0]
     if package and (path := _path(package)) and not _of_the_project(path):
-        return None  # to look for it would import the package
+        return None  # looking for it would import the package
     try:
         return getattr(util.find_spec(module), "origin", None)
     except Exception:  # of the package's __init__.py, whatever it does
@@ -346,7 +349,7 @@ def _imports(module, path):
         parts.pop()
     try:
         nodes = [*ast.walk(ast.parse(Path(path).read_bytes()))]
-    # a compiled one, or a text for another Python that is imported on some condition only
+    # a compiled one, or one for another Python that is imported conditionally
     except (SyntaxError, ValueError):
         nodes = []
     for node in nodes:

@@ -27,7 +27,7 @@ def processes(n):
     """A pool of n processes, with one BLAS thread each, to be a sweep's executor.
 
     `with processes(2) as pool: ...` Processes that all use all cores for their products get in each
-    other's way and can take several times as long. They are started anew, not forked, because a
+    other's way and can take several times as long. They are started afresh, not forked, because a
     BLAS asks for its number of threads only when NumPy is loaded; so a script that uses them must
     begin its work below `if __name__ == "__main__":`. Raises RuntimeError where there are no
     processes, as in a browser.
@@ -127,13 +127,13 @@ def sweep(grid, job, executor=None, cache=None):
     `concurrent.futures.Executor`; `processes(2)` makes one that suits small networks. To reach
     another process a job must be a function defined at the top of a file.
 
-    cache: a folder where finished jobs are kept, so that a sweep that was interrupted goes on where
-    it was. A job is done anew after a change of anything that `identity` knows to matter: its
+    cache: a folder where finished jobs are kept, so that an interrupted sweep continues where it
+    stopped. A job is done again after a change of anything that `identity` knows to matter: its
     settings, its code and that of the files it imports, the data; a setting that names a file
     stands for the file's content. Results must then be numbers, texts, arrays or lists. Raises
     ValueError and TypeError for what cannot be run or kept, before any work.
     """
-    from concurrent.futures import BrokenExecutor  # here and not above: `import minidl` stays quick
+    from concurrent.futures import BrokenExecutor  # here, so that `import minidl` stays fast
     axes, points = _points(grid, job)
     _check_executor(executor, job, points)
     paths = [None] * len(points)
@@ -150,11 +150,11 @@ def sweep(grid, job, executor=None, cache=None):
                 progress.update()
     except BrokenExecutor as error:
         raise type(error)(f"{error}\nA script that uses processes must begin its work below "
-                          "`if __name__ == \"__main__\":`, or each process begins the script anew; "
-                          "else it may have been the memory: use fewer processes") from None
+                          "`if __name__ == \"__main__\":`, or each process begins the script "
+                          "again; else it may have been the memory: use fewer processes") from None
     finally:
         for future in futures:
-            future.cancel()  # those not begun, when one has failed or Ctrl-C was pressed
+            future.cancel()  # those not yet begun, when one has failed or Ctrl-C was pressed
     return Sweep(axes, points, results)
 
 
@@ -176,8 +176,8 @@ def _points(grid, job):
         axes = {"job": list(range(len(points)))}
         if wrong := [point for point in points if not isinstance(point, dict)]:
             raise TypeError('a grid is {"lr": [0.1, 1.0], "seed": range(3)}, or a list of '
-                            'settings, each a dict such as '
-                            f'{{"lr": 0.1, "seed": 2}}; got {wrong[0]!r}')
+                            f'settings, each a dict such as {{"lr": 0.1, "seed": 2}}; got '
+                            f'{wrong[0]!r}')
     if not points:
         empty = [f" {name!r} has no values" for name, values in axes.items() if not values
                  and isinstance(grid, dict)]
@@ -221,7 +221,7 @@ def _check_executor(executor, job, points):
     if not hasattr(executor, "submit"):
         raise TypeError("an executor is a pool of workers, `with processes(2) as pool: sweep(..., "
                         f"executor=pool)`, got {executor!r}")
-    # others have their own ways to send a function
+    # other executors have their own ways to send a function
     if type(executor).__module__ == "concurrent.futures.process":
         functions = [job, *(value for value in points[0].values() if callable(value))]
         try:
@@ -233,8 +233,8 @@ def _check_executor(executor, job, points):
         if not hasattr(main, "__file__") and any(getattr(f, "__module__", "") == "__main__"
                                                  for f in functions):
             raise ValueError("another process cannot see what was defined in a notebook or at the "
-                             "prompt: put the job into a "
-                             "file, jobs.py, and write `from jobs import job`")
+                             "prompt: put the job into a file, jobs.py, and write `from jobs "
+                             "import job`")
 
 
 def _folder(cache):

@@ -27,7 +27,7 @@ def band(x, ys, label, number=0, ax=None):
     ax = _axes(ax)
     color, line = LOOKS[number % len(LOOKS)]
     x = np.ma.median(np.ma.masked_invalid(np.atleast_2d(x)), axis=0)
-    ys = np.ma.masked_invalid(ys)  # runs that have ended
+    ys = np.ma.masked_invalid(ys)  # steps after a run has ended
     ax.plot(x, np.ma.median(ys, axis=0), linestyle=line, color=color, label=label, linewidth=3)
     ax.fill_between(x, ys.min(axis=0), ys.max(axis=0), color=color, alpha=0.2, linewidth=0)
     return ax

@@ -35,7 +35,7 @@ def graph(tensor, names=None, numbers=False, ax=None):
         ax.annotate("", (x2, row[end]), (x, row[start]), arrowprops={
             "arrowstyle": "-|>" if end in nodes else "-", "shrinkA": 0, "shrinkB": 0,
             "color": "0.3", "linewidth": 1.5})
-        if end not in nodes:  # the arrow goes on through this column, where there is no box
+        if end not in nodes:  # the line crosses this column, where there is no box
             ax.plot([x2, x2 + 2 * half], [row[end], row[end]], color="0.3", linewidth=1.5)
     for key, node in nodes.items():
         x, y = -pitch * depth[key], row[key]
@@ -104,7 +104,7 @@ def _places(walk, inputs):
     walk: the results, the last one made first. A longer edge is cut at free places in between, so
     that it crosses no box.
     """
-    # the longest way to the last result; where the edges from each place end
+    # depth: the longest way to the last result; ends: where the edges from each place end
     depth, ends = {walk[0]: 0}, {}
     for key in walk:
         for k in inputs[key]:

@@ -95,4 +95,4 @@ def show(fig, name):
         fig.savefig(file, format="png")
     print(f"figure: {path}")
     if plt.get_backend().lower() == "agg":
-        plt.close(fig)  # nobody will look at it again; a notebook still has to
+        plt.close(fig)  # it has been saved; a notebook must still show it
