@@ -59,5 +59,5 @@ def _check_first(function, arrays, u, rng, step, tolerance):
         error = np.abs(analytic - numeric) / (np.abs(analytic) + np.abs(numeric) + 1e-3)
         if not error <= tolerance:
             raise AssertionError(
-                f"input {i} of shape {x.shape}: the gradient is {analytic:.9g}, by differences "
+                f"input {i} of shape {x.shape}: the gradient is {analytic:.9g}, finite differences "
                 f"{numeric:.9g} (relative error {error:.1e}, allowed {tolerance:.0e})")

@@ -37,8 +37,8 @@ def check(model):
     if hidden := _overlooked(model):
         raise ValueError(f"{', '.join(hidden)} would not be trained: a model finds its layers and "
                          "Parameters among its own attributes, in lists and dicts of them, and in "
-                         "Modules. Make the class that holds them a Module; or freeze what "
-                         "should stay as it is, by its trainable = False")
+                         "Modules. Make the class that holds them a Module; or freeze what should "
+                         "stay as it is, by its trainable = False")
 
 
 def bind(optimizer, model, loss):
