@@ -124,7 +124,7 @@ def _check_counts(state):
 
 
 def _shortened(error):
-    """The error's text in at most 30 lines without control characters: file names may hold any."""
+    """The error's text, at most 30 lines, without control characters, which names may hold."""
     lines = str(error).splitlines()
     lines[29:-1] = ["  ..."] if len(lines) > 30 else lines[29:-1]
     return "\n".join(files.clean(line) for line in lines)
