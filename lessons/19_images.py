@@ -138,7 +138,7 @@ lesson.show(fig, "means")
 # %% [markdown]
 # (Neighbouring places see nearly the same, so a mean of 12,544 numbers is not as good
 # as one of 12,544 independent numbers. Yet even with small batches there is more to
-# average than in a Dense layer: another reason why BatchNorm does so well on images.)
+# average than in a Dense layer: perhaps one more reason why BatchNorm does so well on images.)
 #
 # ## With and without, before and after
 #
