@@ -138,7 +138,8 @@ lesson.show(fig, "means")
 # %% [markdown]
 # (Neighbouring places see nearly the same, so a mean of 12,544 numbers is not as good
 # as one of 12,544 independent numbers. Yet even with small batches there is more to
-# average than in a Dense layer: perhaps one more reason why BatchNorm does so well on images.)
+# average than in a Dense layer: perhaps one more reason why BatchNorm does so well on
+# images.)
 #
 # ## With and without, before and after
 #
@@ -302,7 +303,7 @@ for kind, values in signals.items():
 # does best. 50 steps with batches of 32, then 500 images of the test set.
 
 # %%
-RATES = {PLAIN: (0.003, 0.01, 0.03), PLAIN_BN: (0.1, 0.3, 1.0),
+RATES = {PLAIN: (0.01, 0.03, 0.1), PLAIN_BN: (0.1, 0.3, 1.0),
          RESIDUAL: (0.0001, 0.0003, 0.001), RESIDUAL_BN: (0.01, 0.03, 0.1),
          ZERO: (0.03, 0.1, 0.3)}
 reached, few = {}, (test[0][:500], test[1][:500])

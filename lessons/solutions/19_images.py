@@ -127,7 +127,9 @@ for scale in (1.0, 1.1, 1.2):
           + ", ".join(f"{value.mean():.3f} at {lr}" for lr, value in rates.items()))
 
 # %% [markdown]
-# ANSWER4
+# Times 1.0: 0.199, 0.361, 0.174 at the rates 0.01, 0.03, 0.1. Times 1.1: 0.279, 0.348,
+# 0.127. Times 1.2: 0.270, 0.181, 0.098. Guessing is 0.1. So 1.0 and 1.1 are as good as each
+# other, and nothing in the neighbourhood makes this network learn well in 50 steps.
 #
 # ## 5. Residual blocks without BatchNorm
 
