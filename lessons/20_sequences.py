@@ -321,7 +321,7 @@ for kind, norm in ((SHARED, BatchNorm()), (LAYER, LayerNorm())):
 # norm at all is about as good, and LayerNorm at least as good. (After four times as
 # many steps both norms are ahead: exercise 6.) Laurent et al. (2016), who tried it on
 # speech and text, found that BatchNorm in the path of the memory does not help;
-# Cooijmans et al. (2016) found some, with statistics per step and a small first
+# Cooijmans et al. (2016) found a gain, with statistics per step and a small first
 # $\gamma$.
 #
 # *Why language models take LayerNorm.* Three of the reasons we have measured. Sentences
