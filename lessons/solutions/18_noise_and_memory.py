@@ -62,7 +62,11 @@ def path(group, looks, seed=0, dropout=0.0, shuffle=True, lr=None, after=None):
 
 # %%
 # %% [markdown]
-# ## 1. Half of the wrong labels after 240 steps
+# ## 1. Easy: half of the wrong labels after 240 steps
+#
+# Groups of 4 are just there (0.53). Groups of 6 have 0.86, groups of 8 0.92 and
+# groups of 12 0.94. The step from 4 to 6 is the large one, because the noise bends up
+# steeply at the small end.
 
 # %%
 for group in (4, 6, 8, 12):
@@ -70,9 +74,12 @@ for group in (4, 6, 8, 12):
     print(f"1: groups of {group}: {wrong:.2f} of the wrong labels")
 
 # %% [markdown]
-# ANSWER1
+# ## 2. Easy: where to stop
 #
-# ## 2. Where to stop
+# Groups of 4 at step 60 (0.785), groups of 16 at step 30 (0.801), whole batches at
+# step 40 (0.774), the plain network at step 120 (0.783). At step 240 they have 0.764,
+# 0.727, 0.726 and 0.767. Stopping at the right time is worth more than the choice of
+# the network.
 
 # %%
 LOOKS = (10, 20, 30, 40, 60, 80, 120, 180, 240)
@@ -82,9 +89,12 @@ for group in (4, 16, 64, 0):
           f"step {LOOKS[test.argmax()]}, {test[-1]:.3f} at step 240")
 
 # %% [markdown]
-# ANSWER2
+# ## 3. Medium: never shuffled
 #
-# ## 3. Never shuffled
+# No, fewer: 0.21 against 0.26 after 120 steps, but the right labels suffer too (0.91
+# against 0.98), and the test accuracy most (0.705 against 0.786). With the same
+# companions for ever there is little noise in training, and the network relies on
+# companions that a new image does not have.
 
 # %%
 for shuffle in (True, False):
@@ -94,9 +104,12 @@ for shuffle in (True, False):
           f"test {test:.3f}")
 
 # %% [markdown]
-# ANSWER3
+# ## 4. Medium: Dropout
 #
-# ## 4. Dropout
+# Dropout does what the texts say of BatchNorm. At step 240 it has 0.13 of the wrong
+# labels (groups of 4: 0.54), and the best test accuracy of all, 0.815. At equal fit
+# it has 0.12, groups of 4 0.16, the plain network at the rate 0.03 0.19 and at 0.1
+# 0.38. The small rate recovers much of it, too.
 
 # %%
 for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
@@ -110,9 +123,13 @@ for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
           f"(highest share of right labels {best[-1]:.2f})")
 
 # %% [markdown]
-# ANSWER4
+# ## 5. Research: population statistics and a decay of gamma
 #
-# ## 5. Population statistics and a decay of gamma
+# A decay has an effect of the right sign: without it 0.53 of the wrong labels are
+# memorised after 120 steps, with 2 % each time 0.38 and with 5 % 0.22, but the right
+# labels go down as well (0.99, 0.97, 0.95), and the test accuracy stays at 0.76.
+# Groups of 16 at the same rate have 0.82. So freezing the statistics alone changes
+# more than the decay does, and the match is not shown.
 
 # %%
 def decay(rate):
@@ -131,6 +148,3 @@ for rate in (0.0, 0.02, 0.05):
           f"of the wrong labels, {right:.2f} of the right ones, test {test:.3f}")
 print("5: groups of 16 at the same rate: {1:.2f}, {0:.2f}, test {2:.3f}".format(
     *path(16, (120,), lr=0.1)[0]))
-
-# %% [markdown]
-# ANSWER5
