@@ -274,12 +274,12 @@ lesson.finish()
 #    - d) 0, because the statistics of 128 images are exact.
 # 2. "For each sample in the mini-batch compute its mean and its variance", writes one
 #    of the texts. Suppose BatchNorm did that. What would change?
-#    - a) Nothing, both sentences describe the same formula.
+#    - a) The prediction for an image would no longer depend on its companions.
 #    - b) A batch of two would give only the outputs 1 and $-1$.
-#    - c) The prediction for an image would no longer depend on its companions.
+#    - c) Nothing, both sentences describe the same formula.
 #    - d) Training would need larger batches.
 #
-# Answers: 1 b, 2 c
+# Answers: 1 b, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3 and 4.2.1. Y. Wu and K. He, Group
 # Normalization, 2018, figure 1 (the same fall at small batches, for ImageNet).

@@ -416,9 +416,9 @@ lesson.finish()
 #    stabilises and speeds up training", writes one of the texts. Which part do our
 #    figures confirm?
 #    - a) All of it.
-#    - b) That the inputs become steadier; that this is the cause of the speed is not
+#    - b) Only that training becomes faster; the inputs do not become steadier.
+#    - c) That the inputs become steadier; that this is the cause of the speed is not
 #         shown.
-#    - c) Only that training becomes faster; the inputs do not become steadier.
 #    - d) None of it.
 # 2. A drift of 0.9 is measured in one network and of 0.3 in another. Which has the
 #    steadier inputs?
@@ -427,7 +427,7 @@ lesson.finish()
 #    - c) Neither; drift is a property of the data.
 #    - d) That depends on how wide the inputs are that drift.
 #
-# Answers: 1 b, 2 d
+# Answers: 1 c, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 4.1 and figure 1b, c. S. Santurkar,
 # D. Tsipras, A. Ilyas and A. Madry, How Does Batch Normalization Help Optimization?,

@@ -348,9 +348,9 @@ lesson.finish()
 #
 # 1. The weights of one hidden unit are multiplied by 10, BatchNorm follows it. What
 #    is the same as before?
-#    - a) Nothing, since all later layers get larger inputs.
-#    - b) The output of the network, but this unit turns 100 times more slowly at the
+#    - a) The output of the network, but this unit turns 100 times more slowly at the
 #         same rate.
+#    - b) Nothing, since all later layers get larger inputs.
 #    - c) The output of the network and its whole training run.
 #    - d) Only the gradient of this unit.
 # 2. "Scaling data makes training converge faster; BatchNorm scales in the network
@@ -361,7 +361,7 @@ lesson.finish()
 #    - c) No, in training the scale cancels (as far as $\epsilon$ is small).
 #    - d) No, because BatchNorm maps the pixels to the range from 0 to 1.
 #
-# Answers: 1 b, 2 c
+# Answers: 1 a, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3. T. van Laarhoven, L2
 # Regularization versus Batch and Weight Normalization, 2017 (weight decay as a
