@@ -232,8 +232,8 @@ lesson.show(fig, "batch_size")
 # With large batches the noise is small and BatchNorm gains. Part of that gain comes
 # from the small number of steps: an epoch in batches of 256 has only 39, and early in
 # training BatchNorm's lead is largest (lesson 7). So this is no proof that batches
-# should be large. The safe reading is about the small end: somewhere between 4 and 16
-# images per batch BatchNorm begins to help.
+# should be large. The safe reading is about the small end: below some 16 images per
+# batch BatchNorm does not help here, and in batches of two it ruins training.
 
 # %%
 print()
@@ -278,12 +278,12 @@ lesson.finish()
 #    - d) 0, because the statistics of 128 images are exact.
 # 2. "For each sample in the mini-batch compute its mean and its variance", writes one
 #    of the texts. Suppose BatchNorm did that. What would change?
-#    - a) Nothing, both sentences describe the same formula.
+#    - a) The prediction for an image would no longer depend on its companions.
 #    - b) A batch of two would give only the outputs 1 and $-1$.
-#    - c) The prediction for an image would no longer depend on its companions.
+#    - c) Nothing, both sentences describe the same formula.
 #    - d) Training would need larger batches.
 #
-# Answers: 1 b, 2 c
+# Answers: 1 b, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3 and 4.2.1. Y. Wu and K. He, Group
 # Normalization, 2018, figure 1 (the same fall at small batches, for ImageNet).

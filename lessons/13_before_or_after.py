@@ -337,9 +337,9 @@ lesson.finish()
 # 1. "Batch normalisation standardises the data of a batch after the activation of a
 #    layer and before the next layer", defines one of the texts. What is right?
 #    - a) That is the definition of the paper.
-#    - b) It is one of two places; the paper's is before the activation.
+#    - b) BatchNorm belongs on the inputs of the network only.
 #    - c) After the activation it would not be BatchNorm.
-#    - d) BatchNorm belongs on the inputs of the network only.
+#    - d) It is one of two places; the paper's is before the activation.
 # 2. A network has BatchNorm after each activation and is to be made faster for
 #    evaluation. What can be done?
 #    - a) Nothing, only BatchNorm before the activation can be folded.
@@ -347,7 +347,7 @@ lesson.finish()
 #    - c) Fold each of them into the Dense layer that follows.
 #    - d) Fold each of them into the Dense layer before the activation.
 #
-# Answers: 1 b, 2 c
+# Answers: 1 d, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.2. Y. LeCun, L. Bottou, G. Orr and
 # K.-R. Mueller, Efficient BackProp, 1998. The published table: D. Mishkin,

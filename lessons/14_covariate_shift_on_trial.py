@@ -222,7 +222,8 @@ for ax, what in zip(axes, (DRIFT, RELATIVE, JUMP)):
     ax.plot(*zip(*line), "o-", color="#0072B2", markersize=11, linewidth=2.5,
             label="BatchNorm, doses 0 to 3")
     for dose, (x, y) in zip(DOSES, line):
-        ax.annotate(f"{dose:g}", (x, y), (8, 2), textcoords="offset points")
+        ax.annotate(f"{dose:g}", (x, y), (8, 2), textcoords="offset points",
+                    fontsize=14)
     for name, (mark, color) in MARKS.items():
         ax.plot(measure[name][what], at200[name], mark, color=color, markersize=15,
                 label=name, linestyle="none")
@@ -415,9 +416,9 @@ lesson.finish()
 #    stabilises and speeds up training", writes one of the texts. Which part do our
 #    figures confirm?
 #    - a) All of it.
-#    - b) That the inputs become steadier; that this is the cause of the speed is not
+#    - b) Only that training becomes faster; the inputs do not become steadier.
+#    - c) That the inputs become steadier; that this is the cause of the speed is not
 #         shown.
-#    - c) Only that training becomes faster; the inputs do not become steadier.
 #    - d) None of it.
 # 2. A drift of 0.9 is measured in one network and of 0.3 in another. Which has the
 #    steadier inputs?
@@ -426,7 +427,7 @@ lesson.finish()
 #    - c) Neither; drift is a property of the data.
 #    - d) That depends on how wide the inputs are that drift.
 #
-# Answers: 1 b, 2 d
+# Answers: 1 c, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 4.1 and figure 1b, c. S. Santurkar,
 # D. Tsipras, A. Ilyas and A. Madry, How Does Batch Normalization Help Optimization?,

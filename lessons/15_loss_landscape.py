@@ -343,10 +343,10 @@ lesson.finish()
 #    Which one trains better?
 #    - a) A, because its surface is smoother.
 #    - b) B, because its gradient is longer.
-#    - c) That cannot be said: A may stand on a plateau.
-#    - d) Both alike, since the loss is the same function.
+#    - c) Both alike, since the loss is the same function.
+#    - d) That cannot be said: A may stand on a plateau.
 #
-# Answers: 1 b, 2 c
+# Answers: 1 b, 2 d
 #
 # Sources: S. Santurkar, D. Tsipras, A. Ilyas and A. Madry, How Does Batch
 # Normalization Help Optimization?, 2018, section 3. B. Ghorbani, S. Krishnan and Y.

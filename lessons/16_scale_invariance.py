@@ -216,6 +216,7 @@ for i, (rate, values) in enumerate(effective.items()):
     plotting.band(np.arange(1, 201), values.T, f"rate {rate:g}", i, ax)
 ax.set(xlabel="training step", ylabel="effective rate of a unit,\nrate / |w|²",
        xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"))
+ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
 plotting.legend(ax)
 lesson.show(fig, "self_correction")
 
@@ -347,9 +348,9 @@ lesson.finish()
 #
 # 1. The weights of one hidden unit are multiplied by 10, BatchNorm follows it. What
 #    is the same as before?
-#    - a) Nothing, since all later layers get larger inputs.
-#    - b) The output of the network, but this unit turns 100 times more slowly at the
+#    - a) The output of the network, but this unit turns 100 times more slowly at the
 #         same rate.
+#    - b) Nothing, since all later layers get larger inputs.
 #    - c) The output of the network and its whole training run.
 #    - d) Only the gradient of this unit.
 # 2. "Scaling data makes training converge faster; BatchNorm scales in the network
@@ -360,7 +361,7 @@ lesson.finish()
 #    - c) No, in training the scale cancels (as far as $\epsilon$ is small).
 #    - d) No, because BatchNorm maps the pixels to the range from 0 to 1.
 #
-# Answers: 1 b, 2 c
+# Answers: 1 a, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3. T. van Laarhoven, L2
 # Regularization versus Batch and Weight Normalization, 2017 (weight decay as a

@@ -308,9 +308,9 @@ lesson.finish()
 # 1. A network with groups of 4 has memorised 10 % of the wrong labels after 60 steps,
 #    one with whole batches 60 %. What follows?
 #    - a) Small groups prevent overfitting.
-#    - b) Small groups learn more slowly; compare again at equal fit before you
+#    - b) BatchNorm regularises, whatever the batch size.
+#    - c) Small groups learn more slowly; compare again at equal fit before you
 #         conclude.
-#    - c) BatchNorm regularises, whatever the batch size.
 #    - d) The network with whole batches has the larger learning rate.
 # 2. Where does the noise of BatchNorm come from?
 #    - a) A small random number is added to each input in training.
@@ -319,7 +319,7 @@ lesson.finish()
 #    - d) Mean and variance are those of the batch, and its other images are drawn at
 #       random.
 #
-# Answers: 1 b, 2 d
+# Answers: 1 c, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.4 and 4.2.1. E. Hoffer, I. Hubara
 # and D. Soudry, Train longer, generalize better, 2017 (ghost batches). P. Luo, X.
