@@ -310,7 +310,7 @@ for activation in INITIALIZERS:
 lesson.check("sigmoid: accuracy at step 400, after - before", lead["sigmoid"].mean,
              at_least=0.004)
 lesson.check("relu: accuracy at step 400, size of after - before",
-             abs(lead["relu"].mean), at_most=0.012, claim=False)
+             abs(lead["relu"].mean), at_most=0.016, claim=False)
 lesson.check("after, folded into the next Dense: relative difference of the outputs",
              folded, at_most=1e-4, claim=False)
 lesson.finish()

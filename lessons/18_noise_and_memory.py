@@ -182,8 +182,9 @@ print("best test accuracy on the way: "
       + ", ".join(f"{name} {value:.3f}" for name, value in peak.items()))
 
 # %% [markdown]
-# At equal fit groups of 4 have no advantage over the plain network, in memory or on the
-# test set. Stopping early does for every network what the noise seems to do for one.
+# At equal fit groups of 4 have hardly an advantage over the plain network, in memory
+# or on the test set, and seeds differ by more. Stopping early does for every network
+# what the noise seems to do for one.
 #
 # ## A test of generalisation
 #
@@ -278,9 +279,9 @@ lesson.check("480 steps: wrong labels memorised with groups of 4",
              w["groups of 4"][-1], at_least=0.5, claim=False)
 wrong, test = (fit["groups of 4"] - fit[PLAIN]).mean(axis=0)
 lesson.check("95 % of the right labels: wrong ones, groups of 4 - plain, size",
-             abs(wrong), at_most=0.1, claim=False)
+             abs(wrong), at_most=0.15, claim=False)
 lesson.check("95 % of the right labels: test accuracy, groups of 4 - plain, size",
-             abs(test), at_most=0.03, claim=False)
+             abs(test), at_most=0.06, claim=False)
 for step, difference in gain.items():
     lesson.check(f"500 images, step {step}: size of the difference in test accuracy",
                  abs(difference.mean), at_most=0.015, claim=False)
