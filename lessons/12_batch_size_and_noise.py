@@ -251,6 +251,38 @@ lesson.check("how often an image is used in an epoch, at most", times_used.max()
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. The noise of an image's logits is 0.4 in batches of 32. About how large is it in
+# batches of 128?**
+#
+# - A: 0.4, because $\gamma$ and $\beta$ do not depend on the batch
+# - B: 0.1, because the batch is four times as large
+# - C: 0, because the batch has mean 0 and variance 1 exactly
+# - D: 0.2, because the noise falls with the square root of the batch size
+#
+# **2. "For each sample in the mini-batch compute its mean and its variance", writes
+# text 001. Suppose BatchNorm did that. What would change?**
+#
+# - A: The prediction for an image would no longer depend on its companions.
+# - B: A batch of two would yield only the outputs 1 and $-1$.
+# - C: Nothing: the sentence describes BatchNorm's formulas.
+# - D: Training would need larger batches.
+#
+# <details><summary>Answers</summary>
+#
+# 1 D. Four times the batch means half the noise. A is right about $\gamma$ and $\beta$,
+# but they are applied to $\hat x$, which does depend on the batch. B forgets the square
+# root. C is text 001's proof; it holds for the batch itself, whose mean and variance
+# are only estimates of those of all images.
+#
+# 2 A. A statistic of one image knows nothing of the others; such a layer exists, and is
+# called LayerNorm (lesson 17). B is what BatchNorm's own statistics make of a batch of
+# two. C is how text 001 goes on: its formulas take the mean over the samples. D is the
+# reverse: a batch of one would do.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: show that $|\hat x_i| \le \sqrt{m - 1}$, and construct a batch of 4 in
@@ -264,26 +296,10 @@ lesson.finish()
 # 5. Research: replace BatchNorm by `LayerNorm`, which has no companions. Where is it
 #    better, and where worse, in the figure of this section?
 #
-# While `python -m minidl race` runs: [batches of 2, live](http://127.0.0.1:8107/#preset=12).
+# While `python -m minidl race` runs:
+# [batches of 2, live](http://127.0.0.1:8107/#preset=12).
 #
 # Now write it yourself: exercise 14 (`python -m minidl exercise 14 --copy DIR`).
-#
-# ## Two questions
-#
-# 1. The noise of an image's logits is 0.4 in batches of 32. About how large is it in
-#    batches of 128?
-#    - a) 0.1, because the batch is four times as large.
-#    - b) 0.2, because the noise falls with the square root of the batch size.
-#    - c) 0.4, because $\gamma$ and $\beta$ do not depend on the batch.
-#    - d) 0, because the statistics of 128 images are exact.
-# 2. "For each sample in the mini-batch compute its mean and its variance", writes one
-#    of the texts. Suppose BatchNorm did that. What would change?
-#    - a) Nothing, both sentences describe the same formula.
-#    - b) A batch of two would give only the outputs 1 and $-1$.
-#    - c) The prediction for an image would no longer depend on its companions.
-#    - d) Training would need larger batches.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3 and 4.2.1. Y. Wu and K. He, Group
 # Normalization, 2018, figure 1 (the same fall at small batches, for ImageNet).

@@ -316,6 +316,38 @@ lesson.check("after, folded into the next Dense: relative difference of the outp
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. "The data of a batch are standardised after the activation of the current layer
+# and before the next layer", defines text 004. What is right?**
+#
+# - A: That is the paper's definition.
+# - B: After the activation it would not be BatchNorm.
+# - C: It is one of two places; the paper's is before the activation.
+# - D: It is the place that works better.
+#
+# **2. A network has BatchNorm after each activation and is to be made faster for
+# evaluation. What can be done?**
+#
+# - A: Fold each of them into the Dense layer that follows.
+# - B: Nothing: only BatchNorm before the activation can be folded.
+# - C: Drop the BatchNorms, because they matter only in training.
+# - D: Fold each of them into the Dense layer before the activation.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. A is how text 004 defines it, and text 001 too normalises "the activation
+# outputs"; the paper normalises $Wu + b$. B: the formula is the same in either place,
+# and both networks learn. D makes a rule of text 003's "may work better"; the
+# differences in this lesson have both signs.
+#
+# 2 A. In evaluation $s$ and $t$ are constants, and the next layer's kernel and bias can
+# absorb them. B forgets that next layer. C: BatchNorm scales and shifts in evaluation,
+# too, by its running statistics; of the five texts only text 003 says so. D would scale
+# what goes into the activation, and BatchNorm scales what comes out of it.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: put BatchNorm in *both* places. Does it help? What does the second one still
@@ -331,23 +363,6 @@ lesson.finish()
 # 6. Research: the argument for *before* is that $Wu + b$ is close to Gaussian.
 #    Measure the skewness of each unit's $Wu + b$ and $\text{act}(Wu + b)$ in the
 #    course of training. Does it change, and does it matter?
-#
-# ## Two questions
-#
-# 1. "Batch normalisation standardises the data of a batch after the activation of a
-#    layer and before the next layer", defines one of the texts. What is right?
-#    - a) That is the definition of the paper.
-#    - b) It is one of two places; the paper's is before the activation.
-#    - c) After the activation it would not be BatchNorm.
-#    - d) BatchNorm belongs on the inputs of the network only.
-# 2. A network has BatchNorm after each activation and is to be made faster for
-#    evaluation. What can be done?
-#    - a) Nothing, only BatchNorm before the activation can be folded.
-#    - b) Drop the BatchNorms, since they only matter in training.
-#    - c) Fold each of them into the Dense layer that follows.
-#    - d) Fold each of them into the Dense layer before the activation.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.2. Y. LeCun, L. Bottou, G. Orr and
 # K.-R. Mueller, Efficient BackProp, 1998. The published table: D. Mishkin,

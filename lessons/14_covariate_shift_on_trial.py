@@ -396,6 +396,39 @@ lesson.check("(for) ReLU: shift of the gradient, plain / BatchNorm",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. "Normalising each layer's inputs reduces internal covariate shift, which
+# stabilises and speeds up training", writes text 000. Which part do our figures
+# confirm?**
+#
+# - A: all of it
+# - B: that the inputs become steadier; that this is the cause of the speed is not shown
+# - C: only that training becomes faster; the inputs do not become steadier
+# - D: none of it
+#
+# **2. In one network the inputs of a layer drift by 0.9, in another by 0.3. Which has
+# the steadier inputs?**
+#
+# - A: the second, because 0.3 is less than 0.9
+# - B: whichever has BatchNorm, because it ensures a stable distribution
+# - C: neither, because drift is a property of the data
+# - D: that depends on how wide the drifting inputs are
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. A is what texts 000, 001 and 002 say, but BatchNorm behind the last layer alone,
+# and good weights without any BatchNorm, are fast without steadying the inputs of the
+# hidden layers. C and D contradict the first figure, in which the inputs do become
+# steadier, and D contradicts the accuracies as well.
+#
+# 2 D. Measured in absolute units the noisy BatchNorm drifts more than the plain
+# network, divided by its spread it drifts less. A compares numbers that may be in
+# different units. B is text 002's promise, not a measurement, and the noisy BatchNorm
+# breaks it. C: all networks see the same data, and their inputs drift differently.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: set the learning rate `LOW` to 2, nearly the plain network's best (lesson 7).
@@ -408,25 +441,6 @@ lesson.finish()
 #    change at each step (Santurkar et al., section 2.1).
 # 5. Research: find a network in which BatchNorm makes the inputs steadier and does not
 #    help, or helps and does not make them steadier. Which of the two is harder to find?
-#
-# ## Two questions
-#
-# 1. "Normalising each layer's inputs reduces internal covariate shift, which
-#    stabilises and speeds up training", writes one of the texts. Which part do our
-#    figures confirm?
-#    - a) All of it.
-#    - b) That the inputs become steadier; that this is the cause of the speed is not
-#         shown.
-#    - c) Only that training becomes faster; the inputs do not become steadier.
-#    - d) None of it.
-# 2. A drift of 0.9 is measured in one network and of 0.3 in another. Which has the
-#    steadier inputs?
-#    - a) The second, because 0.3 is less than 0.9.
-#    - b) The first, because large inputs carry more signal.
-#    - c) Neither; drift is a property of the data.
-#    - d) That depends on how wide the inputs are that drift.
-#
-# Answers: 1 b, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 4.1 and figure 1b, c. S. Santurkar,
 # D. Tsipras, A. Ilyas and A. Madry, How Does Batch Normalization Help Optimization?,

@@ -285,8 +285,8 @@ lesson.show(fig, "plateau")
 # %% [markdown]
 # ## Explain
 #
-# The plain sigmoid network stands on a plateau: wherever it goes, the loss is near ln
-# 10. Nothing is smoother than a plateau. BatchNorm takes the network *off* it, to
+# The plain sigmoid network stands on a plateau: wherever it goes, the loss is near
+# ln 10. Nothing is smoother than a plateau. BatchNorm takes the network *off* it, to
 # where there is something to descend.
 #
 # "BatchNorm makes the surface smoother" is therefore true under conditions: for ReLU,
@@ -316,6 +316,39 @@ lesson.check("sigmoid: accuracy with - without BatchNorm at step 100",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. If the nodes' data have very different distributions, the loss is "less like the
+# bottom of a well and more like a valley", writes text 004. For which network is that
+# exact?**
+#
+# - A: for the linear regression of lesson 3, with features of different scales
+# - B: for any network, and the more so the more layers it has
+# - C: for sigmoid networks whose inputs are large
+# - D: for networks that are trained at a large learning rate
+#
+# **2. Along the gradient the loss of one network varies by 0.02, that of another by 2.
+# Which one trains better?**
+#
+# - A: the first, because its surface is smoother
+# - B: the second, because its gradient is longer
+# - C: that cannot be said: the first may stand on a plateau
+# - D: both alike, because the loss is the same function
+#
+# <details><summary>Answers</summary>
+#
+# 1 A. There the loss is a quadratic function of the weights, and its level lines are
+# ellipses. B is how text 004 uses the picture ("the more layers, the slower"), but
+# nobody has seen that surface. C is text 003's small slope: that makes a plateau, not a
+# valley. D: the rate changes where training goes, not the surface.
+#
+# 2 C. Of the two sigmoid networks the one whose loss varies less learns less. A is the
+# popular reading; text 000 too infers speed from gradients that are "more stable". B: a
+# long gradient may be wrong at the end of the step, as the cosine shows. D: the loss is
+# the same function of the logits, but not of the weights.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: train the ReLU networks at the rate 0.3. Where do the curves cross now?
@@ -331,25 +364,8 @@ lesson.finish()
 #    follow $\lambda_{max}$ for 1,000 steps. Does it settle near 2 / learning rate, as
 #    Cohen et al. found, and does it with BatchNorm?
 #
-# ## Two questions
-#
-# 1. Without BatchNorm "the cost function is less like the bottom of a well and more
-#    like a valley", writes one of the texts. For which network is that exact?
-#    - a) For any network, with enough layers.
-#    - b) For the linear regression of lesson 3, with features of different scales.
-#    - c) For sigmoid networks.
-#    - d) For networks with a large learning rate.
-# 2. Along the gradient the loss of network A varies by 0.02, that of network B by 2.
-#    Which one trains better?
-#    - a) A, because its surface is smoother.
-#    - b) B, because its gradient is longer.
-#    - c) That cannot be said: A may stand on a plateau.
-#    - d) Both alike, since the loss is the same function.
-#
-# Answers: 1 b, 2 c
-#
 # Sources: S. Santurkar, D. Tsipras, A. Ilyas and A. Madry, How Does Batch
-# Normalization Help Optimization?, 2018, section 3. B. Ghorbani, S. Krishnan and Y.
-# Xiao, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density,
-# 2019. J. Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the
-# Edge of Stability, 2021.
+# Normalization Help Optimization?, 2018, section 3. B. Ghorbani, S. Krishnan and
+# Y. Xiao, An Investigation into Neural Net Optimization via Hessian Eigenvalue
+# Density, 2019. J. Cohen et al., Gradient Descent on Neural Networks Typically Occurs
+# at the Edge of Stability, 2021.

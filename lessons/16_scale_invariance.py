@@ -325,6 +325,41 @@ lesson.check("inputs 255 x: the same, plain at its best rate", lead["plain, best
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. The weights of one hidden unit are multiplied by 10; BatchNorm follows it. What
+# is the same as before?**
+#
+# - A: nothing, because all later layers get larger inputs
+# - B: the output of the network, and its whole training run
+# - C: only the gradient of this unit
+# - D: the output of the network; but at the same rate this unit turns 100 times more
+#   slowly
+#
+# **2. "We know that standardising the data speeds up convergence; standardising inside
+# the network does so, too", writes text 003. Do inputs from 0 to 255 then slow down a
+# network whose first layer is followed by BatchNorm?**
+#
+# - A: Yes, as much as any other network.
+# - B: No: in training the scale cancels, as long as $\epsilon$ is small beside the
+#   variance.
+# - C: Yes, unless the learning rate is divided by 255.
+# - D: No, because BatchNorm maps the pixels to the range from 0 to 1.
+#
+# <details><summary>Answers</summary>
+#
+# 1 D. The gradient is 10 times smaller and $w$ 10 times longer, so a step turns $w$ by
+# a hundredth of the angle. A forgets the normalisation. B is what texts 000 and 002
+# lead one to expect when they say that the initial weights matter less: the output does
+# not notice them, the training run does. C is one of the things that change.
+#
+# 2 B. What cancels $a$ in $(a w) \cdot u$ cancels it in $w \cdot (a u)$. A applies text
+# 003's first half where its second half has made it superfluous. C is a remedy for the
+# plain network, and even there none of nine rates makes up for the scale. D is text
+# 003's "given range": BatchNorm sets mean and variance, and no range.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: take $a = -3$. What happens to $\hat x$, and why is the training run no
@@ -342,25 +377,6 @@ lesson.finish()
 #    velocity.
 # 6. Research: find a decay at which the effective rate neither falls nor grows. What
 #    sets its level?
-#
-# ## Two questions
-#
-# 1. The weights of one hidden unit are multiplied by 10, BatchNorm follows it. What
-#    is the same as before?
-#    - a) Nothing, since all later layers get larger inputs.
-#    - b) The output of the network, but this unit turns 100 times more slowly at the
-#         same rate.
-#    - c) The output of the network and its whole training run.
-#    - d) Only the gradient of this unit.
-# 2. "Scaling data makes training converge faster; BatchNorm scales in the network
-#    too", writes one of the texts. Do inputs from 0 to 255 then slow down a network
-#    whose first layer is followed by BatchNorm?
-#    - a) Yes, as much as any network.
-#    - b) Yes, unless the learning rate is divided by 255.
-#    - c) No, in training the scale cancels (as far as $\epsilon$ is small).
-#    - d) No, because BatchNorm maps the pixels to the range from 0 to 1.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3. T. van Laarhoven, L2
 # Regularization versus Batch and Weight Normalization, 2017 (weight decay as a

@@ -347,6 +347,41 @@ lesson.finish()
 # fail.
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. A home-made BatchNorm computes the right output, but its backward pass takes mean
+# and variance for constants. What do you expect?**
+#
+# - A: Nothing changes, because the output decides.
+# - B: Only the bias grows; the loss is the same.
+# - C: At a small rate training is much slower, because the normalisation undoes part of
+#   each step.
+# - D: The running averages become wrong.
+#
+# **2. "The forward pass of training does not change the output, it only records
+# $\gamma$ and $\beta$", writes text 003. What is right?**
+#
+# - A: They are learned by gradient descent, and the output is the original value only
+#   for one special choice of them.
+# - B: They are the running mean and variance.
+# - C: They are recorded in training and used in evaluation only.
+# - D: They are where the chain rule finds the learning rate.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. This is *both cut*: at the rate 0.1 its loss is far above BatchNorm's. A is what
+# one must believe who has only the formulas of the forward pass, and none of the five
+# texts says that the gradient goes through the statistics. B is the paper's example in
+# section 2; here the loss is the same without any bias. D: the averages are taken in
+# the forward pass, which is right.
+#
+# 2 A. They start at 1 and 0, and the output changes at once. B takes the parameters for
+# the statistics, which are indeed recorded. C is text 003 taken at its word. D is how
+# it goes on: by the chain rule it finds "the learning rate", but the chain rule yields
+# gradients, and the rate is chosen.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: add a variant without $\epsilon$ (`BatchNorm(eps=0.0)`). Does it matter,
@@ -362,25 +397,6 @@ lesson.finish()
 # 6. Research: LayerNorm fails at a rate at which BatchNorm works. Which of the
 #    explanations in lesson 16 does not hold for it? Find an experiment that could prove
 #    you wrong.
-#
-# ## Two questions
-#
-# 1. An own BatchNorm layer computes the right output, but its backward pass treats mean
-#    and variance as constants. What do you expect?
-#    - a) Nothing changes, since the output decides.
-#    - b) Only the bias grows; the loss is the same.
-#    - c) Training is much slower at the same rate, because many steps are undone by the
-#         normalisation.
-#    - d) The running averages become wrong.
-# 2. "$\gamma$ and $\beta$ are recorded in the forward pass, and the output is the
-#    original value again", says one of the texts. What is right?
-#    - a) They are learned by gradient descent, and the output is the original value
-#         only for one special choice of them.
-#    - b) They are the running mean and variance.
-#    - c) They are recorded in training and used in evaluation only.
-#    - d) They set the learning rate of the layer.
-#
-# Answers: 1 c, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 2 and 3. J. L. Ba, J. R. Kiros and
 # G. E. Hinton, Layer Normalization, 2016.
