@@ -387,8 +387,8 @@ lesson.finish()
 # %% [markdown]
 # ## Two questions
 #
-# **1. BatchNorm stands behind a convolution whose output has the shape (32,,,). How
-# many means does it take?**
+# **1. BatchNorm stands behind a convolution whose output has the shape
+# (32, 16, 10, 10). How many means does it take?**
 #
 # - A: 32, one for each image, of 1,600 numbers each
 # - B: 1,600, one for each number of an image, of 32 numbers each

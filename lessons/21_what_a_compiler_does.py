@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 21. What does a compiler do?
+# # 21. What a compiler does: where does the time of a step go?
 #
 # TensorFlow, JAX and PyTorch can *compile* a model: the same network, the same numbers,
 # in less time. What happens in there? A compiler reads the graph of a training step and
@@ -8,7 +8,7 @@
 # we can read what it wrote, after each of its passes, and see what each of them is
 # worth.
 #
-# You need: lessons 1 and 2. Running time: about 10 seconds.
+# You need: lessons 1 and 2. Running time: 10 seconds.
 
 # %%
 import os
