@@ -232,8 +232,8 @@ lesson.show(fig, "batch_size")
 # With large batches the noise is small and BatchNorm gains. Part of that gain comes
 # from the small number of steps: an epoch in batches of 256 has only 39, and early in
 # training BatchNorm's lead is largest (lesson 7). So this is no proof that batches
-# should be large. The safe reading is about the small end: somewhere between 4 and 16
-# images per batch BatchNorm begins to help.
+# should be large. The safe reading is about the small end: below some 16 images per
+# batch BatchNorm does not help here, and in batches of two it ruins training.
 
 # %%
 print()

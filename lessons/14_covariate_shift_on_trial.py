@@ -222,7 +222,8 @@ for ax, what in zip(axes, (DRIFT, RELATIVE, JUMP)):
     ax.plot(*zip(*line), "o-", color="#0072B2", markersize=11, linewidth=2.5,
             label="BatchNorm, doses 0 to 3")
     for dose, (x, y) in zip(DOSES, line):
-        ax.annotate(f"{dose:g}", (x, y), (8, 2), textcoords="offset points")
+        ax.annotate(f"{dose:g}", (x, y), (8, 2), textcoords="offset points",
+                    fontsize=14)
     for name, (mark, color) in MARKS.items():
         ax.plot(measure[name][what], at200[name], mark, color=color, markersize=15,
                 label=name, linestyle="none")

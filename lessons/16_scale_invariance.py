@@ -216,6 +216,7 @@ for i, (rate, values) in enumerate(effective.items()):
     plotting.band(np.arange(1, 201), values.T, f"rate {rate:g}", i, ax)
 ax.set(xlabel="training step", ylabel="effective rate of a unit,\nrate / |w|²",
        xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"))
+ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
 plotting.legend(ax)
 lesson.show(fig, "self_correction")
 

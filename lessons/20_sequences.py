@@ -318,10 +318,11 @@ for kind, norm in ((SHARED, BatchNorm()), (LAYER, LayerNorm())):
 #
 # *"In recurrent networks, too."* It can be done: the network with statistics per step
 # learns. But look at the rows without BatchNorm: with first weights of a good size, no
-# norm at all is about as good, and LayerNorm at least as good. Laurent et al. (2016),
-# who tried it on speech and text, found that BatchNorm in the path of the memory does
-# not help; Cooijmans et al. (2016) found some, with statistics per step and a small
-# first $\gamma$.
+# norm at all is about as good, and LayerNorm at least as good. (After four times as
+# many steps both norms are ahead: exercise 6.) Laurent et al. (2016), who tried it on
+# speech and text, found that BatchNorm in the path of the memory does not help;
+# Cooijmans et al. (2016) found a gain, with statistics per step and a small first
+# $\gamma$.
 #
 # *Why language models take LayerNorm.* Three of the reasons we have measured. Sentences
 # have different lengths, and with BatchNorm the padding of the others enters what is

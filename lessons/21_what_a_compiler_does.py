@@ -147,7 +147,7 @@ print("\n".join(lines(texts[4])[-18:-8]), "\n...")
 # The texts are programs: Python executes them. We give each the same weights and the
 # same batches, check that the losses are those of the engine, and let all of them take
 # turns, so that whatever else the computer does slows down all alike. Of each we take
-# the quickest turn. The last bar is the matrix products alone.
+# the quickest step. The last bar is the matrix products alone.
 
 
 # %%
@@ -189,10 +189,10 @@ steps["products alone"] = products
 times = {name: np.inf for name in steps}
 for _ in range(40):
     for name, step in steps.items():
-        start = perf_counter()
         for pair in pairs:
+            start = perf_counter()
             step(*pair)
-        times[name] = min(times[name], (perf_counter() - start) / len(pairs))
+            times[name] = min(times[name], perf_counter() - start)
 for name, seconds in times.items():
     print(f"{name:16} {1e6 * seconds:5.0f} microseconds a step")
 

@@ -71,7 +71,7 @@ def _convolve_forward(x, kernel, stride, padding):
 
 
 def _by_image_forward(d, kernel, shape, stride, padding):
-    """d spread over the places its windows stood at, then convolved with the kernel turned round."""
+    """d spread over the places its windows stood at, convolved with the kernel turned round."""
     size = len(kernel)
     canvas = _on_canvas(d, shape[2] + size - 1, shape[3] + size - 1, size - 1 - padding, stride)
     return _products(_windows(canvas, size, 1), kernel[::-1, ::-1].swapaxes(2, 3))

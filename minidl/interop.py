@@ -91,7 +91,8 @@ def to_torch(model):
         module.train(layer.training)
         # of kernel and bias, or gamma and beta
         for name, p in zip(("weight", "bias"), layer.parameters()):
-            setattr(module, name, torch.nn.Parameter(torch.tensor(_to_theirs(p.data)), p.requires_grad))
+            values = torch.tensor(_to_theirs(p.data))
+            setattr(module, name, torch.nn.Parameter(values, p.requires_grad))
         for name, buffer in layer.named_buffers():
             setattr(module, BUFFERS[name], torch.tensor(buffer))
     return result
@@ -218,7 +219,7 @@ def _layer(nn, module):
 
 
 def _to_theirs(array):
-    """A kernel with PyTorch's order of axes: outputs first, and the window of a convolution last."""
+    """A kernel with PyTorch's order of axes: outputs first, the window of a convolution last."""
     return array.T if array.ndim < 4 else array.transpose(3, 2, 0, 1)
 
 

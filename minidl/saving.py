@@ -29,15 +29,17 @@ KINDS = {  # the arguments that each layer is made with again
 TABLE = {kind.__name__: kind for kind in KINDS}
 FLAGS = ("frozen_statistics", "estimated")  # what else a BatchNorm remembers beside its arrays
 MOST_INPUTS = 2 ** 24  # numbers in one sample, more only if the file is larger
-MOST_IN_WINDOWS = 2 ** 26  # numbers in all windows of a convolution, more only if the file is larger
+# numbers in all windows of a convolution, more only if the file is larger
+MOST_IN_WINDOWS = 2 ** 26
 
 
 def save(path, model, cls):
     """Write a model of the class cls, Sequential.
 
     Written are Dense, Activation by name, BatchNorm, LayerNorm, Dropout, Flatten, Conv2D, the
-    poolings and Sequentials of them, with their names and weights, and what is frozen. Not written: optimizer, loss, metrics,
-    hooks, seeds. ValueError for any other layer, before a file is touched.
+    poolings and Sequentials of them, with their names and weights, and what is frozen. Not written:
+    optimizer, loss, metrics, hooks, seeds. ValueError for any other layer, before a file is
+    touched.
     """
     if type(model) is not cls:
         raise ValueError(f"cannot save a whole {type(model).__name__}, only a plain "
