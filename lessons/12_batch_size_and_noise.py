@@ -1,12 +1,11 @@
 # %% [markdown]
 # # 12. Batch size and noise: how small may a batch be?
 #
-# In training, BatchNorm takes its mean and variance from the batch. Therefore the
-# prediction for one image depends on which other images share its batch. Four of the
-# five texts speak of mini-batches, and none says how large they must be. This lesson
-# measures how large that dependence is, and at which batch size BatchNorm stops
-# helping. Whether the noise is good for something, as most texts say, is the question
-# of lesson 18.
+# In training, BatchNorm takes its mean and variance from the batch, so the prediction
+# for one image depends on which other images share its batch. Four of the five texts
+# speak of mini-batches, and none says how large they must be. This lesson measures how
+# large that dependence is, and at which batch size BatchNorm stops helping. Whether the
+# noise is good for something, as most texts say, is the question of lesson 18.
 #
 # You need: lesson 4. Running time: 10 to 20 seconds.
 
@@ -123,8 +122,8 @@ lesson.show(fig, "noise")
 #
 # Of two numbers one lies above their mean and one below, at the same distance. So
 # $\hat x$ is 1 or $-1$, whatever the numbers were: BatchNorm reports which of the two
-# is larger, and loses by how much. In general $|\hat x_i| \le \sqrt{m - 1}$. We look
-# at what the first BatchNorm makes of the outputs of its Dense layer.
+# is larger, but no longer by how much. In general $|\hat x_i| \le \sqrt{m - 1}$. We
+# look at what the first BatchNorm makes of the outputs of its Dense layer.
 
 # %%
 first = model.layers[0](x_train[:2048]).numpy()
@@ -223,7 +222,7 @@ lesson.show(fig, "batch_size")
 # %% [markdown]
 # ## Explain
 #
-# With batches of two it is *training* that fails. Exact statistics in the place of the
+# With batches of two it is *training* that fails. Exact statistics in place of the
 # running averages do not repair it. In a batch of two the images get exactly opposite
 # numbers from the first BatchNorm, and these depend only on the sign of a difference. A
 # logit therefore says as much about the companion as about the image itself. A smaller

@@ -108,7 +108,7 @@ axes[1].set_ylabel("")
 lesson.show(fig, "accuracy")
 
 # %% [markdown]
-# The plain networks have had little care so far. Lesson 10 found that a sigmoid needs
+# So far the plain networks have had little care. Lesson 10 found that a sigmoid needs
 # larger weights than Glorot's, since its slope is at most 1/4, and each network has a
 # learning rate of its own. Here the plain networks choose their rate and the scale of
 # their weights on images held out of the training set. What is left of the lead?
@@ -136,7 +136,7 @@ for activation, initializer in CARE.items():
 
 # %% [markdown]
 # For the sigmoid care recovers most of the distance. For ReLU the rate was the plain
-# network's best already. At step 50 either place of BatchNorm is still ahead, without
+# network's best already. At step 50 BatchNorm is still ahead in either place, without
 # having chosen anything.
 #
 # ## What the next layer receives
@@ -188,8 +188,8 @@ lesson.show(fig, "received")
 # %% [markdown]
 # ## Another learning rate
 #
-# A comparison at one learning rate is one comparison. Here are ten times less and ten
-# times more. Predict: does the order stay the same?
+# A comparison at one learning rate is one comparison. Here are a rate ten times smaller
+# and one ten times larger. Predict: does the order stay the same?
 
 # %%
 RATES = (0.03, 0.3, 3.0)
@@ -248,7 +248,7 @@ for name, none, before, after in PUBLISHED:
           f"{after - before:+.3f}")
 
 # %% [markdown]
-# In the two GoogLeNet rows "before" has $\gamma$ and $\beta$ and "after" has not.
+# In the two GoogLeNet rows "before" has $\gamma$ and $\beta$, and "after" does not.
 # There the network without BatchNorm is the best of the three.
 #
 # ## Both places can be folded
@@ -279,11 +279,10 @@ print(f"folded into the next Dense: {len(model.layers)} layers become {len(layer
 # %% [markdown]
 # ## Explain
 #
-# Between the two places there is no winner for every activation, learning rate and
-# network: our differences have both signs, and so has the published table. With the
-# sigmoid at the rate 0.3, after is ahead by one to two points in every seed, which is
-# small and real. With ReLU the two are closer than that. Either place brings most of
-# what BatchNorm brings.
+# Neither place wins for every activation, learning rate and network: our differences
+# have both signs, and so has the published table. With the sigmoid at the rate 0.3,
+# after is ahead by one to two points in every seed, which is small and real. With ReLU
+# the two are closer than that. Either place brings most of what BatchNorm brings.
 #
 # The distributions show what is traded. With BatchNorm before, each *activation* gets
 # inputs on its scale: about half of the ReLUs are active for each image, and a
@@ -292,7 +291,7 @@ print(f"folded into the next Dense: {len(model.layers)} layers become {len(layer
 # positive, with a mean well above their spread, as with the sigmoid, that is worth
 # something at small rates.
 #
-# One practical difference is left: before the activation the Dense layer's bias is
+# One practical difference remains: before the activation the Dense layer's bias is
 # useless, because BatchNorm subtracts it again. After the activation it is not.
 
 # %%

@@ -4,7 +4,7 @@
 # A popular picture, also in one of the five texts: without BatchNorm the loss is a long
 # valley, with it a bowl, and in a bowl gradient descent goes straight to the bottom.
 # Lesson 3 drew both for two weights. A real network has tens of thousands, and nobody
-# has seen its surface. But one can walk a little along the gradient and note what the
+# has seen its surface. But we can walk a little along the gradient and note what the
 # loss and the gradient do. Santurkar et al. (2018) did that, and offer it as the reason
 # why BatchNorm helps, in place of covariate shift (lesson 14).
 #
@@ -41,7 +41,8 @@ BN, PLAIN = "with BatchNorm", "without BatchNorm"
 # - The loss. Its *range* up to a step size is its largest minus its smallest value on
 #   the way. On a smooth surface it is small.
 # - The cosine of the angle between $g$ and the gradient there: 1 if it still points the
-#   same way, 0 if the old one says nothing any more, negative if the step went too far.
+#   same way, 0 if the old one no longer says anything, negative if the step went too
+#   far.
 
 
 # %%
@@ -154,9 +155,9 @@ lesson.show(fig, "range")
 # surface *with* BatchNorm is the rougher one for every step that we tried. Trained at
 # 0.03 it is rougher for steps up to 0.2, and smoother beyond. Trained at 0.1, a large
 # rate for the plain network, both are much alike up to 0.2, which is twice the step
-# that training takes; beyond it the plain network's loss explodes and that of
-# BatchNorm does not. Whoever looks only at long steps, or only at a large rate, finds
-# the claim confirmed.
+# that training takes; beyond it the plain network's loss explodes and that of BatchNorm
+# does not. Anyone who looks only at long steps, or only at a large rate, finds the
+# claim confirmed.
 
 # %%
 cosine = {name: np.median(walks[0.1, name][1], axis=1) for name in (BN, PLAIN)}
@@ -177,16 +178,16 @@ lesson.show(fig, "cosine")
 
 # %% [markdown]
 # The cosine says more about training, because it does not depend on the length of the
-# gradients. At the rate 0.1 the gradient still points forward at the end of a step
-# with BatchNorm, and without it the old gradient says nothing any more. That explains
+# gradients. At the rate 0.1 the gradient still points forward at the end of a step with
+# BatchNorm, and without it the old gradient no longer says anything. That explains
 # lesson 8: a large step is safe only where the gradient is still right at its end.
 #
 # ## Curvature, exactly
 #
 # Can we do without a step size? The *curvature* at a point is in the Hessian $H$, the
-# matrix of second derivatives. For 60,000 weights it has 60,000 rows, too many to
-# write down. But its product with a vector $v$ is only one more gradient, that of the
-# number $g \cdot v$ by the weights $w$:
+# matrix of second derivatives. For 60,000 weights it has 60,000 rows, too many to write
+# down. But its product with a vector $v$ is only one more gradient, that of the number
+# $g \cdot v$ with respect to the weights $w$:
 # $H v = \frac{\partial (g \cdot v)}{\partial w}$. minidl can differentiate a gradient
 # again (`create_graph=True`) if the network is made of primitive ops:
 # `BatchNorm(fused=False)` and `F.cross_entropy_composed`. Twenty such products are
@@ -194,8 +195,8 @@ lesson.show(fig, "cosine")
 # direction (Lanczos' method).
 #
 # ReLU has kinks, and a second derivative knows nothing of a kink. So here the network
-# is 4 x 64 with tanh. Predict: will $\lambda_{max}$ of the plain network stay below 2
-# / 0.1, above which steps at the rate 0.1 overshoot and grow (lesson 3)?
+# is 4 x 64 with tanh. Predict: will $\lambda_{max}$ of the plain network stay below
+# $2 / 0.1$, above which steps at the rate 0.1 overshoot and grow (lesson 3)?
 
 
 # %%

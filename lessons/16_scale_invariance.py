@@ -85,16 +85,15 @@ print(f"64 units scaled by {each.min():.2f} to {each.max():.2f}, each by its own
 # %% [markdown]
 # ## Predict
 #
-# A step moves $w$ by $\eta g$, where $\eta$ is the learning rate and $g$ the
-# gradient. At $a w$ the gradient is $a$ times smaller, while the step would have to
-# be $a$ times larger to turn $w$ as far. By what must we multiply $\eta$ so that the
-# *whole training run* is the same? And what will $10 w$ do at the old $\eta$? Write
-# both down.
+# A step moves $w$ by $\eta g$, where $\eta$ is the learning rate and $g$ the gradient.
+# At $a w$ the gradient is $a$ times smaller, while the step would have to be $a$ times
+# larger to turn $w$ as far. By what factor must we multiply $\eta$ so that the *whole
+# training run* is the same? And what will $10 w$ do at the old $\eta$? Write both down.
 #
 # ## Run
 #
-# The hidden kernels get an optimizer of their own. All else ($\gamma$, $\beta$, the
-# last layer) keeps the rate 0.3.
+# The hidden kernels get an optimizer of their own. Everything else ($\gamma$, $\beta$,
+# the last layer) keeps the rate 0.3.
 
 # %%
 RATE = 0.3
@@ -227,10 +226,10 @@ lesson.show(fig, "self_correction")
 #
 # ## The same for the inputs
 #
-# Consider scaling after *every* transformation, not only at the input, says one of
-# the texts. Then need we scale the inputs at all? What cancels $a$ in $(a w) \cdot u$
-# cancels it in $w \cdot (a u)$, and subtracting $\mu_B$ cancels a shift. So pixels
-# from 0 to 255, or with 7 added to each, should leave the training run as it was.
+# Consider scaling after *every* transformation, not only at the input, says one of the
+# texts. Do we then need to scale the inputs at all? What cancels $a$ in $(a w) \cdot u$
+# cancels it in $w \cdot (a u)$, and subtracting $\mu_B$ cancels a shift. So pixels from
+# 0 to 255, or with 7 added to each, should leave the training run as it was.
 
 # %%
 inputs = {"x": lambda x: x, "x + 7": lambda x: x + 7, "255 x": lambda x: 255 * x}
@@ -242,9 +241,9 @@ for name in ("x + 7", "255 x"):
           f"{differences[name]:.0e}")
 
 # %% [markdown]
-# And the plain network? At the rate 0.3, which suits $x$, it fails on $255 x$. But it
-# may only need another rate. It chooses the best of nine on images held out of the
-# training set, while BatchNorm stays at 0.3. (Float32 and $\epsilon = 10^{-5}$
+# And the plain network? At the rate 0.3, which suits $x$, it fails on $255 x$. But
+# perhaps it only needs another rate. It chooses the best of nine on images held out of
+# the training set, while BatchNorm stays at 0.3. (Float32 and $\epsilon = 10^{-5}$
 # again.) Predict: does the right rate make up for the scale?
 
 # %%
@@ -301,7 +300,7 @@ lesson.show(fig, "inputs")
 #   training; in evaluation the running averages lag behind (exercise 2).
 #
 # The limits: $\epsilon$ must be small beside $\sigma_B^2$, and the last layer has no
-# BatchNorm after it. The claim is also one about *training*. It does not say that the
+# BatchNorm after it. And the claim is about *training*: it does not say that the
 # network at the end is a better one.
 
 # %%

@@ -35,12 +35,12 @@ BN, PLAIN = "with BatchNorm", "without BatchNorm"
 # reproduces measures memory, and the share of *right* labels measures how far it has
 # learned the training set. Both are taken on the training images, in evaluation mode.
 #
-# To change the noise and nothing else we use *ghost batches* (Hoffer et al. 2017).
-# Each step has 64 images, but BatchNorm takes its statistics over groups of 4, of 16
-# or over all 64. The smaller the group, the larger the noise. A network without
-# BatchNorm has no such noise at all. All share their initial weights and their
-# batches. The learning rate is 0.3, and 0.1 without BatchNorm, because at 0.3 the
-# loss of the plain network jumps.
+# To change the noise and nothing else, we use *ghost batches* (Hoffer et al. 2017).
+# Each step has 64 images, but BatchNorm takes its statistics over groups of 4, of 16 or
+# over all 64. The smaller the group, the larger the noise. A network without BatchNorm
+# has no such noise at all. All share their initial weights and their batches. The
+# learning rate is 0.3, and 0.1 without BatchNorm, because at 0.3 the loss of the plain
+# network jumps.
 
 
 # %%
@@ -119,9 +119,8 @@ for step in (60, 240, 480):
 # %% [markdown]
 # Read the three blocks one after the other. The networks stand in the same order in
 # each, but the differences do not stay. What looks like a limit of memory after 60
-# steps is a *delay*, because the noise slows down all learning. Therefore one number,
-# taken where training happened to stop, says little. We look at the whole path
-# instead.
+# steps is a *delay*, because the noise slows down all learning. So a single number,
+# taken where training happened to stop, says little. We look at the whole path instead.
 
 # %%
 late = paths["groups of 4"][:, -1, WRONG].mean()
