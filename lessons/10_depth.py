@@ -476,7 +476,8 @@ lesson.finish()
 #    gradient? Compare the last layer's outputs for two different images before
 #    training, at 2 and at 32 layers.
 #
-# While `python -m minidl race` runs: [8 layers of sigmoids](http://127.0.0.1:8107/#preset=10),
+# While `python -m minidl race` runs:
+# [8 layers of sigmoids](http://127.0.0.1:8107/#preset=10),
 # [32 layers of ReLUs](http://127.0.0.1:8107/#preset=10b).
 #
 # Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean

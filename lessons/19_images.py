@@ -279,7 +279,7 @@ def deep(seed, kind):
 
 # %%
 def sizes(model, x):
-    """The standard deviation behind each block, in training mode, by that of the first."""
+    """The standard deviation behind each block, in training mode, over the first's."""
     model.train()
     found = []
     with no_grad():
@@ -385,6 +385,40 @@ print(f"reported: layers only, with - without BatchNorm "
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. BatchNorm stands behind a convolution whose output has the shape
+# (32, 16, 10, 10). How many means does it take?**
+#
+# - A: 32, one for each image, of 1,600 numbers each
+# - B: 1,600, one for each number of an image, of 32 numbers each
+# - C: 16, one for each channel, of 3,200 numbers each
+# - D: one, of all 51,200 numbers
+#
+# **2. "Some very deep networks can only be trained with several BatchNorm layers",
+# writes text 003. What do the 17 convolutions of this lesson say?**
+#
+# - A: It holds for residual blocks with He's weights, but not for blocks that start at
+#   zero.
+# - B: It is right: no network without BatchNorm learned.
+# - C: It is wrong: with and without BatchNorm all networks learned alike.
+# - D: It is right, because BatchNorm solves vanishing and exploding gradients.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. All 32 · 10 · 10 numbers of a channel come from one filter. A is text 001's step
+# 1 ("of each sample"), a kind of LayerNorm. B is the rule for a Dense layer; with it
+# the output no longer moves with the image. D is one way to read text 004's formula,
+# (Xi − Xmean) / Xstd, which does not say over what the mean is taken.
+#
+# 2 A. Without BatchNorm residual blocks with He's weights learn next to nothing, and
+# those whose branches start at zero learn well. B is the text's "only", which one
+# counterexample refutes. C overlooks the networks that fail. D is the reason that text
+# 003 offers; but lesson 10 has shown gradients that explode *with* BatchNorm, and the
+# last network does without it.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: how many parameters and how many running statistics has the BatchNorm behind
