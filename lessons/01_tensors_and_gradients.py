@@ -393,9 +393,9 @@ except RuntimeError as message:
 # %% [markdown]
 # ## Many weights: the gradient as a vector
 #
-# Now the neuron learns from five examples, and both $w$ and $b$ may change. We keep them
-# in one Tensor, called $\theta = (w, b)$. The gradient is an array of the same shape: in
-# each place the slope for a nudge of that number alone.
+# Now the neuron learns from five examples, and both $w$ and $b$ may change. We keep
+# them in one Tensor, called $\theta = (w, b)$. The gradient is an array of the same
+# shape: in each place the slope for a nudge of that number alone.
 
 # %%
 examples = np.array(
@@ -670,7 +670,8 @@ lesson.finish()
 # 5. Research: the walk takes the op made last. Would any order do in which an op comes
 #    after all that was made from it? Does the order change the rounding?
 #
-# Now write it yourself: exercises 1, 2 and 3 (`python -m minidl exercise 1 --copy DIR`).
+# Now write it yourself: exercises 1, 2 and 3
+# (`python -m minidl exercise 1 --copy DIR`).
 #
 # Sources: `minidl/tensor.py` (the engine) and `minidl/gradcheck.py`. D. Rumelhart, G.
 # Hinton and R. Williams, Learning representations by back-propagating errors, 1986. A

@@ -397,6 +397,5 @@ lesson.finish()
 # Now write it yourself: exercise 5 (`python -m minidl exercise 5 --copy DIR`).
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3 and algorithm 1. J. Ba, J. Kiros and
-# G. Hinton, Layer Normalization,
-# 2016. J. Frankle, D. Schwab and A. Morcos, Training BatchNorm and Only BatchNorm,
-#       2021. Texts 001, 003 and 004.
+# G. Hinton, Layer Normalization, 2016. J. Frankle, D. Schwab and A. Morcos, Training
+# BatchNorm and Only BatchNorm, 2021. Texts 001, 003 and 004.

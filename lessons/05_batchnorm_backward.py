@@ -105,9 +105,12 @@ lesson.show(fig, "graph")
 # $\frac{1}{m}$ (to $\mu$) and $\frac{2}{m} (x_i - \mu) = \frac{2 s}{m} \hat x_i$ (to
 # $v$):
 #
-# $dx_i = \frac{1}{s} d\hat x_i + \frac{1}{m} d\mu + \frac{2 s}{m} \hat x_i \, dv =
-# \frac{1}{s} d\hat x_i - \frac{1}{m s} \sum_j d\hat x_j - \frac{1}{m s} \hat x_i \sum_j
-# d\hat x_j \hat x_j.$
+# $dx_i = \frac{1}{s} d\hat x_i + \frac{1}{m} d\mu + \frac{2 s}{m} \hat x_i \, dv,$
+#
+# and with $d\mu$ and $dv$ from above this is
+#
+# $dx_i = \frac{1}{s} d\hat x_i - \frac{1}{m s} \sum_j d\hat x_j - \frac{1}{m s}
+# \hat x_i \sum_j d\hat x_j \hat x_j.$
 #
 # **6. Together.** With $d\hat x_i = \gamma \, dy_i$ from step 1,
 #

@@ -327,7 +327,8 @@ lesson.finish()
 # 5. Research: run 50,000 steps overnight, as the paper did. Who is ahead at the end,
 #    and by more than the band?
 #
-# While `python -m minidl race` runs: [the paper's network](http://127.0.0.1:8107/#preset=7),
+# While `python -m minidl race` runs:
+# [the paper's network](http://127.0.0.1:8107/#preset=7),
 # [the plain network's best rate](http://127.0.0.1:8107/#preset=7b).
 #
 # Sources: S. Ioffe and C. Szegedy, Batch Normalization: Accelerating Deep Network

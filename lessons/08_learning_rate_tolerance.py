@@ -280,7 +280,8 @@ lesson.finish()
 #
 # While `python -m minidl race` runs: [rate 3, live](http://127.0.0.1:8107/#preset=8).
 #
-# Now write it yourself: exercises 11 and 13 (`python -m minidl exercise 11 --copy DIR`).
+# Now write it yourself: exercises 11 and 13
+# (`python -m minidl exercise 11 --copy DIR`).
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.3 and 4.2.2. N. Bjorck, C. Gomes, B.
 # Selman and K. Weinberger, Understanding Batch Normalization, 2018.

@@ -453,7 +453,8 @@ lesson.finish()
 # 5. Research: replace SGD by Adam, whose step does not depend on the size of the
 #    gradient. Which edge is left?
 #
-# While `python -m minidl race` runs: [scale 0.01, live](http://127.0.0.1:8107/#preset=9).
+# While `python -m minidl race` runs:
+# [scale 0.01, live](http://127.0.0.1:8107/#preset=9).
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3 (the scale of a layer's weights).
 # K. Saitoh, Deep Learning from Scratch, program ch06/batch_norm_test.py. Texts 000 and

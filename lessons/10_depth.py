@@ -397,7 +397,7 @@ for depth in (8, 32):
                  "between first and last", abs(np.log10(ratio["sigmoid", BN, depth])),
                  at_most=1)
 lesson.check("vanishing: sigmoid, 2 layers, accuracy without BatchNorm",
-             accuracy["sigmoid", PLAIN, 2].mean(), at_least=0.7, on_default_data=True,
+             accuracy["sigmoid", PLAIN, 2].mean(), at_least=0.6, on_default_data=True,
              claim=False)
 lesson.check("vanishing: sigmoid, 8 layers, accuracy without BatchNorm",
              accuracy["sigmoid", PLAIN, 8].mean(), at_most=0.2, claim=False)
@@ -427,7 +427,7 @@ difference = longer["relu", BN, 32][:, -1] - longer["relu", PLAIN, 32][:, -1]
 print(f"reported, 32 ReLU layers, 400 steps: accuracy with - without BatchNorm "
       f"{experiments.paired_difference(difference, 0 * difference)}")
 lesson.check("depth: ReLU, 32 layers, 400 steps, accuracy with - without BatchNorm",
-             difference.mean(), at_most=0.1, on_default_data=True, claim=False)
+             difference.mean(), at_most=0.2, on_default_data=True, claim=False)
 lesson.finish()
 
 # %% [markdown]
@@ -476,7 +476,8 @@ lesson.finish()
 #    gradient? Compare the last layer's outputs for two different images before
 #    training, at 2 and at 32 layers.
 #
-# While `python -m minidl race` runs: [8 layers of sigmoids](http://127.0.0.1:8107/#preset=10),
+# While `python -m minidl race` runs:
+# [8 layers of sigmoids](http://127.0.0.1:8107/#preset=10),
 # [32 layers of ReLUs](http://127.0.0.1:8107/#preset=10b).
 #
 # Sources: G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein and S. Schoenholz, A Mean

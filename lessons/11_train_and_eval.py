@@ -413,12 +413,13 @@ lesson.finish()
 #    and batches of 8,192. Repeat the first figure with batches of 512 and the same
 #    number of images. Which momentum suits someone who trains for one epoch?
 #
-# While `python -m minidl race` runs: [momentum 0.001, live](http://127.0.0.1:8107/#preset=11).
+# While `python -m minidl race` runs:
+# [momentum 0.001, live](http://127.0.0.1:8107/#preset=11).
 #
-# Now write it yourself: exercises 7, 8 and 9 (`python -m minidl exercise 7 --copy DIR`).
+# Now write it yourself: exercises 7, 8 and 9
+# (`python -m minidl exercise 7 --copy DIR`).
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.1 and algorithm 2. Y. Wu and J.
-# Johnson, Rethinking "Batch" in BatchNorm,
-# 2021. Issue 10666 of github.com/keras-team/keras; issues 4741 and 5406 of
-#       github.com/pytorch/pytorch. Text 003, the slides on `training` and on
-#       prediction.
+# Johnson, Rethinking "Batch" in BatchNorm, 2021. Issue 10666 of
+# github.com/keras-team/keras; issues 4741 and 5406 of github.com/pytorch/pytorch.
+# Text 003, the slides on `training` and on prediction.

@@ -1,12 +1,11 @@
 # %% [markdown]
 # # 12. Batch size and noise: how small may a batch be?
 #
-# In training, BatchNorm takes its mean and variance from the batch. Therefore the
-# prediction for one image depends on which other images share its batch. Four of the
-# five texts speak of mini-batches, and none says how large they must be. This lesson
-# measures how large that dependence is, and at which batch size BatchNorm stops
-# helping. Whether the noise is good for something, as most texts say, is the question
-# of lesson 18.
+# In training, BatchNorm takes its mean and variance from the batch, so the prediction
+# for one image depends on which other images share its batch. Four of the five texts
+# speak of mini-batches, and none says how large they must be. This lesson measures how
+# large that dependence is, and at which batch size BatchNorm stops helping. Whether the
+# noise is good for something, as most texts say, is the question of lesson 18.
 #
 # You need: lesson 4. Running time: 10 to 20 seconds.
 
@@ -123,8 +122,8 @@ lesson.show(fig, "noise")
 #
 # Of two numbers one lies above their mean and one below, at the same distance. So
 # $\hat x$ is 1 or $-1$, whatever the numbers were: BatchNorm reports which of the two
-# is larger, and loses by how much. In general $|\hat x_i| \le \sqrt{m - 1}$. We look
-# at what the first BatchNorm makes of the outputs of its Dense layer.
+# is larger, but no longer by how much. In general $|\hat x_i| \le \sqrt{m - 1}$. We
+# look at what the first BatchNorm makes of the outputs of its Dense layer.
 
 # %%
 first = model.layers[0](x_train[:2048]).numpy()
@@ -223,7 +222,7 @@ lesson.show(fig, "batch_size")
 # %% [markdown]
 # ## Explain
 #
-# With batches of two it is *training* that fails. Exact statistics in the place of the
+# With batches of two it is *training* that fails. Exact statistics in place of the
 # running averages do not repair it. In a batch of two the images get exactly opposite
 # numbers from the first BatchNorm, and these depend only on the sign of a difference. A
 # logit therefore says as much about the companion as about the image itself. A smaller
@@ -232,8 +231,8 @@ lesson.show(fig, "batch_size")
 # With large batches the noise is small and BatchNorm gains. Part of that gain comes
 # from the small number of steps: an epoch in batches of 256 has only 39, and early in
 # training BatchNorm's lead is largest (lesson 7). So this is no proof that batches
-# should be large. The safe reading is about the small end: somewhere between 4 and 16
-# images per batch BatchNorm begins to help.
+# should be large. The safe reading is about the small end: below some 16 images per
+# batch BatchNorm does not help here, and in batches of two it ruins training.
 
 # %%
 print()
@@ -251,6 +250,38 @@ lesson.check("how often an image is used in an epoch, at most", times_used.max()
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. The noise of an image's logits is 0.4 in batches of 32. About how large is it in
+# batches of 128?**
+#
+# - A: 0.4, because $\gamma$ and $\beta$ do not depend on the batch
+# - B: 0.1, because the batch is four times as large
+# - C: 0, because the batch has mean 0 and variance 1 exactly
+# - D: 0.2, because the noise falls with the square root of the batch size
+#
+# **2. "For each sample in the mini-batch compute its mean and its variance", writes
+# text 001. Suppose BatchNorm did that. What would change?**
+#
+# - A: The prediction for an image would no longer depend on its companions.
+# - B: A batch of two would yield only the outputs 1 and $-1$.
+# - C: Nothing: the sentence describes BatchNorm's formulas.
+# - D: Training would need larger batches.
+#
+# <details><summary>Answers</summary>
+#
+# 1 D. Four times the batch means half the noise. A is right about $\gamma$ and $\beta$,
+# but they are applied to $\hat x$, which does depend on the batch. B forgets the square
+# root. C is text 001's proof; it holds for the batch itself, whose mean and variance
+# are only estimates of those of all images.
+#
+# 2 A. A statistic of one image knows nothing of the others; such a layer exists, and is
+# called LayerNorm (lesson 17). B is what BatchNorm's own statistics make of a batch of
+# two. C is how text 001 goes on: its formulas take the mean over the samples. D is the
+# reverse: a batch of one would do.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: show that $|\hat x_i| \le \sqrt{m - 1}$, and construct a batch of 4 in
@@ -264,26 +295,10 @@ lesson.finish()
 # 5. Research: replace BatchNorm by `LayerNorm`, which has no companions. Where is it
 #    better, and where worse, in the figure of this section?
 #
-# While `python -m minidl race` runs: [batches of 2, live](http://127.0.0.1:8107/#preset=12).
+# While `python -m minidl race` runs:
+# [batches of 2, live](http://127.0.0.1:8107/#preset=12).
 #
 # Now write it yourself: exercise 14 (`python -m minidl exercise 14 --copy DIR`).
-#
-# ## Two questions
-#
-# 1. The noise of an image's logits is 0.4 in batches of 32. About how large is it in
-#    batches of 128?
-#    - a) 0.1, because the batch is four times as large.
-#    - b) 0.2, because the noise falls with the square root of the batch size.
-#    - c) 0.4, because $\gamma$ and $\beta$ do not depend on the batch.
-#    - d) 0, because the statistics of 128 images are exact.
-# 2. "For each sample in the mini-batch compute its mean and its variance", writes one
-#    of the texts. Suppose BatchNorm did that. What would change?
-#    - a) Nothing, both sentences describe the same formula.
-#    - b) A batch of two would give only the outputs 1 and $-1$.
-#    - c) The prediction for an image would no longer depend on its companions.
-#    - d) Training would need larger batches.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3 and 4.2.1. Y. Wu and K. He, Group
 # Normalization, 2018, figure 1 (the same fall at small batches, for ImageNet).

@@ -108,7 +108,7 @@ axes[1].set_ylabel("")
 lesson.show(fig, "accuracy")
 
 # %% [markdown]
-# The plain networks have had little care so far. Lesson 10 found that a sigmoid needs
+# So far the plain networks have had little care. Lesson 10 found that a sigmoid needs
 # larger weights than Glorot's, since its slope is at most 1/4, and each network has a
 # learning rate of its own. Here the plain networks choose their rate and the scale of
 # their weights on images held out of the training set. What is left of the lead?
@@ -136,7 +136,7 @@ for activation, initializer in CARE.items():
 
 # %% [markdown]
 # For the sigmoid care recovers most of the distance. For ReLU the rate was the plain
-# network's best already. At step 50 either place of BatchNorm is still ahead, without
+# network's best already. At step 50 BatchNorm is still ahead in either place, without
 # having chosen anything.
 #
 # ## What the next layer receives
@@ -188,8 +188,8 @@ lesson.show(fig, "received")
 # %% [markdown]
 # ## Another learning rate
 #
-# A comparison at one learning rate is one comparison. Here are ten times less and ten
-# times more. Predict: does the order stay the same?
+# A comparison at one learning rate is one comparison. Here are a rate ten times smaller
+# and one ten times larger. Predict: does the order stay the same?
 
 # %%
 RATES = (0.03, 0.3, 3.0)
@@ -248,7 +248,7 @@ for name, none, before, after in PUBLISHED:
           f"{after - before:+.3f}")
 
 # %% [markdown]
-# In the two GoogLeNet rows "before" has $\gamma$ and $\beta$ and "after" has not.
+# In the two GoogLeNet rows "before" has $\gamma$ and $\beta$, and "after" does not.
 # There the network without BatchNorm is the best of the three.
 #
 # ## Both places can be folded
@@ -279,11 +279,10 @@ print(f"folded into the next Dense: {len(model.layers)} layers become {len(layer
 # %% [markdown]
 # ## Explain
 #
-# Between the two places there is no winner for every activation, learning rate and
-# network: our differences have both signs, and so has the published table. With the
-# sigmoid at the rate 0.3, after is ahead by one to two points in every seed, which is
-# small and real. With ReLU the two are closer than that. Either place brings most of
-# what BatchNorm brings.
+# Neither place wins for every activation, learning rate and network: our differences
+# have both signs, and so has the published table. With the sigmoid at the rate 0.3,
+# after is ahead by one to two points in every seed, which is small and real. With ReLU
+# the two are closer than that. Either place brings most of what BatchNorm brings.
 #
 # The distributions show what is traded. With BatchNorm before, each *activation* gets
 # inputs on its scale: about half of the ReLUs are active for each image, and a
@@ -292,7 +291,7 @@ print(f"folded into the next Dense: {len(model.layers)} layers become {len(layer
 # positive, with a mean well above their spread, as with the sigmoid, that is worth
 # something at small rates.
 #
-# One practical difference is left: before the activation the Dense layer's bias is
+# One practical difference remains: before the activation the Dense layer's bias is
 # useless, because BatchNorm subtracts it again. After the activation it is not.
 
 # %%
@@ -310,12 +309,44 @@ for activation in INITIALIZERS:
 lesson.check("sigmoid: accuracy at step 400, after - before", lead["sigmoid"].mean,
              at_least=0.004)
 lesson.check("relu: accuracy at step 400, size of after - before",
-             abs(lead["relu"].mean), at_most=0.012, claim=False)
+             abs(lead["relu"].mean), at_most=0.016, claim=False)
 lesson.check("after, folded into the next Dense: relative difference of the outputs",
              folded, at_most=1e-4, claim=False)
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. "The data of a batch are standardised after the activation of the current layer
+# and before the next layer", defines text 004. What is right?**
+#
+# - A: That is the paper's definition.
+# - B: After the activation it would not be BatchNorm.
+# - C: It is one of two places; the paper's is before the activation.
+# - D: It is the place that works better.
+#
+# **2. A network has BatchNorm after each activation and is to be made faster for
+# evaluation. What can be done?**
+#
+# - A: Fold each of them into the Dense layer that follows.
+# - B: Nothing: only BatchNorm before the activation can be folded.
+# - C: Drop the BatchNorms, because they matter only in training.
+# - D: Fold each of them into the Dense layer before the activation.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. A is how text 004 defines it, and text 001 too normalises "the activation
+# outputs"; the paper normalises $Wu + b$. B: the formula is the same in either place,
+# and both networks learn. D makes a rule of text 003's "may work better"; the
+# differences in this lesson have both signs.
+#
+# 2 A. In evaluation $s$ and $t$ are constants, and the next layer's kernel and bias can
+# absorb them. B forgets that next layer. C: BatchNorm scales and shifts in evaluation,
+# too, by its running statistics; of the five texts only text 003 says so. D would scale
+# what goes into the activation, and BatchNorm scales what comes out of it.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: put BatchNorm in *both* places. Does it help? What does the second one still
@@ -331,23 +362,6 @@ lesson.finish()
 # 6. Research: the argument for *before* is that $Wu + b$ is close to Gaussian.
 #    Measure the skewness of each unit's $Wu + b$ and $\text{act}(Wu + b)$ in the
 #    course of training. Does it change, and does it matter?
-#
-# ## Two questions
-#
-# 1. "Batch normalisation standardises the data of a batch after the activation of a
-#    layer and before the next layer", defines one of the texts. What is right?
-#    - a) That is the definition of the paper.
-#    - b) It is one of two places; the paper's is before the activation.
-#    - c) After the activation it would not be BatchNorm.
-#    - d) BatchNorm belongs on the inputs of the network only.
-# 2. A network has BatchNorm after each activation and is to be made faster for
-#    evaluation. What can be done?
-#    - a) Nothing, only BatchNorm before the activation can be folded.
-#    - b) Drop the BatchNorms, since they only matter in training.
-#    - c) Fold each of them into the Dense layer that follows.
-#    - d) Fold each of them into the Dense layer before the activation.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.2. Y. LeCun, L. Bottou, G. Orr and
 # K.-R. Mueller, Efficient BackProp, 1998. The published table: D. Mishkin,

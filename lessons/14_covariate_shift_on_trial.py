@@ -5,7 +5,7 @@
 # shift*. The title of the paper that introduced it says so too. While a layer learns,
 # the layers before it change, so its inputs keep moving and it has to chase them.
 # BatchNorm holds them still. In 2018 Santurkar, Tsipras, Ilyas and Madry disputed this.
-# Here both sides bring their evidence, and you are the jury.
+# Here both sides present their evidence, and you are the jury.
 #
 # You need: lesson 7. Running time: 15 to 20 seconds.
 
@@ -36,7 +36,7 @@ data = lesson.load_data()
 # units, weights from N(0, 0.1²), batches of 60, learning rate 0.5.
 #
 # If BatchNorm helps *because* it steadies the inputs, then spoiling the steadiness must
-# spoil the help. So, after Santurkar et al., we add noise behind the normalisation:
+# spoil the help. So, following Santurkar et al., we add noise behind the normalisation:
 #
 # $\tilde y_i = (1 + s n_1) y_i + s n_2.$
 #
@@ -150,12 +150,12 @@ def train_and_look(settings, lr, look, steps=STEPS, every=EVERY):
 #
 # ## Run
 #
-# *Drift* is the standard deviation, over the looks, of a unit's 50th percentile. It
-# has the unit of the inputs themselves. A shift of 1 is a great deal for inputs that
-# spread over 0.1, and nothing for inputs that spread over 100. So we also divide the
-# drift by the unit's own spread, which is its width averaged over the looks. A third
-# measure is the *jump*: how far the 50th percentile moves from one look to the next,
-# over the spread.
+# *Drift* is the standard deviation, over the looks, of a unit's 50th percentile. It is
+# measured in the unit of the inputs themselves. A shift of 1 is a great deal for inputs
+# that spread over 0.1, and nothing for inputs that spread over 100. So we also divide
+# the drift by the unit's own spread, which is its width averaged over the looks. A
+# third measure is the *jump*: how far the 50th percentile moves from one look to the
+# next, over the spread.
 
 # %%
 seen, accuracy = {}, {}  # of shape (seeds, looks, 3, units), and (seeds, looks)
@@ -201,7 +201,7 @@ lesson.show(fig, "percentiles")
 # layers below do, and $\beta$ and $\gamma$ move slowly. Without it the inputs begin
 # as a thin band, wander, and widen.
 #
-# The dose counts, too. The more noise, the lower the accuracy: the figure below shows
+# The dose matters, too. The more noise, the lower the accuracy: the figure below shows
 # it as a falling line.
 #
 # ## The case against depends on the measure
@@ -222,7 +222,8 @@ for ax, what in zip(axes, (DRIFT, RELATIVE, JUMP)):
     ax.plot(*zip(*line), "o-", color="#0072B2", markersize=11, linewidth=2.5,
             label="BatchNorm, doses 0 to 3")
     for dose, (x, y) in zip(DOSES, line):
-        ax.annotate(f"{dose:g}", (x, y), (8, 2), textcoords="offset points")
+        ax.annotate(f"{dose:g}", (x, y), (8, 2), textcoords="offset points",
+                    fontsize=14)
     for name, (mark, color) in MARKS.items():
         ax.plot(measure[name][what], at200[name], mark, color=color, markersize=15,
                 label=name, linestyle="none")
@@ -278,11 +279,11 @@ ax.set(xlabel="training step", ylabel="test accuracy", ylim=(0, 1), xlim=(20, 23
 lesson.show(fig, "places")
 
 # %% [markdown]
-# One BatchNorm is nearly as good as three, if it stands at the right place. It does
-# not steady the inputs of the layers in the middle. What it does is to give the
-# output layer inputs that differ from image to image, which is also what good weights
-# do. Behind the first layer it does not, because the two plain layers after it shrink
-# the differences again.
+# One BatchNorm is nearly as good as three, if it stands at the right place. It does not
+# steady the inputs of the layers in the middle. What it does is give the output layer
+# inputs that differ from image to image, which is also what good weights do. Behind the
+# first layer it does not, because the two plain layers after it shrink the differences
+# again.
 #
 # ## A second hearing: what does shift mean to a gradient?
 #
@@ -348,21 +349,21 @@ lesson.show(fig, "gradient_shift")
 
 # %% [markdown]
 # In the sigmoid network, where BatchNorm helps most, the gradient's shift is much
-# *larger* with it, because the plain network has hardly any gradient that could
-# shift. (The cosine does not depend on lengths, and 1 means no shift. It is printed
-# above and says the same.) In the ReLU network, where BatchNorm helps less, the shift
-# is smaller with it. So this measure does not tell how much BatchNorm will help.
+# *larger* with it, because the plain network has hardly any gradient that could shift.
+# (The cosine does not depend on lengths, and 1 means no shift. It is printed above and
+# says the same.) In the ReLU network, where BatchNorm helps less, the shift is smaller
+# with it. So this measure does not tell us how much BatchNorm will help.
 #
 # ## Explain: the verdict
 #
 # *BatchNorm steadies the inputs of a layer*: confirmed. *That this is why it helps*:
-# not proven, and not refuted either. The noise experiment speaks for it or against
-# it, depending on the unit in which drift is measured. The placement experiment and
-# the network with good weights speak against it, because both are fast without
-# steadying the inputs of the hidden layers. Neither paper's headline survives all of
-# this, and that is the honest state of the dispute. Whoever says "because of internal
-# covariate shift" has to say first how it is measured. The next lesson looks at
-# another suspect, the surface of the loss.
+# not proven, and not refuted either. The noise experiment speaks for it or against it,
+# depending on the unit in which drift is measured. The placement experiment and the
+# network with good weights speak against it, because both are fast without steadying
+# the inputs of the hidden layers. Neither paper's headline survives all of this, and
+# that is the honest state of the dispute. Anyone who says "because of internal
+# covariate shift" must first say how it is measured. The next lesson looks at another
+# suspect, the surface of the loss.
 
 # %%
 print()
@@ -396,6 +397,39 @@ lesson.check("(for) ReLU: shift of the gradient, plain / BatchNorm",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. "Normalising each layer's inputs reduces internal covariate shift, which
+# stabilises and speeds up training", writes text 000. Which part do our figures
+# confirm?**
+#
+# - A: all of it
+# - B: that the inputs become steadier; that this is the cause of the speed is not shown
+# - C: only that training becomes faster; the inputs do not become steadier
+# - D: none of it
+#
+# **2. In one network the inputs of a layer drift by 0.9, in another by 0.3. Which has
+# the steadier inputs?**
+#
+# - A: the second, because 0.3 is less than 0.9
+# - B: whichever has BatchNorm, because it ensures a stable distribution
+# - C: neither, because drift is a property of the data
+# - D: that depends on how wide the drifting inputs are
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. A is what texts 000, 001 and 002 say, but BatchNorm behind the last layer alone,
+# and good weights without any BatchNorm, are fast without steadying the inputs of the
+# hidden layers. C and D contradict the first figure, in which the inputs do become
+# steadier, and D contradicts the accuracies as well.
+#
+# 2 D. Measured in absolute units the noisy BatchNorm drifts more than the plain
+# network, divided by its spread it drifts less. A compares numbers that may be in
+# different units. B is text 002's promise, not a measurement, and the noisy BatchNorm
+# breaks it. C: all networks see the same data, and their inputs drift differently.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: set the learning rate `LOW` to 2, nearly the plain network's best (lesson 7).
@@ -408,25 +442,6 @@ lesson.finish()
 #    change at each step (Santurkar et al., section 2.1).
 # 5. Research: find a network in which BatchNorm makes the inputs steadier and does not
 #    help, or helps and does not make them steadier. Which of the two is harder to find?
-#
-# ## Two questions
-#
-# 1. "Normalising each layer's inputs reduces internal covariate shift, which
-#    stabilises and speeds up training", writes one of the texts. Which part do our
-#    figures confirm?
-#    - a) All of it.
-#    - b) That the inputs become steadier; that this is the cause of the speed is not
-#         shown.
-#    - c) Only that training becomes faster; the inputs do not become steadier.
-#    - d) None of it.
-# 2. A drift of 0.9 is measured in one network and of 0.3 in another. Which has the
-#    steadier inputs?
-#    - a) The second, because 0.3 is less than 0.9.
-#    - b) The first, because large inputs carry more signal.
-#    - c) Neither; drift is a property of the data.
-#    - d) That depends on how wide the inputs are that drift.
-#
-# Answers: 1 b, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 4.1 and figure 1b, c. S. Santurkar,
 # D. Tsipras, A. Ilyas and A. Madry, How Does Batch Normalization Help Optimization?,

@@ -4,7 +4,7 @@
 # A popular picture, also in one of the five texts: without BatchNorm the loss is a long
 # valley, with it a bowl, and in a bowl gradient descent goes straight to the bottom.
 # Lesson 3 drew both for two weights. A real network has tens of thousands, and nobody
-# has seen its surface. But one can walk a little along the gradient and note what the
+# has seen its surface. But we can walk a little along the gradient and note what the
 # loss and the gradient do. Santurkar et al. (2018) did that, and offer it as the reason
 # why BatchNorm helps, in place of covariate shift (lesson 14).
 #
@@ -41,7 +41,8 @@ BN, PLAIN = "with BatchNorm", "without BatchNorm"
 # - The loss. Its *range* up to a step size is its largest minus its smallest value on
 #   the way. On a smooth surface it is small.
 # - The cosine of the angle between $g$ and the gradient there: 1 if it still points the
-#   same way, 0 if the old one says nothing any more, negative if the step went too far.
+#   same way, 0 if the old one no longer says anything, negative if the step went too
+#   far.
 
 
 # %%
@@ -154,9 +155,9 @@ lesson.show(fig, "range")
 # surface *with* BatchNorm is the rougher one for every step that we tried. Trained at
 # 0.03 it is rougher for steps up to 0.2, and smoother beyond. Trained at 0.1, a large
 # rate for the plain network, both are much alike up to 0.2, which is twice the step
-# that training takes; beyond it the plain network's loss explodes and that of
-# BatchNorm does not. Whoever looks only at long steps, or only at a large rate, finds
-# the claim confirmed.
+# that training takes; beyond it the plain network's loss explodes and that of BatchNorm
+# does not. Anyone who looks only at long steps, or only at a large rate, finds the
+# claim confirmed.
 
 # %%
 cosine = {name: np.median(walks[0.1, name][1], axis=1) for name in (BN, PLAIN)}
@@ -177,16 +178,16 @@ lesson.show(fig, "cosine")
 
 # %% [markdown]
 # The cosine says more about training, because it does not depend on the length of the
-# gradients. At the rate 0.1 the gradient still points forward at the end of a step
-# with BatchNorm, and without it the old gradient says nothing any more. That explains
+# gradients. At the rate 0.1 the gradient still points forward at the end of a step with
+# BatchNorm, and without it the old gradient no longer says anything. That explains
 # lesson 8: a large step is safe only where the gradient is still right at its end.
 #
 # ## Curvature, exactly
 #
 # Can we do without a step size? The *curvature* at a point is in the Hessian $H$, the
-# matrix of second derivatives. For 60,000 weights it has 60,000 rows, too many to
-# write down. But its product with a vector $v$ is only one more gradient, that of the
-# number $g \cdot v$ by the weights $w$:
+# matrix of second derivatives. For 60,000 weights it has 60,000 rows, too many to write
+# down. But its product with a vector $v$ is only one more gradient, that of the number
+# $g \cdot v$ with respect to the weights $w$:
 # $H v = \frac{\partial (g \cdot v)}{\partial w}$. minidl can differentiate a gradient
 # again (`create_graph=True`) if the network is made of primitive ops:
 # `BatchNorm(fused=False)` and `F.cross_entropy_composed`. Twenty such products are
@@ -194,8 +195,8 @@ lesson.show(fig, "cosine")
 # direction (Lanczos' method).
 #
 # ReLU has kinks, and a second derivative knows nothing of a kink. So here the network
-# is 4 x 64 with tanh. Predict: will $\lambda_{max}$ of the plain network stay below 2
-# / 0.1, above which steps at the rate 0.1 overshoot and grow (lesson 3)?
+# is 4 x 64 with tanh. Predict: will $\lambda_{max}$ of the plain network stay below
+# $2 / 0.1$, above which steps at the rate 0.1 overshoot and grow (lesson 3)?
 
 
 # %%
@@ -285,8 +286,8 @@ lesson.show(fig, "plateau")
 # %% [markdown]
 # ## Explain
 #
-# The plain sigmoid network stands on a plateau: wherever it goes, the loss is near ln
-# 10. Nothing is smoother than a plateau. BatchNorm takes the network *off* it, to
+# The plain sigmoid network stands on a plateau: wherever it goes, the loss is near
+# ln 10. Nothing is smoother than a plateau. BatchNorm takes the network *off* it, to
 # where there is something to descend.
 #
 # "BatchNorm makes the surface smoother" is therefore true under conditions: for ReLU,
@@ -316,6 +317,39 @@ lesson.check("sigmoid: accuracy with - without BatchNorm at step 100",
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. If the nodes' data have very different distributions, the loss is "less like the
+# bottom of a well and more like a valley", writes text 004. For which network is that
+# exact?**
+#
+# - A: for the linear regression of lesson 3, with features of different scales
+# - B: for any network, and the more so the more layers it has
+# - C: for sigmoid networks whose inputs are large
+# - D: for networks that are trained at a large learning rate
+#
+# **2. Along the gradient the loss of one network varies by 0.02, that of another by 2.
+# Which one trains better?**
+#
+# - A: the first, because its surface is smoother
+# - B: the second, because its gradient is longer
+# - C: that cannot be said: the first may stand on a plateau
+# - D: both alike, because the loss is the same function
+#
+# <details><summary>Answers</summary>
+#
+# 1 A. There the loss is a quadratic function of the weights, and its level lines are
+# ellipses. B is how text 004 uses the picture ("the more layers, the slower"), but
+# nobody has seen that surface. C is text 003's small slope: that makes a plateau, not a
+# valley. D: the rate changes where training goes, not the surface.
+#
+# 2 C. Of the two sigmoid networks the one whose loss varies less learns less. A is the
+# popular reading; text 000 too infers speed from gradients that are "more stable". B: a
+# long gradient may be wrong at the end of the step, as the cosine shows. D: the loss is
+# the same function of the logits, but not of the weights.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: train the ReLU networks at the rate 0.3. Where do the curves cross now?
@@ -331,25 +365,8 @@ lesson.finish()
 #    follow $\lambda_{max}$ for 1,000 steps. Does it settle near 2 / learning rate, as
 #    Cohen et al. found, and does it with BatchNorm?
 #
-# ## Two questions
-#
-# 1. Without BatchNorm "the cost function is less like the bottom of a well and more
-#    like a valley", writes one of the texts. For which network is that exact?
-#    - a) For any network, with enough layers.
-#    - b) For the linear regression of lesson 3, with features of different scales.
-#    - c) For sigmoid networks.
-#    - d) For networks with a large learning rate.
-# 2. Along the gradient the loss of network A varies by 0.02, that of network B by 2.
-#    Which one trains better?
-#    - a) A, because its surface is smoother.
-#    - b) B, because its gradient is longer.
-#    - c) That cannot be said: A may stand on a plateau.
-#    - d) Both alike, since the loss is the same function.
-#
-# Answers: 1 b, 2 c
-#
 # Sources: S. Santurkar, D. Tsipras, A. Ilyas and A. Madry, How Does Batch
-# Normalization Help Optimization?, 2018, section 3. B. Ghorbani, S. Krishnan and Y.
-# Xiao, An Investigation into Neural Net Optimization via Hessian Eigenvalue Density,
-# 2019. J. Cohen et al., Gradient Descent on Neural Networks Typically Occurs at the
-# Edge of Stability, 2021.
+# Normalization Help Optimization?, 2018, section 3. B. Ghorbani, S. Krishnan and
+# Y. Xiao, An Investigation into Neural Net Optimization via Hessian Eigenvalue
+# Density, 2019. J. Cohen et al., Gradient Descent on Neural Networks Typically Occurs
+# at the Edge of Stability, 2021.

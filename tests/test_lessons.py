@@ -91,16 +91,26 @@ def test_each_exercise_has_one_solution(solutions):
     assert [match and match[1] for match in solved] == tasks and all("\n# %%\n" in cell for cell in cells[2:])
 
 
-QUESTIONS = [name for name in NAMES if "## Two questions" in (LESSONS / f"{name}.py").read_text(encoding="utf-8")]
-
-
-@pytest.mark.parametrize("lesson", QUESTIONS)
+@pytest.mark.parametrize("lesson", NAMES)
 def test_a_lesson_ends_with_two_questions_of_four_answers(lesson):
     """The right answers and what is wrong with the others are folded."""
     text = (LESSONS / f"{lesson}.py").read_text(encoding="utf-8")
     form = (r"# ## Two questions\n#\n" + 2 * r"# \*\*\d\. (?:.+\n)+#\n# - A: (?:.+\n)+?# - B: (?:.+\n)+?# - C: (?:.+\n)+?# - D: (?:.+\n)+?#\n"
             + r"# <details><summary>Answers</summary>\n#\n# 1 [A-D]\. (?:.+\n)+?#\n# 2 [A-D]\. (?:.+\n)+?#\n# </details>\n#\n# ## Try\n")
     assert re.search(form, text)
+
+
+@pytest.mark.parametrize("text", [*NAMES, *SOLUTIONS])
+def test_no_line_of_prose_begins_like_a_list_by_accident(text):
+    """Markdown takes a line that begins with "2021. " for an item of a list; no list here has ten."""
+    assert not re.findall(r"^# \d{2,}\. .*", (LESSONS / f"{text}.py").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("lesson", NAMES)
+def test_no_line_of_a_lesson_is_longer_than_88_characters(lesson):
+    """The beamer and the printed page show no more."""
+    lines = (LESSONS / f"{lesson}.py").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if len(line) > 88] == []
 
 
 def test_missing_data_end_a_lesson_with_the_reason_and_no_traceback(tmp_path):

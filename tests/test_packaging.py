@@ -58,6 +58,16 @@ def test_an_installed_minidl_gives_its_lessons_away(installed, tmp_path):
     assert {path.stem for path in (tmp_path / "nb").iterdir()} == lessons
 
 
+def test_an_installed_minidl_gives_and_checks_its_exercises(installed, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(installed), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "minidl", "exercise"]
+    subprocess.run([*command, "--copy", "mine"], cwd=tmp_path, env=environment, check=True)
+    exercises = {path.name for path in (PROJECT / "lessons" / "exercises").glob("[0-9]*.py")}
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == exercises
+    result = subprocess.run([*command, "mine/06_batchnorm_backward.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout == "not started yet\n", result.stderr
+
+
 def test_a_data_folder_that_could_shadow_another_package_has_no_init():
     assert not (PROJECT / "datasets" / "__init__.py").exists()
 

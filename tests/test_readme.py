@@ -80,6 +80,15 @@ def test_the_course_map_names_every_lesson():
     assert numbers == list(range(1, len(numbers) + 1)) and set(there) <= set(numbers)
 
 
+def test_the_cells_that_can_be_skipped_are_there():
+    """An entry with a capital letter is a heading of the lesson; others describe a cell."""
+    for number, skip in re.findall(r"^\| (\d+) [A-Z].*\| ([^|]+) \|$", COURSE, re.MULTILINE):
+        path, = (PROJECT / "lessons").glob(f"{int(number):02}_*.py")
+        headings = "\n".join(re.findall(r"^# ## (.+)", path.read_text(encoding="utf-8"), re.MULTILINE)).lower()
+        for heading in skip.split("; "):
+            assert heading[0].islower() or heading.lower() in headings, (number, heading)
+
+
 def test_each_term_of_the_glossary_is_in_the_lesson_that_it_names():
     glossary = COURSE[COURSE.index("## Glossary"):COURSE.index("## Settings")]
     terms = re.findall(r"([^|]+) \| (\d+)(?: \([\d, ]+\))? (?=\|)", glossary)

@@ -3,10 +3,10 @@
 #
 # Lesson 1. Time: 15 minutes.
 #
-# The op is $y = x \sigma(x)$ with $\sigma(x) = 1 / (1 + e^{-x})$, entry by entry (SiLU). An op of
-# an engine is two functions: its forward, and its vector-Jacobian product (VJP), which takes the
-# gradient $g$ of the loss at $y$ and returns the gradient at $x$. Both keep the dtype: float32 in,
-# float32 out. And an $x$ of $\pm 800$ must not become NaN.
+# The op is $y = x \sigma(x)$ with $\sigma(x) = 1 / (1 + e^{-x})$, entry by entry (SiLU). An op
+# of an engine is two functions: its forward, and its vector-Jacobian product (VJP), which takes
+# the gradient $g$ of the loss at $y$ and returns the gradient at $x$. Both keep the dtype:
+# float32 in, float32 out. And an $x$ of $\pm 800$ must not become NaN.
 
 # %%
 import numpy as np
@@ -59,7 +59,8 @@ def terms(case):
     s = _sigmoid(x)
     return {} if np.abs(x).max() > 99 or x.dtype == np.float32 else {
         "y": {"x s, where s = sigmoid(x),": x * s, "s": s, "x": x, "x s²": x * s * s},
-        "dx": {"g s, where s = sigmoid(x),": g * s, "g x s": g * x * s, "g x s²": g * x * s * s, "g s²": g * s * s, "g": g}}
+        "dx": {"g s, where s = sigmoid(x),": g * s, "g x s": g * x * s,
+               "g x s²": g * x * s * s, "g s²": g * s * s, "g": g}}
 
 
 def factors(case):

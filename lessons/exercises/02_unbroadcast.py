@@ -3,10 +3,10 @@
 #
 # Lesson 1. Time: 15 minutes.
 #
-# In `x + bias`, NumPy stretches a bias of shape (3,) to (4, 3): it writes the same number into every
-# row. Each copy gets a gradient, and what the number itself has changed is the sum over its
-# copies. Write the function that takes the gradient `g` of the stretched array back to the shape
-# of the small one, for any shapes that NumPy broadcasts.
+# In `x + bias`, NumPy stretches a bias of shape (3,) to (4, 3): it writes the same number into
+# every row. Each copy gets a gradient, and what the number itself has changed is the sum over
+# its copies. Write the function that takes the gradient `g` of the stretched array back to the
+# shape of the small one, for any shapes that NumPy broadcasts.
 
 # %%
 import numpy as np
@@ -25,7 +25,7 @@ def unbroadcast(g, shape):
 from itertools import combinations
 
 HINTS = [
-    "Two things happen in broadcasting: axes are added in front, and axes of length 1 are stretched.",
+    "Broadcasting does two things: it adds axes in front, and it stretches axes of length 1.",
     "An axis that was added must go; an axis that was stretched must stay, with length 1.",
     "First sum over as many leading axes as g has more than the shape; then over each axis where "
     "the shape says 1, and there NumPy's keepdims helps.",
@@ -57,7 +57,8 @@ def evidence(name, case, got, right):
         for n in range(g.ndim + 1):
             for axes in combinations(range(g.ndim), n):
                 made = op(g, axis=axes)
-                if made.size in (1, got[name].size) and np.allclose(got[name].ravel(), made.ravel()):
+                mine = got[name].ravel()
+                if made.size in (1, mine.size) and np.allclose(mine, made.ravel()):
                     return [f"in this case its numbers are the {word} over the axes {axes} of g"
                             if n else "in this case it is g itself"]
     return []

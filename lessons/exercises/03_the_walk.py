@@ -3,11 +3,11 @@
 #
 # Lesson 1. Time: 30 minutes.
 #
-# A node has `node.inputs`, the nodes that it was made from, and `node.slopes`, its derivative with
-# respect to each of them. Leaves have no inputs. A node may be an input of several nodes, and of
-# one node twice (`x * x`). Return all nodes from which `last` was made, `last` included, so that
-# each comes *after* all nodes that use it. Then walk in this order, and return d last / d node for
-# each. A chain may have 10,000 nodes; Python gives up a recursion after 1,000.
+# A node has `node.inputs`, the nodes that it was made from, and `node.slopes`, its derivative
+# with respect to each of them. Leaves have no inputs. A node may be an input of several nodes,
+# and of one node twice (`x * x`). Return all nodes from which `last` was made, `last` included,
+# so that each comes *after* all nodes that use it. Then walk in this order, and return d last /
+# d node for each. A chain may have 10,000 nodes; Python gives up a recursion after 1,000.
 
 # %%
 def order(last):

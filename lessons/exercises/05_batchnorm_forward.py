@@ -3,16 +3,16 @@
 #
 # Lesson 4. Time: 15 minutes.
 #
-# In training mode, each feature is normalised by the mean $\mu$ and the variance $\sigma^2$ of the
-# batch: $\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}$, and then $y = \gamma \hat x + \beta$. The
-# variance is the biased one: the mean of the squared distances from the mean.
+# In training mode, each feature is normalised by the mean $\mu$ and the variance $\sigma^2$ of
+# the batch: $\hat x = (x - \mu) / \sqrt{\sigma^2 + \epsilon}$, and then $y = \gamma \hat x +
+# \beta$. The variance is the biased one: the mean of the squared distances from the mean.
 
 # %%
 import numpy as np
 
 
 def forward(x, gamma, beta, eps):
-    """y (m, features), mean (features,), var (features,). x: (m, features), gamma, beta: (features,).
+    """y (m, features), mean and var (features,). x: (m, features), gamma and beta: (features,).
     """
     # --- solution
     mean, var = x.mean(axis=0), x.var(axis=0)
@@ -24,7 +24,7 @@ def forward(x, gamma, beta, eps):
 from minidl.course.evidence import shares
 
 HINTS = [
-    "Of a table with a row per sample and a column per feature: what has a mean, a row or a column?",
+    "A table has a row per sample and a column per feature: what has a mean, row or column?",
     "NumPy's var divides by m unless you tell it otherwise. eps is there so that the root is never "
     "that of 0.",
     "Mean and variance along axis 0; subtract, divide by the root of variance and eps together, "
@@ -53,7 +53,9 @@ def _parts(case):
 def terms(case):
     mean, var, s = _parts(case)
     whole = 0 * case["x"]
-    return {"mean": {"mean": mean}, "var": {"the variance": var, "the square of the mean": mean ** 2}, "y": {"gamma x_hat": case["gamma"] * (case["x"] - mean) / s, "beta": case["beta"] + whole}}
+    return {"var": {"the variance": var, "the square of the mean": mean ** 2},
+            "y": {"gamma x_hat": case["gamma"] * (case["x"] - mean) / s,
+                  "beta": case["beta"] + whole}}
 
 
 def factors(case):

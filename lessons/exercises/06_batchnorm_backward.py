@@ -3,10 +3,10 @@
 #
 # Lesson 5. Time: 20 minutes.
 #
-# Forward, per feature: $\hat x = (x - \mu) / s$ with $s = \sqrt{\sigma^2 + \epsilon}$, and
-# $y = \gamma \hat x + \beta$. The gradient $dy$ of the loss at $y$ has come in. Return the gradients at
-# $x$, $\gamma$ and $\beta$. An $x_i$ acts on the loss directly, through the mean, and through the variance,
-# and the last two reach all samples of the batch.
+# Forward, per feature: $\hat x = (x - \mu) / s$ with $s = \sqrt{\sigma^2 + \epsilon}$, and $y =
+# \gamma \hat x + \beta$. The gradient $dy$ of the loss at $y$ has come in. Return the gradients
+# at $x$, $\gamma$ and $\beta$. An $x_i$ acts on the loss directly, through the mean, and
+# through the variance, and the last two reach all samples of the batch.
 
 # %%
 import numpy as np

@@ -3,10 +3,10 @@
 #
 # Lesson 11. Time: 15 minutes.
 #
-# With each batch in training mode, BatchNorm moves its running mean and variance towards those of
-# the batch. `momentum` is the weight of the newest batch, as in PyTorch: 0.1 keeps 90 % of the
-# old value. The mean starts at 0, the variance at 1. The variance of the batch enters unbiased
-# (divided by m - 1), since it estimates that of all data.
+# With each batch in training mode, BatchNorm moves its running mean and variance towards those
+# of the batch. `momentum` is the weight of the newest batch, as in PyTorch: 0.1 keeps 90 % of
+# the old value. The mean starts at 0, the variance at 1. The variance of the batch enters
+# unbiased (divided by m - 1), since it estimates that of all data.
 
 # %%
 import numpy as np
@@ -58,7 +58,8 @@ def play(mine, case):
 
 def terms(case):
     mean, var, x, _ = case.values()
-    return {"mean after one update": {"the old mean": mean, "the mean of the batch": x[0].mean(axis=0)},
+    return {"mean after one update": {"the old mean": mean,
+                                      "the mean of the batch": x[0].mean(axis=0)},
             "var after one update": {"the old variance": var, "the unbiased variance of the batch":
                                      x[0].var(axis=0, ddof=1)}}
 

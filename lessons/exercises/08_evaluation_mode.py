@@ -4,9 +4,9 @@
 # Lesson 11. Time: 15 minutes.
 #
 # In evaluation mode BatchNorm normalises by its running statistics. They are constants then: a
-# sample's output does not depend on its neighbours, the layer is left as it was, and the gradient
-# has no way through mean or variance. `layer` has the arrays gamma, beta, running_mean and
-# running_var, (features,) each, and the numbers eps and momentum.
+# sample's output does not depend on its neighbours, the layer is left as it was, and the
+# gradient has no way through mean or variance. `layer` has the arrays gamma, beta, running_mean
+# and running_var, (features,) each, and the numbers eps and momentum.
 
 # %%
 import numpy as np
@@ -54,7 +54,8 @@ def play(mine, case):
         return types.SimpleNamespace(**{k: v.copy() if k in ARRAYS else v for k, v in case.items()
                                         if k not in ("x", "dy")})
     x, dy, used = case["x"], case["dy"], layer()
-    return {"y": mine.evaluate(used, x), "y of the first sample alone": mine.evaluate(layer(), x[:1]),
+    return {"y": mine.evaluate(used, x),
+            "y of the first sample alone": mine.evaluate(layer(), x[:1]),
             "dx": mine.evaluate_backward(layer(), dy, x),
             "running_mean afterwards": used.running_mean,
             "running_var afterwards": used.running_var}
@@ -68,7 +69,8 @@ def terms(case):
     x, dy, s = case["x"], case["dy"], np.sqrt(case["running_var"] + case["eps"])
     x_hat = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + case["eps"])
     slope = case["gamma"] / s
-    return {"y": {"gamma (x - running_mean) / sqrt(running_var + eps)": slope * (x - case["running_mean"]),
+    normal = slope * (x - case["running_mean"])
+    return {"y": {"gamma (x - running_mean) / sqrt(running_var + eps)": normal,
                   "beta": case["beta"] + 0 * x},
             "dx": {"the direct way": slope * dy,
                    "a way through the mean": -slope * dy.mean(axis=0) + 0 * dy,

@@ -3,9 +3,9 @@
 #
 # Lesson 11. Time: 15 minutes.
 #
-# In evaluation mode, $z = x W + b$ and then $\gamma (z - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$ with
-# constant statistics is one map from x to the output, and it is again of the form $x W' + b'$. Find
-# the kernel and the bias of the one Dense layer that does the work of both.
+# In evaluation mode, $z = x W + b$ and then $\gamma (z - \mu) / \sqrt{\sigma^2 + \epsilon} +
+# \beta$ with constant statistics is one map from x to the output, and it is again of the form
+# $x W' + b'$. Find the kernel and the bias of the one Dense layer that does the work of both.
 
 # %%
 import numpy as np
@@ -21,12 +21,12 @@ def fold(kernel, bias, gamma, beta, running_mean, running_var, eps):
 
 # %% The checks
 HINTS = [
-    "Write down the output of one unit as a function of x, and sort it: what multiplies x, and what "
-    "is left if x is 0?",
+    "Write down the output of one unit as a function of x, and sort it: what multiplies x, and "
+    "what is left if x is 0?",
     "gamma divided by the root is one number per unit. It multiplies all that Dense returns, its "
     "bias too.",
-    "The kernel has one column per unit: scale the columns. The bias: subtract the mean, scale, add "
-    "beta.",
+    "The kernel has one column per unit: scale the columns. The bias: subtract the mean, scale, "
+    "add beta.",
 ]
 
 

@@ -4,8 +4,8 @@
 # Lesson 3. Time: 10 minutes.
 #
 # Momentum keeps a velocity $v$ of each parameter: $v \leftarrow \mu v + g$, and then the step
-# $p \leftarrow p - \eta v$ with the learning rate $\eta$. This is PyTorch's convention, and minidl's:
-# the rate is not inside $v$, so a new rate acts at once on all that is remembered.
+# $p \leftarrow p - \eta v$ with the learning rate $\eta$. This is PyTorch's convention, and
+# minidl's: the rate is not inside $v$, so a new rate acts at once on all that is remembered.
 
 # %%
 def step(p, g, v, lr, momentum):

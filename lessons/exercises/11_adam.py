@@ -4,16 +4,17 @@
 # Lesson 8. Time: 20 minutes.
 #
 # Adam (Kingma and Ba 2015, algorithm 1) keeps running averages of the gradient, m, and of its
-# square, v: $m \leftarrow \beta_1 m + (1 - \beta_1) g$ and $v \leftarrow \beta_2 v + (1 - \beta_2) g^2$. Both
-# start at 0 and are therefore too small at first, which is undone by dividing them by $1 - \beta_1^t$
-# and $1 - \beta_2^t$ in the $t$-th step. Then $p \leftarrow p - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
+# square, v: $m \leftarrow \beta_1 m + (1 - \beta_1) g$ and $v \leftarrow \beta_2 v + (1 -
+# \beta_2) g^2$. Both start at 0 and are therefore too small at first, which is undone by
+# dividing them by $1 - \beta_1^t$ and $1 - \beta_2^t$ in the $t$-th step. Then $p \leftarrow p
+# - \eta \hat m / (\sqrt{\hat v} + \epsilon)$.
 
 # %%
 import numpy as np
 
 
 def step(p, g, m, v, done, lr, beta1, beta2, eps):
-    """The new p, m and v, arrays of one shape. done: the number of steps before this one: 0, 1 ..."""
+    """The new p, m and v, arrays of one shape. done: how many steps were made before this one."""
     # --- solution
     t = done + 1
     m = beta1 * m + (1 - beta1) * g
@@ -80,8 +81,8 @@ def evidence(name, case, got, right):
     if name != "steps 1 to 5" or got[name].ndim != 2 or np.ptp(got[name] / right[name]) < 1e-9:
         return []
     (_, g, _, _, lr, b1, b2, eps), t = case.values(), np.arange(1, 6)[:, None]
-    m = np.stack([sum((1 - b1) * b1 ** (i - j) * g[j] for j in range(i + 1)) for i in range(5)])
-    v = np.stack([sum((1 - b2) * b2 ** (i - j) * g[j] ** 2 for j in range(i + 1)) for i in range(5)])
+    m, v = (np.stack([sum((1 - b) * b ** (i - j) * a[j] for j in range(i + 1)) for i in range(5)])
+            for a, b in ((g, b1), (g ** 2, b2)))
     top, root, step = m / (1 - b1 ** t), np.sqrt(v / (1 - b2 ** t)), -got[name] / lr
     for side, array, parts, words in (
             ("denominator", top / step, (root, eps + 0 * root), ("the root of v_hat", "eps")),

@@ -4,7 +4,8 @@
 # Lesson 2. Time: 20 minutes.
 #
 # Write the loop with minidl's parts. In each epoch draw a new order of all samples with
-# `rng.permutation`, and take batches of `batch_size` in this order; the last one may be smaller. In each step: outputs from `model(xb)`, a Tensor from `loss(outputs, yb)`, clear the
+# `rng.permutation`, and take batches of `batch_size` in this order; the last one may be
+# smaller. In each step: outputs from `model(xb)`, a Tensor from `loss(outputs, yb)`, clear the
 # gradients, `backward()`, and a step of the optimizer. The model has BatchNorm, and whoever
 # used it before you has left it in evaluation mode.
 
@@ -13,7 +14,7 @@ import numpy as np
 
 
 def train(model, loss, optimizer, x, y, batch_size, epochs, rng):
-    """The loss of each step as an array (steps,), in order. loss: a function of (outputs, labels)."""
+    """The loss of each step as an array (steps,). loss: a function of (outputs, labels)."""
     # --- solution
     losses = []
     model.train()
@@ -39,8 +40,8 @@ HINTS = [
     "Two loops, one in the other. What has to happen once, what in each epoch, what in each step?",
     "Gradients add up until they are cleared, and BatchNorm asks for a mode. Take samples and "
     "labels with the same row numbers.",
-    "Before the loops the mode for training; in each epoch a permutation; in each step the rows of one "
-    "slice of it, forward and loss, zero_grad, backward, step, and batch_loss.item() for the list.",
+    "Before the loops the mode for training; in each epoch a permutation; in each step the rows of "
+    "one slice of it, forward and loss, zero_grad, backward, step, and the loss as a number.",
 ]
 HALVED, EXACT = False, ("losses", "weights afterwards")
 FOLLOWS = {"losses": ("batch sizes", "samples in their order", "labels of these samples",
@@ -79,7 +80,7 @@ def setting(case):
             none = any(g is None for g in mine)
             same = not none and all(np.allclose(a, b, 1e-4, 1e-6)
                                     for a, b in zip(mine, latest["gradients"]))
-            steps.append((none or 2 * (not same), latest["training"], latest["x"], latest["labels"]))
+            steps.append((none or 2 * (not same), *map(latest.get, ("training", "x", "labels"))))
             super().step()
 
     def look(module, inputs, y):
@@ -107,7 +108,8 @@ def play(mine, case):
                                                  for r, (_, _, _, yb) in zip(rows, steps)]),
             "training mode": np.array([training for _, training, _, _ in steps]),
             "gradient at each step": np.array([int(g) for g, _, _, _ in steps]),
-            "losses": losses, "weights afterwards": np.concatenate([p.data.ravel() for p in model.parameters()])}
+            "losses": losses,
+            "weights afterwards": np.concatenate([p.data.ravel() for p in model.parameters()])}
 
 
 def judge(name, case, got, right):
@@ -116,7 +118,8 @@ def judge(name, case, got, right):
     n, size = case["epochs"], len(case["x"])
     words = []
     if name == "batch sizes":
-        words = [f"the batches have {got.tolist()[:12]} samples, expected are {right.tolist()[:12]}"]
+        words = [f"the batches have {got.tolist()[:12]} samples, expected are "
+                 f"{right.tolist()[:12]}"]
     elif name == "samples in their order":
         counts = np.bincount(got, minlength=size)
         words = [f"the first are {got.tolist()[:8]}, expected are {right.tolist()[:8]}"]
@@ -136,8 +139,8 @@ def judge(name, case, got, right):
         words = [f"in step {i} the model is in evaluation mode ({len(wrong)} of {len(got)} steps)"
                  for i in wrong[:1]]
     elif name == "gradient at each step":
-        words = [f"in step {i} " + ("there is no gradient" if got[i] == 1 else "the gradient is not "
-                 "that of this batch") for i in wrong[:1]]
+        words = [f"in step {i} " + ("there is no gradient" if got[i] == 1 else
+                                    "the gradient is not that of this batch") for i in wrong[:1]]
     else:
         return None
     if len(got) != len(right) and name != "samples in their order":

@@ -3,9 +3,10 @@
 #
 # Lesson 8. Time: 25 minutes.
 #
-# One short run with a rate that grows from step to step shows where the loss starts to fall, where
-# it falls most steeply, and where it rises (Smith 2015). Rates are a matter of factors, so they grow
-# geometrically. And the run is only a trial: afterwards the network must be as it was.
+# One short run with a rate that grows from step to step shows where the loss starts to fall,
+# where it falls most steeply, and where it rises (Smith 2015). Rates are a matter of factors,
+# so they grow geometrically. And the run is only a trial: afterwards the network must be as it
+# was.
 
 # %%
 import numpy as np
@@ -40,8 +41,8 @@ def sweep(model, loss, optimizer, batches, rates):
 
 
 def suggest(rates, losses):
-    """Where the loss falls most: of the two neighbouring rates between which it drops by the largest
-    amount, the geometric mean.
+    """Where the loss falls most: the geometric mean of the two neighbouring rates between which it
+    drops by the largest amount.
     """
     # --- solution
     i = np.argmin(np.diff(losses))

@@ -3,9 +3,10 @@
 #
 # Lesson 12. Time: 15 minutes.
 #
-# Ghost BatchNorm (Hoffer et al. 2017) takes every `size` samples of a batch, one after the other, as
-# a batch of their own with a mean and a variance of their own. The last group may be smaller; but
-# one sample alone has no variance, so a last group of one joins the group before it.
+# Ghost BatchNorm (Hoffer et al. 2017) takes every `size` samples of a batch, one after the
+# other, as a batch of their own with a mean and a variance of their own. The last group may be
+# smaller; but one sample alone has no variance, so a last group of one joins the group before
+# it.
 
 # %%
 import numpy as np
@@ -34,8 +35,9 @@ HINTS = [
 
 def cases(rng):
     def case(m, n, size):
-        return {"x": rng.normal(0, 2, (m, n)) + np.arange(m)[:, None], "gamma": rng.uniform(0.5, 2, n),
-                "beta": rng.uniform(0.5, 2, n), "size": size, "eps": float(rng.uniform(0.1, 0.3))}
+        return {"x": rng.normal(0, 2, (m, n)) + np.arange(m)[:, None],
+                "gamma": rng.uniform(0.5, 2, n), "beta": rng.uniform(0.5, 2, n), "size": size,
+                "eps": float(rng.uniform(0.1, 0.3))}
     return [case(12, 3, 4), case(11, 2, 4), case(13, 5, 4), case(10, 4, 3)]
 
 
@@ -70,8 +72,10 @@ def _groups(table):
 def judge(name, case, got, right):
     if name == "y":
         return None
-    return np.sum(got != right), [f"samples that change each other's output: {_groups(got)}; should "
-                                  f"be {_groups(right)} ({label(case)})"]
+    if not got.any():
+        return right.sum(), ["y has another shape than x, so this cannot be seen"]
+    return np.sum(got != right), [f"samples that change each other's output: {_groups(got)}; "
+                                  f"should be {_groups(right)} ({label(case)})"]
 
 
 def factors(case):
@@ -101,6 +105,11 @@ def _starts(m, size):
     return starts[:-1] if m - starts[-1] == 1 else starts
 
 
+def _equal(m, groups):
+    """The starts of so many groups of equal size, as far as possible."""
+    return [int(part[0]) for part in np.array_split(np.arange(m), groups)]
+
+
 def _interleaved(x, gamma, beta, size, eps):
     y, k = np.empty_like(x), len(_starts(len(x), size))
     for i in range(k):
@@ -115,11 +124,9 @@ MUTATIONS = {
     "a last group of one is left alone": _with(lambda m, size: list(range(0, m, size))),
     "the last, smaller group always joins the one before it": _with(
         lambda m, size: [size * i for i in range(m // size)]),
-    "size is taken for the number of groups": _with(
-        lambda m, size: list(np.cumsum([0] + [len(p) for p in np.array_split(range(m), size)][:-1]))),
+    "size is taken for the number of groups": _with(lambda m, size: _equal(m, size)),
     "the variance is the unbiased one, ddof=1": _with(_starts, ddof=1),
     "eps is outside the root": _with(_starts, root=lambda var, eps: np.sqrt(var) + eps),
     "the samples are cut into groups of equal size, as np.array_split does": _with(
-        lambda m, size: list(np.cumsum([0] + [len(p) for p in np.array_split(
-            range(m), -(-m // size))][:-1]))),
+        lambda m, size: _equal(m, -(-m // size))),
 }

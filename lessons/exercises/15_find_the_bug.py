@@ -3,11 +3,12 @@
 #
 # Lesson 6. Time: 25 minutes.
 #
-# Each of these five functions does what its first line says, or has one fault. Name the faults in
-# `faults`, and repair each function that has one, by changing one line or adding one. All five run
-# without an error, as such faults do. The words to choose from: "no fault", "softmax twice",
-# "softmax missing", "training mode", "evaluation mode", "gradients not cleared", "gradient missing",
-# "useless bias", "wrong axis", "statistics of the test data", "labels out of order".
+# Each of these five functions does what its first line says, or has one fault. Name the faults
+# in `faults`, and repair each function that has one, by changing one line or adding one. All
+# five run without an error, as such faults do. The words to choose from: "no fault", "softmax
+# twice", "softmax missing", "training mode", "evaluation mode", "gradients not cleared",
+# "gradient missing", "useless bias", "wrong axis", "statistics of the test data", "labels out
+# of order".
 
 # %%
 from minidl import Activation, BatchNorm, Dense, Sequential
@@ -63,7 +64,7 @@ def two_steps(model, optimizer, x, y):
 
 
 def scaled(x, x_test):
-    """The test data, scaled as the training data x is when each feature gets mean 0 and spread 1."""
+    """The test data, scaled like the training data x when that gets mean 0 and spread 1."""
     # --- solution
     return (x_test - x.mean(axis=0)) / x.std(axis=0)
     # --- instead
@@ -145,11 +146,9 @@ def judge(name, case, got, right):
                                           for name in unknown]
 
 
-def evidence(name, case, got, right):
-    """Which way has the number moved?"""
-    if name == "loss_of":
-        return [f"the loss is {got[name]:.4f}, and {right[name]:.4f} is right"]
-    return []
+def factors(case):
+    return {"the number of samples": len(case["x"]),
+            "the spread of x": case["x"].astype(np.float64).std(axis=0)}
 
 
 def _no_mode(model, x, y):

@@ -65,8 +65,9 @@ def steps_needed(losses):
 # The sentence is that one steep direction limits the rate for all. The steep direction
 # is that of B, because its values are large: the Hessian's entries are twice the mean
 # squares, 13,480 for B and 35 for A. Centring takes the means away. B keeps a quarter
-# of its mean square, A a sixth, so B stays far steeper: $\kappa$ falls from 920 only to
-# 567. Scaling makes the mean squares almost equal, 5.8 and 4.0, and $\kappa$ is 7.7.
+# of its mean square, A a sixth, so B stays far steeper: $\kappa$ falls from 920 only
+# to 567. Scaling makes the mean squares almost equal, 5.8 and 4.0, and then
+# $\kappa$ is 7.7.
 
 # %%
 for name in ("raw", "centred", "scaled", "z-score"):

@@ -105,40 +105,41 @@ lesson.check(
 )
 
 # %% [markdown]
-# ## 3. Medium: the line, derived
+# ## 3. Medium: LayerNorm
 #
-# Direct: $dy_i \cdot \gamma / s$. Through the mean: $\mu_B$ stands in every $x_j -
-# \mu_B$ with a minus, so it receives $-\frac{\gamma}{s} \sum_j dy_j$, and passes
-# $\frac{1}{m}$ of it to each $x_i$. Through the variance: $s$ receives
-# $-\frac{\gamma}{s} \sum_j dy_j \hat x_j$; the slope of $s$ with respect to
-# $\sigma_B^2$ is $\frac{1}{2 s}$, that of $\sigma_B^2$ with respect to $x_i$ is
-# $\frac{2}{m} (x_i - \mu_B)$; the product is $-\frac{\gamma}{m s} \hat x_i \sum_j dy_j
-# \hat x_j$. The term that is zero: $\sigma_B^2$ also depends on $\mu_B$, with the slope
-# $-\frac{2}{m} \sum_j (x_j - \mu_B) = 0$. Each term alone, and the zero one, measured:
+# $\mu$, $v$ and $s$ are now taken over the $n$ features of one sample. Steps 2 to 5
+# stay, with sums over features. Step 1 changes for $\gamma$, which differs from feature
+# to feature: $d\hat x_{ik} = \gamma_k \, dy_{ik}$, and $d\gamma_k$ still sums over
+# samples. So does step 6: $\gamma$ stands inside the sums and cannot be taken out of
+# the bracket,
+#
+# $dx_{ik} = \frac{1}{n s_i} \left( n \, d\hat x_{ik} - \sum_l d\hat x_{il} -
+# \hat x_{ik} \sum_l d\hat x_{il} \hat x_{il} \right).$
 
 # %%
-_, x_hat, s = forward(x)
-m = len(x)
-true = numeric(lambda x: (forward(x)[0] * dy).sum(), x)
-left = true.copy()
-for name, term in (
-    ("direct", direct),
-    ("mean", mean_term),
-    ("variance", variance_term),
-):
-    left -= term(dy, x_hat, s)
-    print(
-        f"{name:8}: largest entry {np.abs(term(dy, x_hat, s)).max():.3f}; "
-        f"left of the true gradient {np.abs(left).max():.1e}"
-    )
-zero = np.abs(-2 / m * (x - x.mean(axis=0)).sum(axis=0)).max()
-print(f"slope of the variance with respect to the mean: {zero:.1e}")
-lesson.check(
-    "left of the true gradient after three terms",
-    np.abs(left).max(),
-    at_most=1e-8,
-    claim=False,
-)
+def layer_norm(x):
+    s = np.sqrt(x.var(axis=1, keepdims=True) + EPS)
+    x_hat = (x - x.mean(axis=1, keepdims=True)) / s
+    return gamma * x_hat + beta, x_hat, s
+
+
+def layer_norm_backward(dy, x_hat, s):
+    d_hat, n = gamma * dy, dy.shape[1]
+    through_mean = d_hat.sum(axis=1, keepdims=True)
+    through_variance = x_hat * (d_hat * x_hat).sum(axis=1, keepdims=True)
+    return (n * d_hat - through_mean - through_variance) / (n * s)
+
+
+_, x_hat, s = layer_norm(x)
+true = numeric(lambda x: (layer_norm(x)[0] * dy).sum(), x)
+wrong = gamma * layer_norm_backward(dy / gamma, x_hat, s)  # gamma taken out
+right = layer_norm_backward(dy, x_hat, s)
+for name, dx in (("right", right), ("gamma outside", wrong)):
+    print(f"{name}: relative error {error(dx, true):.1e}")
+lesson.check("LayerNorm's backward: relative error", error(right, true), at_most=1e-6,
+             claim=False)
+lesson.check("gamma taken out of the bracket: relative error", error(wrong, true),
+             at_least=0.01, claim=False)
 
 # %% [markdown]
 # ## 4. Medium: the gradients of gamma and beta

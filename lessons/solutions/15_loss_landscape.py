@@ -59,16 +59,22 @@ def walks(model, lr, steps=100, skip=0):
 
 
 # %% [markdown]
-# ## 1. Trained at 0.3
+# ## 1. Easy: trained at 0.3
+#
+# Trained at 0.3 BatchNorm's surface is the smoother one at every step tried: 0.62,
+# 0.68, 0.75, 0.34 and 0.09 times the range, for steps of 0.05 to 0.8. The larger the
+# training rate, the earlier the curves cross, and here they have crossed already.
 
 # %%
 ratio = walks(network(True), 0.3) / walks(network(False), 0.3)
-print("1: range with / without by step size:", dict(zip(SIZES, ratio.round(2))))
+print("1: range with / without by step size: "
+      + ", ".join(f"{size}: {value:.2f}" for size, value in zip(SIZES, ratio)))
 
 # %% [markdown]
-# ANSWER1
+# ## 2. Easy: the sigmoid network off its plateau
 #
-# ## 2. The sigmoid network off its plateau
+# Neither: the range up to a step of 0.4 is 0.10 with and 0.11 without BatchNorm. The
+# reversed sign of the lesson was a fact about the plateau.
 
 # %%
 small = initializers.normal(0.1)
@@ -78,9 +84,10 @@ print("2: steps 300 to 400, range up to 0.4: with {:.2f}, without {:.2f}".format
     *(values[3] for values in both)))
 
 # %% [markdown]
-# ANSWER2
+# ## 3. Medium: population statistics
 #
-# ## 3. Population statistics
+# Yes. 29.4 in evaluation mode, 6.9 in training mode, and 14.3 without BatchNorm.
+# Whoever measures the surface of a network with BatchNorm has to say in which mode.
 
 
 # %%
@@ -118,9 +125,13 @@ print(f"3: largest eigenvalue after 50 steps: {largest_eigenvalue(trained):.1f} 
       f"{largest_eigenvalue(tanh(False)):.1f} without BatchNorm")
 
 # %% [markdown]
-# ANSWER3
+# ## 4. Medium: scaled kernels
 #
-# ## 4. Scaled kernels
+# The gradient at $a W$ is $a$ times smaller, and the curvature $a^2$ times. With the
+# hidden kernels times 10 $\lambda_{max}$ falls from 6.9 to 1.0 (what is left belongs
+# to the last layer, $\gamma$ and $\beta$), with them times 0.1 it rises to 623. The
+# network computes the same all the time. So flatness as such is no merit: one has to
+# say how long the weights are.
 
 # %%
 for layer in trained.layers[:-1]:
@@ -133,11 +144,12 @@ for layer in trained.layers[:-1]:
 print(f"4: hidden kernels times 10: {largest_eigenvalue(trained):.1f}")
 
 # %% [markdown]
-# ANSWER4
+# ## 5. Research: full-batch gradient descent
 #
-# ## 5. Full-batch gradient descent
-#
-# A shorter version: 1,000 images, all of them in each step, rate 0.1.
+# A shorter version: 1,000 images, all of them in each step, rate 0.1. Without
+# BatchNorm $\lambda_{max}$ is 19.3, 22.4, 20.9, 18.4 and 15.8 after 80 to 400 steps,
+# so it hovers around 2 / 0.1 = 20, as Cohen et al. found, and leaves it when the loss
+# gets small. With BatchNorm it falls from 9.0 to 2.5 and never comes near.
 
 # %%
 few = [part[:1000] for part in digits[0]], digits[1]
@@ -148,6 +160,3 @@ for bn in (True, False):
                         batch_size=1000)
         row.append(f"{largest_eigenvalue(model):.1f}")
     print(f"5: {'with' if bn else 'without'}, steps 80 to 400: {', '.join(row)}")
-
-# %% [markdown]
-# ANSWER5

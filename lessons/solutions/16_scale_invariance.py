@@ -140,9 +140,9 @@ print(f"5: momentum 0.9: |W|² grows by {length[-1] - length[0]:.2f}, by Pythago
 # %% [markdown]
 # ## 6. Research: equilibrium
 #
-# At a decay of 0.03 the effective rate settles: 0.0241 at step 300, 0.0235 at step
-# 600. At 0.001 it hardly moves in 600 steps, at 0.01 it still rises. In equilibrium
-# what the steps add, $\eta^2 \|g\|^2$, is what the decay takes away,
+# At a decay of 0.03 the effective rate settles: 0.0241 at step 300, 0.0235 at
+# step 600. At 0.001 it hardly moves in 600 steps, at 0.01 it still rises. In
+# equilibrium what the steps add, $\eta^2 \|g\|^2$, is what the decay takes away,
 # $2 \eta \lambda \|w\|^2$. With $\|g\| = G / \|w\|$ the level is
 # $\eta / \|w\|^2 = \sqrt{2 \eta \lambda} / G$.
 

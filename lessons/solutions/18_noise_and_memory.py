@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Solutions to lesson 18: noise and memory
 #
-# For teachers. Numbers: digits, seeds 0 and 1.
+# For teachers. Numbers: digits, seed 0.
 
 # %%
 import os
@@ -61,52 +61,61 @@ def path(group, looks, seed=0, dropout=0.0, shuffle=True, lr=None, after=None):
     return np.array(rows)
 
 # %%
-def mean_path(*arguments, **settings):
-    return np.mean([path(*arguments, seed=seed, **settings) for seed in (0, 1)], axis=0)
-
-
 # %% [markdown]
-# ## 1. Half of the wrong labels after 240 steps
+# ## 1. Easy: half of the wrong labels after 240 steps
+#
+# Groups of 4 are just there (0.53). Groups of 6 have 0.86, groups of 8 0.92 and
+# groups of 12 0.94. The step from 4 to 6 is the large one, because the noise bends up
+# steeply at the small end.
 
 # %%
 for group in (4, 6, 8, 12):
-    wrong = mean_path(group, (240,))[0, 1]
+    wrong = path(group, (240,))[0, 1]
     print(f"1: groups of {group}: {wrong:.2f} of the wrong labels")
 
 # %% [markdown]
-# ANSWER1
+# ## 2. Easy: where to stop
 #
-# ## 2. Where to stop
+# Groups of 4 at step 60 (0.785), groups of 16 at step 30 (0.801), whole batches at
+# step 40 (0.774), the plain network at step 120 (0.783). At step 240 they have 0.764,
+# 0.727, 0.726 and 0.767. Stopping at the right time is worth more than the choice of
+# the network.
 
 # %%
 LOOKS = (10, 20, 30, 40, 60, 80, 120, 180, 240)
 for group in (4, 16, 64, 0):
-    test = mean_path(group, LOOKS)[:, 2]
+    test = path(group, LOOKS)[:, 2]
     print(f"2: groups of {group} (0: plain): best test accuracy {test.max():.3f} at "
           f"step {LOOKS[test.argmax()]}, {test[-1]:.3f} at step 240")
 
 # %% [markdown]
-# ANSWER2
+# ## 3. Medium: never shuffled
 #
-# ## 3. Never shuffled
+# No, fewer: 0.21 against 0.26 after 120 steps, but the right labels suffer too (0.91
+# against 0.98), and the test accuracy most (0.705 against 0.786). With the same
+# companions for ever there is little noise in training, and the network relies on
+# companions that a new image does not have.
 
 # %%
 for shuffle in (True, False):
-    right, wrong, test = mean_path(4, (120,), shuffle=shuffle)[0]
+    right, wrong, test = path(4, (120,), shuffle=shuffle)[0]
     print(f"3: groups of 4, {'shuffled' if shuffle else 'always the same batches'}: "
           f"{wrong:.2f} of the wrong labels, {right:.2f} of the right ones, "
           f"test {test:.3f}")
 
 # %% [markdown]
-# ANSWER3
+# ## 4. Medium: Dropout
 #
-# ## 4. Dropout
+# Dropout does what the texts say of BatchNorm. At step 240 it has 0.13 of the wrong
+# labels (groups of 4: 0.54), and the best test accuracy of all, 0.815. At equal fit
+# it has 0.12, groups of 4 0.16, the plain network at the rate 0.03 0.19 and at 0.1
+# 0.38. The small rate recovers much of it, too.
 
 # %%
 for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
                        "plain, rate 0.03": dict(group=0, lr=0.03),
                        "Dropout": dict(group=0, dropout=0.5)}.items():
-    rows = mean_path(looks=(60, 120, 240, 480, 720), **settings)
+    rows = path(looks=(60, 120, 240, 480), **settings)
     best = np.maximum.accumulate(rows[:, 0])
     fit = [np.interp(0.95, best, rows[:, column]) for column in (1, 2)]
     print(f"4: {name}: at step 240 {rows[2, 1]:.2f} of the wrong labels, test "
@@ -114,9 +123,13 @@ for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
           f"(highest share of right labels {best[-1]:.2f})")
 
 # %% [markdown]
-# ANSWER4
+# ## 5. Research: population statistics and a decay of gamma
 #
-# ## 5. Population statistics and a decay of gamma
+# A decay has an effect of the right sign: without it 0.53 of the wrong labels are
+# memorised after 120 steps, with 2 % each time 0.38 and with 5 % 0.22, but the right
+# labels go down as well (0.99, 0.97, 0.95), and the test accuracy stays at 0.76.
+# Groups of 16 at the same rate have 0.82. So freezing the statistics alone changes
+# more than the decay does, and the match is not shown.
 
 # %%
 def decay(rate):
@@ -130,11 +143,8 @@ def decay(rate):
 
 looks = (40, *range(45, 121, 5))
 for rate in (0.0, 0.02, 0.05):
-    right, wrong, test = mean_path(64, looks, after=decay(rate), lr=0.1)[-1]
+    right, wrong, test = path(64, looks, after=decay(rate), lr=0.1)[-1]
     print(f"5: frozen after 40 steps, gamma {rate:.0%} smaller each time: {wrong:.2f} "
           f"of the wrong labels, {right:.2f} of the right ones, test {test:.3f}")
 print("5: groups of 16 at the same rate: {1:.2f}, {0:.2f}, test {2:.3f}".format(
-    *mean_path(16, (120,), lr=0.1)[0]))
-
-# %% [markdown]
-# ANSWER5
+    *path(16, (120,), lr=0.1)[0]))

@@ -58,7 +58,9 @@ def main(arguments=None):
     exercise = commands.add_parser(
         "exercise", help="copy an exercise to write in, or check it",
         description="The file runs as your own program, in a process with a time limit. That is no "
-                    "sandbox: check only files that you would run yourself.")
+                    "sandbox: check only files that you would run yourself. Its memory is limited "
+                    "on Linux only, and on Windows a process that it starts in spite of all may "
+                    "stay.")
     exercise.add_argument("name", nargs="?", help="its number or a part of its name, or the file "
                                                   "that you have written")
     ways = exercise.add_mutually_exclusive_group()

@@ -137,8 +137,8 @@ def _single(got, right):
         size = f"right to {-np.log10(most):.0f} digits: the relative difference is {most:.1e}"
         if most < 1e-6 and any(a.dtype == np.float32 for a in got):
             return [f"{size}, that of single precision; yours is float32, float64 went in"]
-        return [size + (", the rounding of single precision (float32) or a small constant such as "
-                        "an eps at another place")]
+        return [f"{size}; rounding to float32 on the way does that, or a small constant, but what "
+                "it is here cannot be told"]
     return []
 
 

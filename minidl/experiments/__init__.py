@@ -82,11 +82,10 @@ class Run:
 def run(model, data, *, optimizer, steps, batch_size=32, eval_steps=()):
     """Train a Module for a number of steps; returns a Run. A divergence ends only the run.
 
-    A model that has been trained continues from where it is. A model that was trained before is
-    trained on from where it is. data: ((x_train, y_train), (x_test, y_test)), as `data.load`
-    returns it. eval_steps: after which steps to measure the test accuracy, 0 for before the first;
-    those beyond the last step cannot be measured, and a line on stderr says so. Raises ValueError
-    and TypeError before any work.
+    A model that has been trained continues from where it is. data: ((x_train, y_train), (x_test,
+    y_test)), as `data.load` returns it. eval_steps: after which steps to measure the test accuracy,
+    0 for before the first; those beyond the last step cannot be measured, and a line on stderr says
+    so. Raises ValueError and TypeError before any work.
     """
     check_whole("steps", steps, 1)
     check_whole("batch_size", batch_size, 1)
