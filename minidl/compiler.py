@@ -3,8 +3,7 @@ written by hand.
 
 `trace` sends one batch through the engine and goes through the graph that this leaves, forward and
 back; what each op computes is cut into lines of NumPy (`kernels.py`). PASSES rewrite the list of
-lines. `source` returns the program as text, which runs without minidl; `jit.py` runs it in place of
-the engine.
+lines. `source` returns the program as text, which runs without minidl.
 """
 
 import math
