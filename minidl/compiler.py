@@ -239,6 +239,7 @@ def dead_code(program):
 
 def one_update(program):
     """One update of one vector of all parameters; plain SGD scales the loss by the rate instead."""
+    program.names -= {kernel.name for kernel in program.kernels if kernel.scope == UPDATE}
     program.kernels = [kernel for kernel in program.kernels if kernel.scope != UPDATE]
     for kernel in program.kernels:
         if kernel.name in program.arrays:  # gradients, each a part of one vector
