@@ -351,9 +351,9 @@ def _batch(model, loss, batch_size, rng):
 def _prove(text, model, loss, optimizer, x, y):
     """Raise Inexpressible unless the program takes the step that the engine takes.
 
-    In float64, so that rounding hides nothing; as a third step from moments that are not 0, since
-    Adam's first hardly depends on the size of a gradient; at a large rate, at which all of it is
-    seen. The model must be a copy.
+    Loss, outputs and all that moves are compared: in float64, so that rounding hides nothing; as a
+    third step from moments that are not 0, since Adam's first hardly depends on the size of a
+    gradient; at a large rate, at which all of it is seen. The model must be a copy.
     """
     model.astype(np.float64)
     optimizer = copy.copy(optimizer).attach(model.parameters())
@@ -374,9 +374,12 @@ def _prove(text, model, loss, optimizer, x, y):
     arguments = [x, y, optimizer.lr, *([t] if type(optimizer) is optim.Adam else [])]
     with np.errstate(all="ignore"):
         value, outputs = namespace["program"](*moved)(*arguments)
-    expected = step(model, loss, optimizer, x, y)
-    for mine, theirs in zip([value, *moved], [expected, *vectors()]):
-        if not np.abs(mine - theirs).max() <= 1e-9 * np.abs(theirs).max():
+    expected = []
+    step(model, loss, optimizer, x, y,
+         measure=lambda outputs, value: expected.extend([value, outputs.data]))
+    for mine, theirs in zip([value, outputs, *moved], [*expected, *vectors()], strict=True):
+        if (np.shape(mine) != np.shape(theirs)
+                or not np.abs(mine - theirs).max() <= 1e-9 * np.abs(theirs).max()):
             raise Inexpressible("the program would not take the step that the engine takes: an "
                                 "error of the compiler, or something that the graph of one step "
                                 "does not show")
