@@ -1,5 +1,7 @@
 # %% [markdown]
-# # Answers to "Try" of lesson 21
+# # Solutions to lesson 21: what a compiler does
+#
+# For teachers. Numbers: digits; 784-64-10 with BatchNorm.
 
 # %%
 import os
@@ -11,7 +13,9 @@ from time import perf_counter
 import numpy as np
 
 from minidl import Activation, BatchNorm, Dense, Sequential, compiler, data, optim
+from minidl.lessonkit import Lesson
 
+lesson = Lesson("21_solutions")
 (x, y), _ = data.load("digits")
 
 
@@ -58,7 +62,7 @@ def fastest(steps, batch=32):
 
 
 # %% [markdown]
-# ## 1. Adam
+# ## 1. Easy: Adam
 #
 # New is the end, under "update": the two moments move in place, the rate is corrected
 # for their start at 0, and the vector of gradients, which nobody needs any more, holds
@@ -74,9 +78,15 @@ print(
     text[text.index("def program") :].split(")")[0],
     "and gradients",
 )
+lesson.check(
+    "1: vectors of moments that the program moves",
+    text[: text.index("Returns")].count("_sum"),
+    at_least=2,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 2. Leave one pass out
+# ## 2. Easy: Leave one pass out
 #
 # The first is worth most by far: the dead line is a product as large as the layer's
 # forward. With batches of 512 the products take nearly all of the time, and the update
@@ -92,7 +102,7 @@ for batch in (32, 512):
         print(f"batches of {batch:3}, {name:22} {time:6.0f} microseconds")
 
 # %% [markdown]
-# ## 3. The last images of an epoch
+# ## 3. Easy: The last images of an epoch
 #
 # Both programs are made with the same vectors, so both move the same weights. `fit`
 # sees the same batches in the same order, and ends with the same loss.
@@ -105,10 +115,17 @@ for _ in range(2):
     for xb, yb in data.batches(x, y, 32, twin.shuffle_rng):
         loss, _ = steps[len(xb)](xb, yb, 0.1)
 history = network().compile(optim.SGD(lr=0.1)).fit(x, y, epochs=2, verbose=0)
-print(f"last loss {loss:.6f}, of fit {history.steps['loss'][-1]:.6f}")
+expected = history.steps["loss"][-1]
+print(f"last loss {loss:.6f}, of fit {expected:.6f}")
+lesson.check(
+    "3: last loss of two programs - of fit",
+    abs(loss - expected),
+    at_most=1e-2,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 4. A pass that counts
+# ## 4. Medium: A pass that counts
 #
 # The update moves 3 times 51,018 numbers, the two products with the images read 75,000.
 # What a fused loop could leave out are results that the next line reads and nobody
@@ -131,10 +148,16 @@ def traffic(program):
         print(f"{numbers:8,} {line}")
 
 
-program([*compiler.PASSES, traffic])
+counted = program([*compiler.PASSES, traffic])
+lesson.check(
+    "4: the pass that counts changes the program",
+    float(counted != program()),
+    at_most=0,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 5. A bias before BatchNorm
+# ## 5. Medium: A bias before BatchNorm
 #
 # BatchNorm subtracts the mean of the batch, and with it the bias. So the line that adds
 # the bias can go, if its readers read the product instead. But the running mean is used
@@ -192,9 +215,15 @@ for i in range(50):
 moved = np.abs(kept[1] - other[1]).max()
 print(f"losses of 50 steps differ by {max(differences):.1g}, statistics by {moved:.1g}")
 print(fastest({"with the line": with_bias, "without": without}))
+lesson.check(
+    "5: losses and statistics with the bias - without",
+    max(*differences, moved),
+    at_most=1e-4,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 6. XLA
+# ## 6. Research: XLA
 #
 # On one thread XLA is about as fast as the program with batches of 32. With more
 # samples and layers that are not products, such as BatchNorm and sigmoid, each pass
@@ -236,3 +265,4 @@ else:
                 batch,
             ),
         )
+lesson.finish()
