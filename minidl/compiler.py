@@ -3,10 +3,11 @@ written by hand.
 
 `trace` sends one batch through the engine and goes through the graph that this leaves, forward and
 back; what each op computes is cut into lines of NumPy (`kernels.py`). PASSES rewrite the list of
-lines. `source` returns the program as text, which runs without minidl; `jit.py` runs it in place of
-the engine.
+lines. `source` returns the program as text, which runs without minidl, once it has taken a step as
+the engine does.
 """
 
+import copy
 import math
 import re
 from bisect import bisect_left
@@ -14,6 +15,7 @@ from bisect import bisect_left
 import numpy as np
 
 from . import functional as F
+from . import optim
 from .kernels import (
     STATISTICS,
     UPDATES,
@@ -24,7 +26,6 @@ from .kernels import (
     identifier,
     in_order,
     inputs_of,
-    labels_for,
     number,
     printable,
     texts,
@@ -33,11 +34,13 @@ from .layers import ACTIVATIONS
 from .metrics import LOSSES, named_loss
 from .normalization import BatchNorm
 from .parts import evaluation
+from .settings import check_whole
 from .tensor import MANY, Node, Tensor, no_grad
+from .training import step
 
 # What may be compiled, and the settings that must have these values.
-LAYERS = {"Dense": {}, "Activation": {}, "Flatten": {},
-          "BatchNorm": {"fused": True, "affine": True, "ghost_batch_size": None,
+LAYERS = {"Sequential": {"training": True}, "Dense": {}, "Activation": {}, "Flatten": {},
+          "BatchNorm": {"training": True, "fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
 UPDATE = "update"  # the comment above it
 TEXT = '''"""A training step of {title}. Written by minidl's compiler."""
@@ -72,23 +75,17 @@ class Program(Writer):
     """A training step: `kernels`, and what they work on.
 
     x, y: the batch of the trace. arrays: {name: (vector, start, shape)}, views of the vectors that
-    the program moves; vectors: {name: length}. kept: results that outlive the step, the outputs
-    first. buffers: {name: a result like it}. update: the rule, a line of UPDATES. settings: its
-    numbers.
+    the program moves; vectors: {name: length}. outputs: the name of what the model returns.
+    buffers: {name: a result like it}. update: the rule, a line of UPDATES. settings: its numbers.
     """
 
     def __init__(self, parts, x, y, outputs, optimizer):
         super().__init__(str(outputs.dtype))
-        if self.dtype not in ("float32", "float64"):
-            raise Inexpressible(f"sums of {self.dtype} numbers need a wider dtype")
-        self.x, self.y, self.classes = x, labels_for(y, self.dtype), outputs.shape[-1]
-        self.arrays, self.vectors, self.kept, self.buffers = {}, {}, [], {}
-        self.parameters, self.norms = {}, []
+        self.x, self.y, self.classes = x, y, outputs.shape[-1]
+        self.arrays, self.vectors, self.outputs, self.buffers = {}, {}, "", {}
         kind, own = type(optimizer).__name__, vars(optimizer)
         self.title = f"{', '.join(map(repr, parts))}; batches of {len(x)}; {kind}"
-        self.update = UPDATES.get(kind + " with momentum" * bool(own.get("momentum")))
-        if self.update is None or own.get("nesterov") or own.get("weight_decay"):
-            raise Inexpressible(f"the compiler does not know {kind} with these settings")
+        self.update = UPDATES[kind + " with momentum" * bool(own.get("momentum"))]
         self.settings = {key: number(own[key]) for key in ("momentum", "eps") if key in own}
         betas = zip(("b1", "b2"), own.get("betas", ()))
         self.settings |= {key: number(beta) for key, beta in betas}
@@ -103,7 +100,7 @@ class Program(Writer):
         self.run(self.update, env | self.settings, "update", moved=set(arrays) - {"g"})
 
     def __str__(self):
-        lines, scope, result = [], "", f"return {', '.join(['loss', *self.kept])}"
+        lines, scope, result = [], "", f"return loss, {self.outputs}"
         for kernel in self.kernels:
             if kernel.scope != scope:
                 scope = kernel.scope
@@ -137,13 +134,21 @@ class Program(Writer):
 def trace(model, loss, optimizer, x, y, passes):
     """The Program of one step from the batch x, y, as the engine computes it and after the passes.
 
-    Raises Inexpressible, in one sentence, for what the compiler does not know.
+    The model must be a copy. Raises Inexpressible for what the compiler does not know.
     """
-    parts = _checked_parts(model, loss, x)
-    outputs, value, marks = _graph(model, parts, loss, leaf := Tensor(x, requires_grad=True), y)
+    parts, marks = _parts(model), []  # marks: (the number of its last node, part, its axes)
+    for part in parts:
+        part.register_forward_hook(
+            lambda part, inputs, y: marks.append((y.node.number, part, len(y.shape))))
+    outputs = model(leaf := Tensor(x, requires_grad=True))
+    for _, part, axes in marks:
+        if part.parameter_names and axes > 2:
+            raise Inexpressible(f"{part.label} has inputs of {axes} axes, and the compiler knows "
+                                "(n, features) only")
+    value = loss(outputs, y)
     program = Program(parts, x, y, outputs, optimizer)
-    y, names = program.y, {leaf: Operand("x", "x", x)}
-    program.parameters = parameters = _lay_out(program, parts, optimizer, names)
+    names = {leaf: Operand("x", "x", x)}
+    parameters = _lay_out(program, parts, optimizer, names)
     nodes = in_order(outputs.node, value.node)
     environments = {}
     for node in nodes:  # forward, in the order of the engine
@@ -154,17 +159,17 @@ def trace(model, loss, optimizer, x, y, passes):
         env = environment(node, names, y, n=len(x), classes=program.classes, y_shape=node.shape,
                            **{key: getattr(part, key) for key in ("eps", "momentum")
                               if hasattr(part, key)})
-        forward, backward = texts(node, y)
+        forward, backward = texts(node)
         program.run(forward, env, layer)
-        names[node], environments[node] = env["y"], (env, backward, layer, label, part)
+        names[node], environments[node] = env["y"], (env, backward, layer, label)
     program.rename(names[value.node].name, "loss")
-    program.kept = [names[outputs.node].name]
+    program.outputs = names[outputs.node].name
 
     program.scope = "the gradient of the loss"
     gradients = {value.node: program.emit("1.0", [], "seed")}
     for node in reversed(nodes):  # backward
         if node in gradients:
-            env, backward, layer, label, _ = environments[node]
+            env, backward, layer, label = environments[node]
             program.scope = f"{label}: gradients of {node.op.name}"
             env["g"] = gradients.pop(node)
             program.run(backward, env, layer)
@@ -178,7 +183,7 @@ def trace(model, loss, optimizer, x, y, passes):
     for p, name in parameters.items():
         program.rename(gradients[p].name, f"{name}_gradients")
 
-    for env, _, layer, label, part in environments.values():  # what moves
+    for env, _, layer, label in environments.values():  # what moves
         if "mean" in env:
             program.scope = f"{label}: running statistics"
             for key in ("running_mean", "running_var"):
@@ -187,8 +192,6 @@ def trace(model, loss, optimizer, x, y, passes):
                 program.arrays[name] = ("statistics", start, array.shape)
                 program.vectors["statistics"] += len(array)
                 env[key] = Operand(name, name, array)
-            program.norms.append(part)
-            program.kept += [env["mean"].name, env["var"].name]
             program.run(STATISTICS, env, layer, moved=("running_mean", "running_var"))
     for name in parameters.values():
         program.move({"p": name, "g": f"{name}_gradients",
@@ -198,45 +201,8 @@ def trace(model, loss, optimizer, x, y, passes):
     return program
 
 
-def _checked_parts(model, loss, x):
-    """The layers, once nothing is left that the compiler does not know, or that might branch."""
-    if loss not in LOSSES.values():
-        raise Inexpressible("the loss is none of minidl's, and may branch")
-    for part in model.modules():
-        settings = {} if part is model else LAYERS.get(type(part).__name__)
-        if settings is None or not type(part).__module__.startswith("minidl."):
-            raise Inexpressible(f"{part.label} is of a kind that the compiler does not know")
-        function = getattr(part, "activation", None) or getattr(part, "function", None)
-        if function is not None and function not in ACTIVATIONS.values():
-            raise Inexpressible(f"{part.label} has a function that is none of minidl's, and may "
-                                "branch")
-        for key, value in {**settings, "training": True, "forward_hooks": ()}.items():
-            if getattr(part, key) != value:
-                raise Inexpressible(f"{part.label} has {key}={getattr(part, key)!r}")
-        if getattr(part, "momentum", 0) is None:
-            raise Inexpressible(f"{part.label} averages over all batches")
-    if not all(p.requires_grad for p in model.parameters()):
-        raise Inexpressible("some parameters are frozen")
-    if len(x) > MANY:
-        raise Inexpressible(f"batches of more than {MANY:,} samples are summed in a wider dtype")
+def _parts(model):
     return [part for part in model.modules() if not any(part.children())]
-
-
-def _graph(model, parts, loss, x, y):
-    """(outputs, loss, [(number of its last node, part)]); the model stays as it was."""
-    saved, marks = model.state_dict(), []
-    latest = [(part, part.latest) for part in parts if isinstance(part, BatchNorm)]
-    handles = [part.register_forward_hook(
-        lambda part, inputs, y: marks.append((y.node.number, part))) for part in parts]
-    try:
-        outputs = model(x)
-        return outputs, loss(outputs, y), marks
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.load_state_dict(saved)
-        for part, statistics in latest:
-            vars(part)["latest"] = statistics
 
 
 def _lay_out(program, parts, optimizer, names):
@@ -246,12 +212,12 @@ def _lay_out(program, parts, optimizer, names):
         for key in type(part).parameter_names:
             if (p := getattr(part, key)) is not None:
                 parameters[p] = name = f"{identifier(part)}_{key}"
-                program.names[name] = 1
                 names[p] = Operand(name, name, p.data)
                 program.arrays[name] = ("parameters", start, p.shape)
                 for vector in ("gradients", *optimizer.kept):
                     program.arrays[f"{name}_{vector}"] = (vector, start, p.shape)
                 start += p.size
+    program.names |= {"t", *program.arrays}  # t counts the steps
     if len({identifier(part) for part in parts}) < len(parts):
         raise Inexpressible("two layers have the same name")
     program.vectors |= dict.fromkeys(["parameters", *optimizer.kept], start)
@@ -262,7 +228,7 @@ def _lay_out(program, parts, optimizer, names):
 
 def dead_code(program):
     """Leave out what nobody reads, such as the gradient of the data."""
-    needed, alive = {"loss", *program.kept}, []
+    needed, alive = {"loss", program.outputs}, []
     for kernel in reversed(program.kernels):
         moves = kernel.out in program.arrays or kernel.out in program.vectors
         if moves or kernel.name in needed:
@@ -273,6 +239,7 @@ def dead_code(program):
 
 def one_update(program):
     """One update of one vector of all parameters; plain SGD scales the loss by the rate instead."""
+    program.names -= {kernel.name for kernel in program.kernels if kernel.scope == UPDATE}
     program.kernels = [kernel for kernel in program.kernels if kernel.scope != UPDATE]
     for kernel in program.kernels:
         if kernel.name in program.arrays:  # gradients, each a part of one vector
@@ -300,7 +267,7 @@ def reuse_memory(program):
     """Let each result take an array that nobody needs any more, instead of a new one."""
     kernels, homes, free = program.kernels, {"gradients": "gradients"}, []
     last = {name: i for i, kernel in enumerate(kernels) for name in kernel.reads}
-    last |= dict.fromkeys(program.kept, math.inf)
+    last[program.outputs] = math.inf
 
     def alike(a, b):
         return np.shape(a) == np.shape(b) and a.dtype == b.dtype
@@ -331,20 +298,109 @@ def reuse_memory(program):
 PASSES = dead_code, one_update, constants, reuse_memory
 
 
+# --- What may be compiled, and the proof ----------------------------------------------------------
+
+def _check(model, loss, optimizer, batch_size):
+    """Raise Inexpressible for what the graph of one step does not show, or what might branch."""
+    for own in model.modules():
+        kind, settings = type(own).__name__, LAYERS.get(type(own).__name__)
+        if (settings is None or not type(own).__module__.startswith("minidl.")
+                or (kind == "Sequential") != (own is model) or "forward" in vars(own)):
+            raise Inexpressible(f"{own.label} is of a kind that the compiler does not know")
+        function = getattr(own, "activation", None) or getattr(own, "function", None)
+        if function is not None and function not in ACTIVATIONS.values():
+            raise Inexpressible(f"{own.label} has a function that is none of minidl's, and may "
+                                "branch")
+        if own.forward_hooks or own.forward_pre_hooks:
+            raise Inexpressible(f"{own.label} has hooks, and they may do anything")
+        for key, value in settings.items():
+            if getattr(own, key) != value:
+                raise Inexpressible(f"{own.label} has {key}={getattr(own, key)!r}")
+        if getattr(own, "momentum", 0) is None:
+            raise Inexpressible(f"{own.label} averages over all batches")
+    if loss not in LOSSES.values():
+        raise Inexpressible("the loss is none of minidl's, or has options of its own, and may "
+                            "branch")
+    if type(optimizer) not in (optim.SGD, optim.Adam):
+        raise Inexpressible("the compiler knows optim.SGD(...) and optim.Adam(...), not "
+                            f"{type(optimizer).__name__}")
+    for key in ("nesterov", "weight_decay", "clipping"):
+        if getattr(optimizer, key, None):
+            raise Inexpressible(f"the compiler does not know {type(optimizer).__name__} with {key}")
+    if not all(p.requires_grad for p in model.parameters()):
+        raise Inexpressible("some parameters are frozen")
+    dtypes = {str(p.dtype) for p in model.parameters()}
+    if dtypes not in ({"float32"}, {"float64"}):
+        raise Inexpressible("the parameters must be all float32 or all float64, and are "
+                            f"{' and '.join(sorted(dtypes)) or 'none'}")
+    if batch_size > MANY:
+        raise Inexpressible(f"batches of more than {MANY:,} samples are summed in a wider dtype")
+
+
+def _batch(model, loss, batch_size, rng):
+    """Noise in the shape of a batch, and labels for it."""
+    dtype = model.parameters()[0].dtype
+    x = rng.random((batch_size, *model.input_shape)).astype(dtype)
+    with evaluation(model), no_grad():
+        outputs = model(Tensor(x)).data
+    if loss in (F.cross_entropy, F.categorical_crossentropy):
+        return x, rng.integers(0, outputs.shape[-1], batch_size)
+    return x, rng.random(outputs.shape).astype(dtype)
+
+
+def _prove(text, model, loss, optimizer, x, y):
+    """Raise Inexpressible unless the program takes the step that the engine takes.
+
+    Loss, outputs and all that moves are compared: in float64, so that rounding hides nothing; as a
+    third step from moments that are not 0, since Adam's first hardly depends on the size of a
+    gradient; at a large rate, at which all of it is seen. The model must be a copy.
+    """
+    model.astype(np.float64)
+    optimizer = copy.copy(optimizer).attach(model.parameters())
+    optimizer.lr, optimizer.updates, t = 1e6, [2] * len(optimizer.parameters), 3
+    rng = np.random.default_rng(1)
+    for array in (a for arrays in optimizer.state.values() for a in arrays):
+        array[...] = rng.random(array.shape)
+
+    def vectors():
+        kinds = [[p.data for p in model.parameters()], *optimizer.state.values(),
+                 [a for part in _parts(model) if isinstance(part, BatchNorm)
+                  for a in (part.running_mean, part.running_var)]]
+        return [np.concatenate([a.reshape(-1) for a in arrays]) for arrays in kinds if arrays]
+
+    namespace, moved = {}, vectors()
+    exec(text.replace("float32", "float64"), namespace)
+    x, y = x.astype(np.float64), y if y.ndim == 1 else y.astype(np.float64)
+    arguments = [x, y, optimizer.lr, *([t] if type(optimizer) is optim.Adam else [])]
+    with np.errstate(all="ignore"):
+        value, outputs = namespace["program"](*moved)(*arguments)
+    expected = []
+    step(model, loss, optimizer, x, y,
+         measure=lambda outputs, value: expected.extend([value, outputs.data]))
+    for mine, theirs in zip([value, outputs, *moved], [*expected, *vectors()], strict=True):
+        if (np.shape(mine) != np.shape(theirs)
+                or not np.abs(mine - theirs).max() <= 1e-9 * np.abs(theirs).max()):
+            raise Inexpressible("the program would not take the step that the engine takes: an "
+                                "error of the compiler, or something that the graph of one step "
+                                "does not show")
+
+
 def source(model, loss, optimizer, batch_size, passes=PASSES):
     """One training step as a NumPy program, as text: readable, and it runs without minidl.
 
-    model: built. loss: a name or function of `metrics.LOSSES`. passes: as in PASSES; none leaves
-    the program as the engine computes it. Raises Inexpressible, a ValueError, for what the compiler
-    does not know.
+    model: a built Sequential. loss: a name or function of `metrics.LOSSES`; y are then class
+    numbers, or floats in the shape of the outputs. passes: as in PASSES; none leaves the program as
+    the engine computes it. The program checks nothing that it is given, and its step returns the
+    loss and the outputs, an array that the next step may overwrite. Raises Inexpressible, a
+    ValueError, for what the compiler does not know, and if one step from noise is not the engine's.
     """
-    loss = named_loss(loss)
-    if model.input_shape is None:
-        raise ValueError("the compiler needs the shape of an input: model.build(input_shape)")
-    dtype = model.parameters()[0].dtype
-    x = np.random.default_rng(0).random((batch_size, *model.input_shape)).astype(dtype)
-    with evaluation(model), no_grad():
-        outputs = model(Tensor(x)).data
-    numbers = loss in (F.cross_entropy, F.categorical_crossentropy)  # of classes
-    y = np.arange(batch_size) % outputs.shape[-1] if numbers else np.full_like(outputs, 0.5)
-    return str(trace(model, loss, optimizer, x, y, passes))
+    loss, batch_size = named_loss(loss), check_whole("batch_size", batch_size, 1)
+    if getattr(model, "input_shape", None) is None:
+        raise ValueError("the compiler takes a Sequential that knows the shape of its input: "
+                         "model.build(input_shape)")
+    _check(model, loss, optimizer, batch_size)
+    traced, stepped, rng = copy.deepcopy(model), copy.deepcopy(model), np.random.default_rng(0)
+    batch = _batch(model, loss, batch_size, rng)
+    text = str(trace(traced, loss, optimizer, *batch, passes))
+    _prove(text, stepped, loss, optimizer, *_batch(model, loss, batch_size, rng))
+    return text

@@ -30,6 +30,7 @@ FLATTEN_ARGUMENTS = ARGUMENTS | _tables["FLATTEN_ARGUMENTS"]
 DROPOUT_ARGUMENTS = ARGUMENTS | _tables["DROPOUT_ARGUMENTS"]
 ACTIVATION_ARGUMENTS = ARGUMENTS | _tables["ACTIVATION_ARGUMENTS"]
 SEQUENTIAL_ARGUMENTS = _tables["SEQUENTIAL_ARGUMENTS"]
+COMPILE_ARGUMENTS = _tables["COMPILE_ARGUMENTS"]  # those of a method
 # The package itself, Tensors, functions, optimizers (attributes and arguments)
 PACKAGE = _tables["PACKAGE"]
 TENSOR = _tables["TENSOR"]

@@ -8,8 +8,8 @@ each of them along the way, on the arrays of one real step: so shapes and dtypes
 import ast
 import functools
 import inspect
+import itertools
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,12 +47,8 @@ places = starts(n, classes) + labels
 y = np.add.reduce(np.log(total) - z.take(places)) / n""", """
 g_logits = p * (g / n / total)[:, None]
 right = put(g_logits, places, g_logits.take(places) - g / n)"""),
-    "cross_entropy of rows": ("""
-z = logits - logits[counted(n), logits.argmax(axis=1), None]
-p = np.exp(z)
-total = p @ ones(classes)
-y = np.add.reduce(labels * (np.log(total)[:, None] - z), axis=None) / n""", """
-g_logits = (p * (np.add.reduce(labels, axis=1) / total)[:, None] - labels) * (g / n)"""),
+    "log_softmax": ("z = x - np.maximum.reduce(x, axis=axis, keepdims=True)\n"
+                    "y = z - np.log(np.add.reduce(np.exp(z), axis=axis, keepdims=True))", ""),
 }
 STATISTICS = """
 running_mean = running_mean * (1 - momentum) + mean * momentum
@@ -135,7 +131,7 @@ class Writer:
 
     def __init__(self, dtype):
         self.dtype, self.kernels, self.head, self.scope = dtype, [], {}, ""
-        self.names = Counter()
+        self.names = set()  # taken
 
     def run(self, code, env, suffix, moved=()):
         """Lower lines `name = expression`. env: {name: Operand}, which grows by them.
@@ -202,8 +198,10 @@ class Writer:
         if ".put(" in form:  # changes its first operand
             self.kernels.append(Kernel(texts[0], form, operands, values[0], self.scope, texts[0]))
             return operands[0]
-        self.names[name] += 1
-        name += f"_{self.names[name]}" if self.names[name] > 1 or name == "t" else ""
+        # a second y_dense must not be y_dense_2 if dense_2 has a y_dense_2 of its own, too
+        numbered = (f"{name}_{i}" for i in itertools.count(2))
+        name = next(n for n in itertools.chain([name], numbered) if n not in self.names)
+        self.names.add(name)
         self.kernels.append(Kernel(name, form, operands, value, self.scope))
         return Operand(name, name, value)
 
@@ -224,7 +222,7 @@ def _slots(node):
             parts = [x, *(i for i in indices if not isinstance(i, (ast.Slice, ast.Constant)))]
         case ast.Call(func=function, args=arguments, keywords=words):
             own = [function.value] if isinstance(function, ast.Attribute) else []
-            if ast.unparse(function).startswith("np."):
+            if re.fullmatch(r"np(\.\w+)+", ast.unparse(function)):
                 own = []
             parts = [*own, *arguments, *(word.value for word in words)]
         case _:
@@ -269,10 +267,10 @@ def environment(node, names, y, **numbers):
     return env
 
 
-def texts(node, y):
+def texts(node):
     """(forward, backward) of an op, as text: from KERNELS, or else as its declaration has them."""
-    op, rows = node.op, " of rows" * (node.op.name == "cross_entropy" and y.ndim == 2)
-    forward, backward = KERNELS.get(op.name + rows, ("", ""))
+    op = node.op
+    forward, backward = KERNELS.get(op.name, ("", ""))
     if not (forward and backward):
         if op.fused:
             raise Inexpressible(f"the compiler has no kernels for {op.name}")
@@ -302,11 +300,6 @@ def in_order(*ends):
             nodes.add(node)
             ahead += node.inputs
     return sorted(nodes, key=lambda node: node.number)
-
-
-def labels_for(y, dtype):
-    """Labels as a program reads them: class numbers as places are counted, rows in the dtype."""
-    return y.astype(np.intp if y.ndim == 1 else dtype, copy=False)
 
 
 # --- Names and comments ---------------------------------------------------------------------------

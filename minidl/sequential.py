@@ -90,7 +90,6 @@ class Sequential(Module):
                       "metrics": _metrics}
     known_layers = ()  # the layers at the last use: these have their names and random streams
     seen_shape = output_shape = None  # of one sample, once one has passed through
-    compiled_step = None
     not_parts = "known_layers", "loss", "metrics"
     habit_words, argument_words = habits.SEQUENTIAL, habits.SEQUENTIAL_ARGUMENTS
 
@@ -270,7 +269,7 @@ class Sequential(Module):
         from . import saving
         return saving.load(path, Sequential)
 
-    def compile(self, optimizer="sgd", loss="cross_entropy", metrics=(), jit_compile=False):
+    def compile(self, optimizer="sgd", loss="cross_entropy", metrics=(), **others):
         """Choose how to train; returns self.
 
         optimizer: a name, or one of `minidl.optim`. loss, metrics: names or functions. Losses on
@@ -278,9 +277,11 @@ class Sequential(Module):
         "sparse_categorical_crossentropy" on probabilities, for a model that ends in softmax.
 
         Compile again after the layers have changed: if the optimizer is the one of the latest fit,
-        it takes over the Parameters that the model has now, and starts afresh. jit_compile: whether
-        fit takes its steps with programs of the compiler, see `compiler.py`.
+        it takes over the Parameters that the model has now, and starts afresh.
         """
+        for name in others:
+            hint = habits.COMPILE_ARGUMENTS.get(name, "it takes optimizer, loss and metrics")
+            raise TypeError(f"compile has no argument {name!r}: {hint}")
         for name, value in (("optimizer", optimizer), ("loss", loss)):
             if value is None:
                 raise TypeError(f"compile needs {'an' if name == 'optimizer' else 'a'} {name}, got "
@@ -290,10 +291,6 @@ class Sequential(Module):
         if optimizer is self.trained_by and not trains(optimizer, self, loss):
             optimizer.release()
         self.optimizer, self.loss, self.metrics = optimizer, loss, metrics
-        self.compiled_step = None
-        if as_flag("jit_compile")(jit_compile):
-            from .jit import CompiledStep
-            self.compiled_step = CompiledStep()
         return self
 
     def fit(self, x, y=None, batch_size=32, epochs=1, verbose=1, callbacks=(), validation_split=0.0,
@@ -315,8 +312,7 @@ class Sequential(Module):
                             batch_size=batch_size, metrics=self.metrics, callbacks=callbacks,
                             validation_data=validation_data,
                             rng=self.shuffle_rng if shuffle else None, initial_epoch=initial_epoch,
-                            verbose=verbose, class_weight=class_weight, sample_weight=sample_weight,
-                            take_step=self.compiled_step)
+                            verbose=verbose, class_weight=class_weight, sample_weight=sample_weight)
 
     def evaluate(self, x, y, batch_size=256, verbose=0, return_dict=False):
         """Loss and metrics in evaluation mode: [loss, metric, ...] as in Keras, or a dict.

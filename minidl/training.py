@@ -268,7 +268,7 @@ class DivergenceError(ArithmeticError):
 
 def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(), callbacks=(),
         validation_data=None, rng=None, initial_epoch=0, verbose=1, sample_weight=None,
-        class_weight=None, take_step=None):
+        class_weight=None):
     """Train model on x, y; returns a History.
 
     loss: function of (outputs, labels) or a name. metrics: names, or functions of (outputs, labels)
@@ -279,8 +279,7 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
     states that load_checkpoint has found. verbose: 0 silent, 1 a progress bar (lines where there is
     no terminal), 2 a line per epoch. sample_weight: how much each sample counts in the loss, an
     array (n,); class_weight: the same by class, {1: 5.0} (see `weighting.py`); in validation all
-    samples count alike. take_step: called in place of `step`, see `jit.py`; with sample weights the
-    engine takes the steps.
+    samples count alike.
 
     Raises ValueError or TypeError before any work for data that do not fit, and for a part that
     would not be trained (see `binding.py`); DivergenceError when the loss is no longer finite.
@@ -315,7 +314,6 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
     if sample_weight is not None or class_weight is not None:
         from .weighting import weighted
         trained, measures, labels = weighted(loss, metrics, y, sample_weight, class_weight)
-    taken = step if take_step is None or trained is not loss else take_step
     watch = health.Watch(x, y, trained, batch_size, optimizer, seen, shuffled=rng is not None)
     for text in watch.before(validation_data):
         health.say(text)
@@ -359,7 +357,7 @@ def fit(model, x, y=None, *, loss, optimizer, epochs=1, batch_size=32, metrics=(
                 tell("on_train_batch_begin", number, {})
                 start, logs = perf_counter(), {}
                 xb = xb.astype(example.dtype, copy=False)
-                taken(model, trained, optimizer, xb, yb, measure, history)
+                step(model, trained, optimizer, xb, yb, measure, history)
                 if not history.steps["loss"]:
                     warn(watch.after_first_step(latest.pop(), yb, logs["loss"]))
                 history.add_step(logs, perf_counter() - start)

@@ -1,5 +1,7 @@
 # %% [markdown]
-# # Answers to "Try" of lesson 21
+# # Solutions to lesson 21: what a compiler does
+#
+# For teachers. Numbers: digits; 784-64-10 with BatchNorm.
 
 # %%
 import os
@@ -11,7 +13,9 @@ from time import perf_counter
 import numpy as np
 
 from minidl import Activation, BatchNorm, Dense, Sequential, compiler, data, optim
+from minidl.lessonkit import Lesson
 
+lesson = Lesson("21_solutions")
 (x, y), _ = data.load("digits")
 
 
@@ -28,14 +32,17 @@ def program(passes=compiler.PASSES, optimizer=None, batch=32):
     )
 
 
-def made(text, states=0):
-    """The function step of a program, with the initial weights of the network."""
+def start_vectors():
+    """The initial weights of the network, and its running mean and variance."""
+    weights = np.concatenate([p.data.reshape(-1) for p in network().parameters()])
+    return weights, np.repeat(np.float32([0, 1]), 64)
+
+
+def made(text, *vectors):
+    """The function step of a program, which moves the vectors."""
     namespace = {}
     exec(text, namespace)
-    weights = np.concatenate([p.data.reshape(-1) for p in network().parameters()])
-    zeros = [np.zeros_like(weights) for _ in range(states)]
-    statistics = np.repeat(np.float32([0, 1]), 64)
-    return namespace["program"](weights, *zeros, statistics), statistics
+    return namespace["program"](*(vectors or start_vectors()))
 
 
 def fastest(steps, batch=32):
@@ -55,7 +62,7 @@ def fastest(steps, batch=32):
 
 
 # %% [markdown]
-# ## 1. Adam
+# ## 1. Easy: Adam
 #
 # New is the end, under "update": the two moments move in place, the rate is corrected
 # for their start at 0, and the vector of gradients, which nobody needs any more, holds
@@ -71,9 +78,15 @@ print(
     text[text.index("def program") :].split(")")[0],
     "and gradients",
 )
+lesson.check(
+    "1: vectors of moments that the program moves",
+    text[: text.index("Returns")].count("_sum"),
+    at_least=2,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 2. Leave one pass out
+# ## 2. Easy: Leave one pass out
 #
 # The first is worth most by far: the dead line is a product as large as the layer's
 # forward. With batches of 512 the products take nearly all of the time, and the update
@@ -81,15 +94,38 @@ print(
 
 # %%
 for batch in (32, 512):
-    steps = {"all passes": made(program(batch=batch))[0]}
+    steps = {"all passes": made(program(batch=batch))}
     for left_out in compiler.PASSES:
         passes = [rewrite for rewrite in compiler.PASSES if rewrite is not left_out]
-        steps[f"without {left_out.__name__}"] = made(program(passes, batch=batch))[0]
+        steps[f"without {left_out.__name__}"] = made(program(passes, batch=batch))
     for name, time in fastest(steps, batch).items():
         print(f"batches of {batch:3}, {name:22} {time:6.0f} microseconds")
 
 # %% [markdown]
-# ## 3. A pass that counts
+# ## 3. Easy: The last images of an epoch
+#
+# Both programs are made with the same vectors, so both move the same weights. `fit`
+# sees the same batches in the same order, and ends with the same loss.
+
+# %%
+vectors = start_vectors()
+steps = {size: made(program(batch=size), *vectors) for size in (32, len(x) % 32)}
+twin = network()
+for _ in range(2):
+    for xb, yb in data.batches(x, y, 32, twin.shuffle_rng):
+        loss, _ = steps[len(xb)](xb, yb, 0.1)
+history = network().compile(optim.SGD(lr=0.1)).fit(x, y, epochs=2, verbose=0)
+expected = history.steps["loss"][-1]
+print(f"last loss {loss:.6f}, of fit {expected:.6f}")
+lesson.check(
+    "3: last loss of two programs - of fit",
+    abs(loss - expected),
+    at_most=1e-2,
+    claim=False,
+)
+
+# %% [markdown]
+# ## 4. Medium: A pass that counts
 #
 # The update moves 3 times 51,018 numbers, the two products with the images read 75,000.
 # What a fused loop could leave out are results that the next line reads and nobody
@@ -112,10 +148,16 @@ def traffic(program):
         print(f"{numbers:8,} {line}")
 
 
-program([*compiler.PASSES, traffic])
+counted = program([*compiler.PASSES, traffic])
+lesson.check(
+    "4: the pass that counts changes the program",
+    float(counted != program()),
+    at_most=0,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 4. A bias before BatchNorm
+# ## 5. Medium: A bias before BatchNorm
 #
 # BatchNorm subtracts the mean of the batch, and with it the bias. So the line that adds
 # the bias can go, if its readers read the product instead. But the running mean is used
@@ -164,17 +206,24 @@ def kernels_mean(kernels):
 
 
 passes = [*compiler.PASSES[:1], cancel_bias, *compiler.PASSES[1:]]
-(with_bias, remembered), (without, also) = made(program()), made(program(passes))
+kept, other = start_vectors(), start_vectors()
+with_bias, without = made(program(), *kept), made(program(passes), *other)
 differences = []
 for i in range(50):
     batch = x[32 * i : 32 * i + 32], y[32 * i : 32 * i + 32]
     differences.append(abs(with_bias(*batch, 0.1)[0] - without(*batch, 0.1)[0]))
-moved = np.abs(remembered - also).max()
+moved = np.abs(kept[1] - other[1]).max()
 print(f"losses of 50 steps differ by {max(differences):.1g}, statistics by {moved:.1g}")
 print(fastest({"with the line": with_bias, "without": without}))
+lesson.check(
+    "5: losses and statistics with the bias - without",
+    max(*differences, moved),
+    at_most=1e-4,
+    claim=False,
+)
 
 # %% [markdown]
-# ## 5. XLA
+# ## 6. Research: XLA
 #
 # On one thread XLA is about as fast as the program with batches of 32. With more
 # samples and layers that are not products, such as BatchNorm and sigmoid, each pass
@@ -212,7 +261,8 @@ else:
         print(
             batch,
             fastest(
-                {"XLA": jitted, "minidl's compiler": made(program(batch=batch))[0]},
+                {"XLA": jitted, "minidl's compiler": made(program(batch=batch))},
                 batch,
             ),
         )
+lesson.finish()

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Sequential, optim
+from minidl import Activation, BatchNorm, Dense, Sequential, compiler, optim
 from minidl import functional as F
-from minidl.jit import CompiledStep
 
 try:
     import torch
@@ -75,10 +74,22 @@ def minidl_step(task):
 
 
 def compiled_step(task):
-    """The step as `fit` takes it after compile(jit_compile=True)."""
+    """The program that `minidl.compiler` writes for the step."""
     model, optimizer = network(task)
-    x, labels, take_step = task.x, task.labels, CompiledStep()
-    return lambda: np.float64(take_step(model, F.cross_entropy, optimizer, x, labels))
+    namespace, parameters = {}, np.concatenate([p.data.reshape(-1) for p in model.parameters()])
+    exec(compiler.source(model, F.cross_entropy, optimizer, task.batch), namespace)
+    moments = [np.zeros_like(parameters) for _ in optimizer.kept]
+    statistics = [np.concatenate([start(layer.running_mean) for layer in model if isinstance(layer, BatchNorm)
+                                  for start in (np.zeros_like, np.ones_like)])] if task.batch_norm else []
+    program = namespace["program"](parameters, *moments, *statistics)
+    x, labels, rate, t = task.x, task.labels, LR[task.optimizer], 0
+
+    def step():
+        nonlocal t
+        t += 1
+        return program(x, labels, rate, t)[0] if moments else program(x, labels, rate)[0]
+
+    return step
 
 
 def numpy_step(task):
