@@ -32,7 +32,7 @@ def test_the_example_runs_as_printed(thing, monkeypatch):
 
 @pytest.mark.parametrize("path", sorted(
     path for path in PACKAGE.rglob("*.py")
-    if path.parent.name not in ("course", "live") and path.stem not in ("compiler", "kernels", "jit")
+    if path.parent.name not in ("course", "live") and path.stem not in ("compiler", "kernels")
 ), ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_the_first_line_of_a_docstring_stands_alone(path):
     """Editors and the API page show it by itself: no sentence is cut in the middle of it."""
