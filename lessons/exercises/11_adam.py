@@ -76,7 +76,7 @@ def terms(case):
 FOLLOWS = {"steps 1 to 5": ("m after a step", "v after a step")}
 
 
-def evidence(name, case, got, right):
+def unclear(name, case, got, right):
     """If the numerator is right, what is the denominator made of? And the other way round?"""
     if name != "steps 1 to 5" or got[name].ndim != 2 or np.ptp(got[name] / right[name]) < 1e-9:
         return []

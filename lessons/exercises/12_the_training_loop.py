@@ -48,6 +48,7 @@ FOLLOWS = {"losses": ("batch sizes", "samples in their order", "labels of these 
                       "training mode", "gradient at each step"),
            "samples in their order": ("batch sizes",)}
 FOLLOWS["weights afterwards"] = (*FOLLOWS["losses"], "losses")
+VARIED = ()
 
 
 def cases(rng):

@@ -62,6 +62,7 @@ HINTS = [
     "drops, argmin finds the largest; the geometric mean is the root of a product.",
 ]
 HALVED, FOLLOWS = False, {"losses of the sweep": ("rates tried",)}
+VARIED = ("rates", "suggest")
 
 
 def cases(rng):

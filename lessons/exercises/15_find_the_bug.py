@@ -98,6 +98,7 @@ WORDS = ["no fault", "softmax twice", "softmax missing", "training mode", "evalu
          "gradients not cleared", "gradient missing", "useless bias", "wrong axis",
          "statistics of the test data", "labels out of order"]
 NAMES = ["loss_of", "accuracy_of", "outputs_of", "two_steps", "scaled"]
+VARIED = ("scaled",)
 
 
 def cases(rng):

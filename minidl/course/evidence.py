@@ -80,18 +80,24 @@ def cause(name, got, right, known, terms, factors):
     forgotten, or be there twice.
     """
     with np.errstate(all="ignore"):
-        return (_known(name, got, known) or _shapes(name, got, right) or _single(got, right)
+        return (_known(name, got, right, known) or _shapes(name, got, right) or _single(got, right)
                 or _others(name, got, right)
                 or _ratio(name, got, right, factors, simple=True)
                 or _made_of(name, got, right, terms, factors)
                 or _added(name, got, right, known, terms, factors)
-                or _ratio(name, got, right, factors, simple=False)
-                or _places(name, got, right, known))
+                or _ratio(name, got, right, factors, simple=False))
 
 
-def _known(name, got, known):
+def leads(name, got, right, known, terms, factors):
+    """As cause, but what can only be said feature by feature or place by place."""
+    with np.errstate(all="ignore"):
+        return (_made_of(name, got, right, terms, factors, by_feature=True)
+                or _by_line(name, got, right) or _places(name, got, right, known))
+
+
+def _known(name, got, right, known):
     """Is it another array that is at hand, or nothing but zeros?"""
-    if all(not a.any() for a in got):
+    if all(a.shape == b.shape and not a.any() for a, b in zip(got, right)):
         return [f"all of {name} is zero"]
     found = [words for words in known[0]
              if all(close(a, names[words]) for a, names in zip(got, known))]
@@ -107,6 +113,10 @@ def _shapes(name, got, right):
         "its numbers are right, but transposed": lambda a, b: close(a.T, b),
         "its numbers are right, only the shape is not": (
             lambda a, b: a.size == b.size and close(a.reshape(b.shape), b)),
+        "its numbers are right, but stretched to a larger shape": (
+            lambda a, b: _fits_into(b, a) and close(a, np.broadcast_to(b, a.shape))),
+        "its numbers are right, but are there once instead of in each place": (
+            lambda a, b: _fits_into(a, b) and close(np.broadcast_to(a, b.shape), b)),
     }
     for word, op in (("sum", np.sum), ("mean", np.mean)):
         for axis in (0, 1, -1, None):
@@ -181,8 +191,14 @@ def _ratio(name, got, right, factors, simple):
                 + (f": the factor is {called}" if called and called != values else "")]
     if called:
         return [f"{name} is the right one times {called}"]
-    if simple:
+    return []
+
+
+def _by_line(name, got, right):
+    """Is each column, or each row, the right one times a factor?"""
+    if not all(a.shape == b.shape and b.all() for a, b in zip(got, right)):
         return []
+    ratios = [a / b for a, b in zip(got, right)]
     flat = [r for r in ratios if r.ndim == 2 and len(r) > 2]
     if len(flat) == len(ratios):
         for axis, what in ((0, "column"), (1, "row")):
@@ -193,17 +209,16 @@ def _ratio(name, got, right, factors, simple):
     return []
 
 
-def _made_of(name, got, right, terms, factors):
-    """In which shares are the parts in it, of which the right one is the sum?"""
+def _made_of(name, got, right, terms, factors, by_feature=False):
+    """In which shares are the parts in it, of which the right one is the sum? by_feature: in
+    shares that differ from column to column.
+    """
     cases = [i for i, parts in enumerate(terms) if parts and got[i].shape == right[i].shape]
     if not cases:
         return []
-    for by_feature in (False, True):
-        mine = [shares(got[i], terms[i].values(), by_feature) for i in cases]
-        ideal = [shares(right[i], terms[i].values(), by_feature) for i in cases]
-        if all(c is not None for c in mine + ideal):
-            break
-    else:
+    mine = [shares(got[i], terms[i].values(), by_feature) for i in cases]
+    ideal = [shares(right[i], terms[i].values(), by_feature) for i in cases]
+    if any(c is None for c in mine + ideal):
         return []
     lines, unnamed = [], False
     for k, words in enumerate(terms[cases[0]]):

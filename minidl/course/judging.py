@@ -5,6 +5,7 @@ and those of no other mistake. Else `evidence.py` says what the numbers show.
 """
 
 import re
+import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from . import evidence
 from .student import Mine, plays, results
+from .variants import variants
 
 
 class Check(NamedTuple):
@@ -80,6 +82,18 @@ def mistakes(exercise, seed):
     return {words: {name: results(exercise, Mine(vars(exercise), changes), case)
                     for name, case in cases.items()}
             for words, changes in exercise.MUTATIONS.items()}
+
+
+@lru_cache(maxsize=100_000)
+def _varied(exercise, seed, index, play):
+    """What a variant of the solution returns in one play."""
+    return results(exercise, Mine(vars(exercise), variants(exercise)[index][1]),
+                   _cases(exercise, seed)[play])
+
+
+@lru_cache(maxsize=32)
+def _cases(exercise, seed):
+    return plays(exercise, seed)
 
 
 class _Judge:
@@ -189,17 +203,38 @@ class _Judge:
                          f"{(got[worst] * way).sum():.6g}")
         finite = [i for i in range(len(cases)) if np.isfinite(got[i]).all()]
         terms = getattr(self.exercise, "terms", lambda case: {})
-        try:
-            own = getattr(self.exercise, "evidence", lambda *_: [])(output, case, mine, ideal)
-            known = own or evidence.cause(
-                output, [got[i] for i in finite], [right[i] for i in finite],
-                [self._known(cases[i], output) for i in finite],
-                [terms(arguments[i]).get(output, {}) for i in finite],
-                [self._factors(arguments[i]) for i in finite])
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            known = []  # of shapes that nobody thought of: no evidence, but a verdict
-        known += self._dependence(output)[:2]
-        return words + (known or ["what causes this cannot be told from the numbers"])
+        numbers = (output, [got[i] for i in finite], [right[i] for i in finite],
+                   [self._known(cases[i], output) for i in finite],
+                   [terms(arguments[i]).get(output, {}) for i in finite],
+                   [self._factors(arguments[i]) for i in finite])
+        for look in (
+                lambda: self._own("evidence", output, case, mine, ideal),
+                lambda: evidence.cause(*numbers),
+                lambda: self._variant(output),
+                lambda: self._own("unclear", output, case, mine, ideal),
+                lambda: evidence.leads(*numbers),
+                lambda: self._dependence(output)[:2]):
+            try:
+                if known := look():
+                    return words + known
+            except (ArithmeticError, LookupError, TypeError, ValueError):
+                pass  # of shapes that nobody thought of: no evidence, but a verdict
+        return words + ["what causes this cannot be told from the numbers"]
+
+    def _own(self, hook, *rest):
+        return getattr(self.exercise, hook, lambda *_: [])(*rest)
+
+    def _variant(self, output):
+        """The line of the first variant of the solution with the student's numbers, [] if there
+        is none.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for index, (words, _) in enumerate(variants(self.exercise)):
+                if self._agree(lambda play: _varied(self.exercise, self.seed, index, play),
+                               output):
+                    return [f"these are just the numbers you get when {words}"]
+        return []
 
     def _special(self, output, name, got, right):
         own = getattr(self.exercise, "judge", None)
@@ -257,19 +292,29 @@ class _Judge:
         mutated = mistakes(self.exercise, self.seed)
         floats = output and all(run[output].dtype.kind == "f" for run in self.right.values())
         for keys in (None, output) if alone and floats else (None,):  # all results, else one
-            found = [words for words, made in mutated.items() if self._agree(made, keys)
-                     and (output is None or not self._agree(made, output, self.right))]
+            found = [words for words, made in mutated.items() if self._agree(made.get, keys)
+                     and (output is None or not self._agree(made.get, output, self.right))
+                     and (keys is None or self._all_wrong(made))]
             if len(found) == 1:
                 return found[0]
         return None
 
+    def _all_wrong(self, made):
+        """Whether the student has wrong all that a mistake makes wrong; else its words say too
+        much.
+        """
+        touched = [key for key in self.right[self.cases[0]] if key != "changed"
+                   and not self._agree(made.get, key, self.right)]
+        return not any(self._agree(self.right.get, key) for key in touched)
+
     def _agree(self, made, output, said=None):
         """Whether results are those of a mistake in all cases, in one output or in all (None), with
-        numbers in at least one case. said: by default what the student's functions returned.
+        numbers in at least one case. made: a function of the case. said: by default what the
+        student's functions returned.
         """
         numbers = False
         for name in self.cases:
-            mine, theirs = (said or self.said)[name], made[name]
+            mine, theirs = (said or self.said)[name], made(name)
             if isinstance(mine, str) or isinstance(theirs, str):
                 kinds = [re.match(r"\w*", text)[0] for text in (mine, theirs)
                          if isinstance(text, str)]
@@ -277,7 +322,7 @@ class _Judge:
                     return False
                 continue
             for key in [output] if output else theirs:
-                if key not in mine or not evidence.close(mine[key], theirs[key]):
+                if key not in mine or key not in theirs or not evidence.close(mine[key], theirs[key]):
                     return False
                 numbers = True
         return numbers
