@@ -78,7 +78,7 @@ def expected(exercise, seed):
 @lru_cache(maxsize=32)
 def mistakes(exercise, seed):
     """{words: {play: {name: array} or the text of an error}}: what the usual mistakes return."""
-    cases = {name: case for name, case in plays(exercise, seed).items() if "half" not in name}
+    cases = {name: case for name, case in plays(exercise, seed).items() if name.isdecimal()}
     return {words: {name: results(exercise, Mine(vars(exercise), changes), case)
                     for name, case in cases.items()}
             for words, changes in exercise.MUTATIONS.items()}
@@ -104,14 +104,15 @@ class _Judge:
         self.arguments, self.seed = plays(exercise, seed), seed
         self.right = expected(exercise, seed)
         self.said = {name: said.get(name, "this case was not played") for name in self.arguments}
-        self.cases = [name for name in self.arguments if not name.startswith("half ")]
+        self.cases = [name for name in self.arguments if name.isdecimal()]
+        self.forgets = self._same(self.said["0"], self.said["again"])
         self.failed = []
 
     def report(self, printed):
         if "not started yet" in self.said.values():
             return Report("not started yet", [], printed)
         with np.errstate(all="ignore"):
-            checks = [self._errors(), self._changed(), self._dtypes()]
+            checks = [self._errors(), self._changed(), self._repeated(), self._dtypes()]
             if any(isinstance(self.said[name], dict) for name in self.cases):
                 checks += [self._output(name) for name in self.right[self.cases[0]]
                            if name != "changed"]
@@ -136,6 +137,20 @@ class _Judge:
         words = [f"{name} was changed in place: whoever called still needs it; compute a new array"
                  for name in sorted(found)]
         return _check("arguments that were changed", len(found), words)
+
+    def _repeated(self):
+        words = ["the first case was played again after the others, and now something else came "
+                 "of it: a global variable or a default argument keeps what it should forget"]
+        return _check("results that differ when a case is repeated", int(not self.forgets),
+                      words[self.forgets:])
+
+    @staticmethod
+    def _same(first, second):
+        if isinstance(first, str) or isinstance(second, str):
+            return isinstance(first, str) and isinstance(second, str)
+        return first.keys() == second.keys() and all(
+            np.array_equal(first[key], second[key], equal_nan=True) for key in first
+            if key != "changed")
 
     def _dtypes(self):
         found = {}
@@ -186,6 +201,8 @@ class _Judge:
         if any(isinstance(run, dict) and np.any(run.get("changed", 0))
                for run in self.said.values()):
             return ["an argument was changed in place: look at that first"]
+        if not self.forgets:
+            return ["a case that is repeated gives another result: look at that first"]
         if before:
             return [f"this depends on what is wrong above ({', '.join(before)}): look there first"]
         if special:
