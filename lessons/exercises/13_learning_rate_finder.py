@@ -163,11 +163,13 @@ def unclear(name, case, got, right):
             f"at number {place:.3g}; the loss is lowest at number {np.argmin(curve)}"]
 
 
-def _sweep(restore, clear=True, after=False):
+def _sweep(restore, clear=True, after=False, each=False):
     def sweep(model, loss, optimizer, batches, rates):
         parameters = [p.data.copy() for p in model.parameters()]
-        losses = []
+        losses, before = [], model.state_dict()
         for (xb, yb), rate in zip(batches, rates):
+            if each:
+                model.load_state_dict(before)
             optimizer.lr = rate
             batch_loss = loss(model(xb), yb)
             if clear:
@@ -177,6 +179,8 @@ def _sweep(restore, clear=True, after=False):
             losses.append((loss(model(xb), yb) if after else batch_loss).item())
         for p, data in zip(model.parameters(), parameters) if restore else ():
             p.data = data
+        if each:
+            model.load_state_dict(before)
         return np.array(losses)
     return {"sweep": sweep}
 
@@ -194,10 +198,19 @@ MUTATIONS = {
     "the weights are restored, the running statistics are not": _sweep(True),
     "the gradients are never cleared": _sweep(True, clear=False),
     "a loss is that after its step, not the one before": _sweep(True, after=True),
+    "the model is restored before each step, and not only at the end": _sweep(False, each=True),
     "the minimum of the loss is taken instead of its steepest fall": {
         "suggest": lambda rates, losses: rates[np.argmin(losses)]},
     "the steepest rise is taken instead of the steepest fall": {"suggest": lambda rates, losses: (
         np.sqrt(rates[np.argmax(np.diff(losses))] * rates[np.argmax(np.diff(losses)) + 1]))},
+    "the largest change is taken, be it a fall or a rise": {"suggest": lambda rates, losses: np.sqrt(
+        rates[np.argmax(np.abs(np.diff(losses)))] * rates[1 + np.argmax(np.abs(np.diff(losses)))])},
+    "a tenth of the rate with the lowest loss is taken": {
+        "suggest": lambda rates, losses: rates[np.argmin(losses)] / 10},
+    "the number of the rate is returned, and not the rate": {
+        "suggest": lambda rates, losses: np.argmin(np.diff(losses))},
+    "the largest relative drop is taken, that of the logarithm": {
+        "suggest": lambda rates, losses: suggest(rates, np.log(losses))},
     "the drop is divided by the step of the rate, which is small at low rates": {
         "suggest": _linear},
     "the arithmetic mean of the two rates is taken": {"suggest": lambda rates, losses: (

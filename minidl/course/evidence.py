@@ -88,6 +88,13 @@ def cause(name, got, right, known, terms, factors):
                 or _ratio(name, got, right, factors, simple=False))
 
 
+def by_feature(name, got, right, known, terms, factors):
+    """As cause, with shares that differ from column to column, if each of them has a name."""
+    with np.errstate(all="ignore"):
+        lines = _made_of(name, got, right, terms, factors, by_feature=True)
+    return [] if any(line.startswith("where the share differs") for line in lines) else lines
+
+
 def leads(name, got, right, known, terms, factors):
     """As cause, but what can only be said feature by feature or place by place."""
     with np.errstate(all="ignore"):
@@ -346,8 +353,8 @@ def _tiers(factors):
     pairs = []
     for i, first in enumerate(simple):
         for second in list(simple)[i + 1:]:
-            pairs += [(f"{a} · {b}", x * y) for a, x in simple[first][:12]
-                      for b, y in simple[second][:12] if _fits_pair(x, y)]
+            pairs += [(f"{a} · {b}", x * y if _fits_pair(x, y) else np.nan)  # one list in all cases
+                      for a, x in simple[first][:12] for b, y in simple[second][:12]]
     yield pairs
     yield [(f"-{words}", -value) for words, value in pairs]
 
@@ -377,6 +384,28 @@ def _powers(name, q):
               (f"the square root of {name}", np.sqrt(q_float)),
               (f"1/the square root of {name}", 1 / np.sqrt(q_float))]
     return forms
+
+
+def normalised_by(y, x, gamma, beta, eps, means, variances):
+    """Lines: which mean and which variance y was made with, if it is gamma (x - mean) /
+    sqrt(variance + eps) + beta. means, variances: {words: (features,)} to choose from.
+
+    Each column of y must be a straight line in x, whose slope and zero tell the two.
+    """
+    if y.shape != x.shape or len(x) < 3:
+        return []
+    lines = [shares(y[:, [j]], [x[:, [j]], np.ones((len(x), 1))]) for j in range(x.shape[1])]
+    if any(line is None or not line[0] for line in lines):
+        return []
+    slope, height = np.transpose(lines)
+    mean, variance = x[0] - (slope * x[0] + height - beta) / slope, (gamma / slope) ** 2 - eps
+    said, names = [], 0
+    for what, array, known in (("mean", mean, means), ("variance", variance, variances)):
+        found = next((words for words, a in known.items() if np.allclose(a, array, 1e-7, 1e-9)), "")
+        names += bool(found)
+        said.append(f"the {what} is " + (found or ", ".join(f"{v:.4g}" for v in array[:6])))
+    return [f"if gamma, beta and eps are in their places, {said[0]},", f"and {said[1]}"] * bool(
+        names)
 
 
 def dependence(name, argument, got, got_halved, right, right_halved):

@@ -228,6 +228,7 @@ class _Judge:
                 lambda: self._own("evidence", output, case, mine, ideal),
                 lambda: evidence.cause(*numbers),
                 lambda: self._variant(output),
+                lambda: evidence.by_feature(*numbers),
                 lambda: self._own("unclear", output, case, mine, ideal),
                 lambda: evidence.leads(*numbers),
                 lambda: self._dependence(output)[:2]):

@@ -52,6 +52,7 @@ def _slips(function):
         if isinstance(node, ast.expr) and not isinstance(_at(function, path[:-1]), ast.keyword):
             for words, other in _instead(node):
                 yield words, _with(function, path, other)
+    yield from _unbracketed(ast.unparse(function))
     names = _names(function)
     for path in places:
         node = _at(function, path)
@@ -78,6 +79,22 @@ def _slips(function):
             changed = copy.deepcopy(function)
             changed.body.insert(j, changed.body.pop(i))
             yield "a line comes too late, so that an old value is used before it", changed
+
+
+def _unbracketed(text):
+    """The same with one pair of brackets less, where that is not the pair of a call."""
+    for start in (i for i, sign in enumerate(text) if sign == "(" and text[i - 1] in " (-"):
+        depth, end = 1, start
+        while depth:
+            end += 1
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+        inner = text[start + 1:end]
+        try:
+            changed = ast.parse(text[:start] + inner + text[end + 1:]).body[0]
+        except SyntaxError:
+            continue
+        short = f"`{inner}`" if len(inner) <= LONGEST else "a sum"
+        yield f"the brackets around {short} are missing", changed
 
 
 def _instead(node):
@@ -116,13 +133,6 @@ def _operation(node):
             yield f"{a} is left out", right
             yield f"{b} divides where it should multiply", ast.BinOp(left, ast.Div(), right)
             yield f"{a} divides where it should multiply", ast.BinOp(right, ast.Div(), left)
-        for side, other, swap in ((left, right, True), (right, left, False)):
-            if isinstance(side, ast.BinOp) and isinstance(side.op, (ast.Add, ast.Sub)):
-                if swap:
-                    opened = ast.BinOp(side.left, side.op, ast.BinOp(side.right, op, other))
-                else:
-                    opened = ast.BinOp(ast.BinOp(other, op, side.left), side.op, side.right)
-                yield f"the brackets around {_quoted(side, 'a sum')} are missing", opened
     if isinstance(op, ast.Pow):
         yield f"the power of {_quoted(left, 'a number')} is forgotten", left
         yield (f"{_quoted(left, 'a number')} is multiplied by the exponent instead of raised to it",
