@@ -201,12 +201,12 @@ UNLISTED = [
     (2, {"unbroadcast": lambda g, shape: g}, "it is g itself"),
     (2, {"unbroadcast": lambda g, shape: np.full(shape, g.sum())}, r"the sum over the axes \(0, 1\) of g"),
     (3, {"order": lambda last: exercises.loaded(FILES[2]).order(last)[1:]}, "node 0 is missing"),
-    (4, {"backward": lambda g, x, kernel: (x.T @ g, g @ kernel.T, g.sum(axis=0))}, "dx is just the right dkernel"),
+    (4, {"backward": lambda g, x, kernel: (x.T @ g, g @ kernel.T, g.sum(axis=0))}, "dx is exactly the right dkernel"),
     (5, {"forward": lambda x, gamma, beta, eps: (gamma * (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) + beta, x.mean(0), x.var(0))},
      r"it divides by the root of var \+ 1e-05"),
     (7, {"update": lambda mean, var, x, a: ((mean + x.mean(0)) / 2, (1 - a) * var + a * x.var(0, ddof=1))}, "the mean of the batch is in it 1/2 times"),
     (8, {"evaluate_backward": lambda layer, dy, x: dy * layer.gamma}, r"the right one times sqrt\(running_var \+ eps\)"),
-    (9, {"fold": lambda kernel, bias, gamma, beta, mean, var, eps: (kernel * gamma / np.sqrt(var + eps), bias)}, "bias is just the argument bias"),
+    (9, {"fold": lambda kernel, bias, gamma, beta, mean, var, eps: (kernel * gamma / np.sqrt(var + eps), bias)}, "bias is exactly the argument bias"),
     (10, {"step": lambda p, g, v, lr, momentum: (p - momentum * v - g, momentum * v + g)}, "-lr g          is in it 1/lr times"),
     (11, {"step": lambda p, g, m, v, done, lr, b1, b2, eps: (
         p - lr * g / (np.sqrt((b2 * v + (1 - b2) * g * g) / (1 - b2 ** (done + 1))) + eps), b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g)},
@@ -249,7 +249,7 @@ def test_variants_are_single_slips_and_the_solution_is_none_of_them():
     (4, {"backward": lambda g, x, kernel: (g @ kernel.T, (x - x.mean(0)).T @ g, g.sum(axis=0))}),
     (1, {"silu": lambda x: x * np.tanh(x)})])
 def test_what_numbers_do_not_tell_is_not_guessed(number, changes):
-    assert "what causes this cannot be told from the numbers" in str(report(FILES[number - 1], changes))
+    assert "the numbers do not show what causes this" in str(report(FILES[number - 1], changes))
 
 
 def test_a_mistake_is_named_only_if_no_other_has_its_numbers(monkeypatch):

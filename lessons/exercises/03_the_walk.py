@@ -116,7 +116,7 @@ def judge(name, case, got, right):
             place[b] < place[a] for a, b in case["edges"].tolist()):
         words.append("read backwards, it is a right order")
     if missing and set(missing) == set(range(len(right))) - set(case["edges"][:, 0].tolist()):
-        words.append("missing are just the nodes without inputs")
+        words.append("the missing nodes are exactly those without inputs")
     return len(twice) + len(missing) + len(early) + (len(got) - len(set(got.tolist()))), words
 
 

@@ -108,7 +108,7 @@ def _known(name, got, right, known):
         return [f"all of {name} is zero"]
     found = [words for words in known[0]
              if all(close(a, names[words]) for a, names in zip(got, known))]
-    return [f"{name} is just {found[0]}"] if len(found) == 1 else []
+    return [f"{name} is exactly {found[0]}"] if len(found) == 1 else []
 
 
 def _shapes(name, got, right):
@@ -128,7 +128,7 @@ def _shapes(name, got, right):
     for word, op in (("sum", np.sum), ("mean", np.mean)):
         for axis in (0, 1, -1, None):
             where = "all entries" if axis is None else f"axis {axis}"
-            ways[f"a {word} over {where} is missing: of yours it is the right {name}"] = (
+            ways[f"a {word} over {where} is missing: with it, yours is the right {name}"] = (
                 lambda a, b, op=op, axis=axis: _reduced(op, a, axis, b))
             ways[f"it is the {word} over {where} of the right {name}"] = (
                 lambda a, b, op=op, axis=axis: np.ptp(b) > 0 and _reduced(op, b, axis, a))
@@ -353,10 +353,17 @@ def _tiers(factors):
     pairs = []
     for i, first in enumerate(simple):
         for second in list(simple)[i + 1:]:
-            pairs += [(f"{a} · {b}", x * y if _fits_pair(x, y) else np.nan)  # one list in all cases
+            pairs += [(_product(a, b), x * y if _fits_pair(x, y) else np.nan)  # one list in all cases
                       for a, x in simple[first][:12] for b, y in simple[second][:12]]
     yield pairs
     yield [(f"-{words}", -value) for words, value in pairs]
+
+
+def _product(a, b):
+    """The name of a product: 1/a times b is b/a."""
+    if a.startswith("1/"):
+        return f"1/({a[2:]} · {b[2:]})" if b.startswith("1/") else f"{b}/{a[2:]}"
+    return f"{a}/{b[2:]}" if b.startswith("1/") else f"{a} · {b}"
 
 
 def _fits_pair(x, y):

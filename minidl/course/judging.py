@@ -197,7 +197,7 @@ class _Judge:
         depends = getattr(self.exercise, "FOLLOWS", {}).get(output, ())
         before = [name for name in self.failed if name in depends]
         if mistake := self._mistake(output, alone=not before):
-            return [f"these are just the numbers you get when {mistake}"]
+            return [f"these are exactly the numbers you get when {mistake}"]
         if any(isinstance(run, dict) and np.any(run.get("changed", 0))
                for run in self.said.values()):
             return ["an argument was changed in place: look at that first"]
@@ -237,7 +237,7 @@ class _Judge:
                     return words + known
             except (ArithmeticError, LookupError, TypeError, ValueError):
                 pass  # of shapes that nobody thought of: no evidence, but a verdict
-        return words + ["what causes this cannot be told from the numbers"]
+        return words + ["the numbers do not show what causes this"]
 
     def _own(self, hook, *rest):
         return getattr(self.exercise, hook, lambda *_: [])(*rest)
@@ -251,7 +251,7 @@ class _Judge:
             for index, (words, _) in enumerate(variants(self.exercise)):
                 if self._agree(lambda play: _varied(self.exercise, self.seed, index, play),
                                output):
-                    return [f"these are just the numbers you get when {words}"]
+                    return [f"these are exactly the numbers you get when {words}"]
         return []
 
     def _special(self, output, name, got, right):

@@ -8,6 +8,7 @@ break out, can, since this is no sandbox.
 import copy
 import importlib.util
 import os
+import re
 import sys
 import traceback
 import types
@@ -129,7 +130,7 @@ def failure(error, file):
         return "not started yet"
     if isinstance(error, Refused):
         return str(error)
-    text = " ".join(str(error).split())[:300]
+    text = re.sub(r"[^ -~\xa0-\uffff]", "?", " ".join(str(error).split()))[:300]
     if isinstance(error, EOFError):
         text = "input() has nobody to ask here: leave it out"
     if isinstance(error, MemoryError):
