@@ -210,7 +210,7 @@ UNLISTED = [
     (10, {"step": lambda p, g, v, lr, momentum: (p - momentum * v - g, momentum * v + g)}, "-lr g          is in it 1/lr times"),
     (11, {"step": lambda p, g, m, v, done, lr, b1, b2, eps: (
         p - lr * g / (np.sqrt((b2 * v + (1 - b2) * g * g) / (1 - b2 ** (done + 1))) + eps), b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g)},
-     "in the numerator of steps 2 to 5 m_hat is 0"),
+     "in the numerator of steps 2 to 5 m_hat is there 0 times"),
     (13, {"rates": lambda low, high, n: np.geomspace(high, low, n)}, "grow by the factor 0.4"),
     (14, {"ghost": lambda x, gamma, beta, size, eps: exercises.loaded(FILES[13]).ghost(x, gamma, beta, size + 1, eps)}, "0 to 4, 5 to 9"),
     (15, {"faults": lambda: ["no fault"] * 5}, "loss_of: there is a fault in it"),

@@ -95,10 +95,11 @@ def unclear(name, case, got, right):
              ("the root of v_hat", "eps")),
             ("numerator", "denominator", step * (root + eps), (top, g), ("m_hat", "g"))):
         found = shares(array[1:].T, [part[1:].T for part in parts], True)
-        if found is not None:
-            return [f"if the {other} is right, then in the {side} of steps 2 to 5 {one} is "
-                    + (named([share], [factors]) or ", ".join(f"{x:.4g}" for x in share))
-                    + " times" for one, share in zip(words, found)]
+        said = [] if found is None else [
+            named([share], [factors]) or ", ".join(f"{x:.4g}" for x in share) for share in found]
+        if "1" in said:  # else both parts of the fraction may be wrong
+            return [f"if the {other} is right, then in the {side} of steps 2 to 5 {one} is there "
+                    f"{share} times" for one, share in zip(words, said)]
     return []
 
 

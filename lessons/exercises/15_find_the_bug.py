@@ -121,6 +121,7 @@ def play(mine, case):
         trained(x)
     far = x + 1  # away from the running statistics, where the modes differ
     labels = trained.eval()(far).numpy().argmax(axis=1)
+    labels[::4] = (labels[::4] + 1) % 3  # some that it gets wrong
     loss = mine.loss_of(model(), x, y)
     made = {"loss_of": np.float32(loss.item() if hasattr(loss, "item") else loss),
             "accuracy_of": mine.accuracy_of(trained.train(), far, labels),

@@ -14,6 +14,8 @@ from itertools import combinations
 from .cells import read
 
 LONGEST = 20  # characters of an expression that is quoted; a longer one would give the answer away
+ATTRIBUTES = [f"layer.{name}" for name in ("gamma", "beta", "running_mean", "running_var", "eps",
+                                           "momentum")]
 SIBLINGS = {"sum": ("mean",), "mean": ("sum", "max"), "var": ("std",), "std": ("var",),
             "argmin": ("argmax",), "argmax": ("argmin",), "zeros": ("ones",), "ones": ("zeros",)}
 
@@ -56,6 +58,11 @@ def _slips(function):
     names = _names(function)
     for path in places:
         node = _at(function, path)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ATTRIBUTES:
+            for other in ATTRIBUTES:
+                if other != ast.unparse(node):
+                    yield (f"`{other}` stands where `{ast.unparse(node)}` belongs",
+                           _with(function, path, ast.parse(other, mode="eval").body))
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names:
             line = _at(function, path[:1])
             for other in sorted(_used(line) & names - {node.id}):
