@@ -21,7 +21,7 @@ def forward(x, gamma, beta, eps):
 
 
 # %% The checks
-from minidl.course.evidence import shares
+from minidl.course.evidence import normalised_by, shares
 
 HINTS = [
     "A table has a row per sample and a column per feature: what has a mean, row or column?",
@@ -81,6 +81,17 @@ def evidence(name, case, got, right):
         return []
     follows = mine.shape == got["y"].shape and np.allclose(mine, got["y"])
     return ["this y follows from your mean and var: look at those first"] * follows
+
+
+def unclear(name, case, got, right):
+    """Which mean and variance was y made with?"""
+    x, gamma, beta, eps = case.values()
+    if name != "y":
+        return []
+    mean, var = right["mean"], right["var"]
+    return normalised_by(got["y"], x, gamma, beta, eps, {"that of the batch": mean}, {
+        "the biased one of the batch": var, "the unbiased one, ddof=1": x.var(axis=0, ddof=1),
+        "the mean of the squares": (x ** 2).mean(axis=0), "the standard deviation": np.sqrt(var)})
 
 
 def _wrong(y=lambda x, mean, var, eps: (x - mean) / np.sqrt(var + eps), axis=0, ddof=0):

@@ -61,7 +61,8 @@ def terms(case):
     return {"mean after one update": {"the old mean": mean,
                                       "the mean of the batch": x[0].mean(axis=0)},
             "var after one update": {"the old variance": var, "the unbiased variance of the batch":
-                                     x[0].var(axis=0, ddof=1)}}
+                                     x[0].var(axis=0, ddof=1),
+                                     "the square of its mean": x[0].mean(axis=0) ** 2}}
 
 
 FOLLOWS = {f"{name} after 1 to 3 updates": (f"{name} after one update", f"{name} at the start")

@@ -30,6 +30,8 @@ def evaluate_backward(layer, dy, x):
 # %% The checks
 import types
 
+from minidl.course.evidence import normalised_by
+
 HINTS = [
     "Nothing may be computed from the batch: neither a mean nor a variance over x.",
     "With constants for mean and variance, y is a straight line in x. What is its slope?",
@@ -87,6 +89,23 @@ def factors(case):
         "the batch's sqrt(var + eps)": np.sqrt(case["x"].var(axis=0) + case["eps"])}
 
 
+def unclear(name, case, got, right):
+    """Which mean and variance was y made with?"""
+    x, dy, gamma, beta, mean, var, eps, momentum = case.values()
+    if name != "y":
+        return []
+    own, own_var, unbiased = x.mean(axis=0), x.var(axis=0), x.var(axis=0, ddof=1)
+    moved = [(1 - momentum) * var + momentum * v for v in (own_var, unbiased)]
+    return normalised_by(got["y"], x, gamma, beta, eps, {
+        "running_mean": mean, "that of the batch": own, "running_var": var,
+        "running_mean after an update": (1 - momentum) * mean + momentum * own}, {
+        "running_var": var, "the biased one of the batch": own_var, "running_mean": mean,
+        "the unbiased one of the batch": unbiased,
+        "running_var with an m/(m - 1) too many": var * len(x) / (len(x) - 1),
+        "running_var after an update with the biased variance": moved[0],
+        "running_var after an update with the unbiased variance": moved[1]})
+
+
 def _forward(layer, x, mean, var):
     return layer.gamma * (x - mean) / np.sqrt(var + layer.eps) + layer.beta
 
@@ -102,6 +121,12 @@ def _moved(layer, x):
 def _still_used(layer, x):
     y = evaluate(layer, x)
     _moved(layer, x)
+    return y
+
+
+def _overwritten(layer, x):
+    y = evaluate(layer, x)
+    layer.running_mean, layer.running_var = x.mean(axis=0), x.var(axis=0)
     return y
 
 
@@ -123,6 +148,7 @@ MUTATIONS = {
     "the running statistics are updated first, also in evaluation mode": {"evaluate": _moved},
     "the running statistics are updated afterwards, also in evaluation mode": {
         "evaluate": _still_used},
+    "the statistics of the batch overwrite the running ones": {"evaluate": _overwritten},
     "the gradient still goes through mean and variance of the batch, as in training mode":
         _through(lambda layer, x: x.var(axis=0)),
     "eps is forgotten": {"evaluate": lambda layer, x: (

@@ -25,7 +25,7 @@ def step(p, g, m, v, done, lr, beta1, beta2, eps):
 
 
 # %% The checks
-from minidl.course.evidence import shares
+from minidl.course.evidence import named, shares
 from minidl.course.student import take
 
 HINTS = [
@@ -76,7 +76,7 @@ def terms(case):
 FOLLOWS = {"steps 1 to 5": ("m after a step", "v after a step")}
 
 
-def evidence(name, case, got, right):
+def unclear(name, case, got, right):
     """If the numerator is right, what is the denominator made of? And the other way round?"""
     if name != "steps 1 to 5" or got[name].ndim != 2 or np.ptp(got[name] / right[name]) < 1e-9:
         return []
@@ -84,15 +84,22 @@ def evidence(name, case, got, right):
     m, v = (np.stack([sum((1 - b) * b ** (i - j) * a[j] for j in range(i + 1)) for i in range(5)])
             for a, b in ((g, b1), (g ** 2, b2)))
     top, root, step = m / (1 - b1 ** t), np.sqrt(v / (1 - b2 ** t)), -got[name] / lr
-    for side, array, parts, words in (
-            ("denominator", top / step, (root, eps + 0 * root), ("the root of v_hat", "eps")),
-            ("numerator", step * (root + eps), (top, g), ("m_hat", "g"))):
+    ratio = got[name] / right[name]
+    if np.ptp(ratio, axis=1).max() < 1e-9 * np.abs(ratio).max():
+        return ["in each step all entries are the right ones times one number, in steps 1 to 5 "
+                + ", ".join(f"{x:.4g}" for x in ratio[:, 0])]
+    t = t[1:, 0]
+    factors = {"(1 - beta1^t)": 1 - b1 ** t, "(1 - beta2^t)": 1 - b2 ** t}
+    for side, other, array, parts, words in (
+            ("denominator", "numerator", top / step, (root, eps + 0 * root),
+             ("the root of v_hat", "eps")),
+            ("numerator", "denominator", step * (root + eps), (top, g), ("m_hat", "g"))):
         found = shares(array[1:].T, [part[1:].T for part in parts], True)
-        if found is not None:
-            return [f"if the {'numerator' if side == 'denominator' else 'denominator'} is right, "
-                    f"then in the {side} of steps 2 to 5 {one} is "
-                    f"{', '.join(f'{x:.4g}' for x in share)} times"
-                    for one, share in zip(words, found)]
+        said = [] if found is None else [
+            named([share], [factors]) or ", ".join(f"{x:.4g}" for x in share) for share in found]
+        if "1" in said:  # else both parts of the fraction may be wrong
+            return [f"if the {other} is right, then in the {side} of steps 2 to 5 {one} is there "
+                    f"{share} times" for one, share in zip(words, said)]
     return []
 
 
@@ -120,6 +127,9 @@ MUTATIONS = {
     "beta1 and beta2 are exchanged": _wrong(swap=True),
     "the factors (1 - beta) are missing": _wrong(lambda a, b, g: b * a + g),
     "the corrected averages are kept": _wrong(keep=True),
+    "the step is made with the old m and v": {"step": lambda p, g, m, v, done, lr, b1, b2, eps: (
+        p - lr * m / (1 - b1 ** (done + 1)) / (np.sqrt(v / (1 - b2 ** (done + 1))) + eps),
+        *step(p, g, m, v, done, lr, b1, b2, eps)[1:])},
     "the correction is 1 - beta in every step": _wrong(correct=lambda a, b, t: a / (1 - b)),
     "the correction is 1 - beta t instead of 1 - beta to the power of t": _wrong(
         correct=lambda a, b, t: a / (1 - b * t)),

@@ -48,6 +48,7 @@ FOLLOWS = {"losses": ("batch sizes", "samples in their order", "labels of these 
                       "training mode", "gradient at each step"),
            "samples in their order": ("batch sizes",)}
 FOLLOWS["weights afterwards"] = (*FOLLOWS["losses"], "losses")
+VARIED = ()
 
 
 def cases(rng):
@@ -89,6 +90,11 @@ def setting(case):
     return model, watched, Watched(model.parameters(), lr=0.3), steps
 
 
+def _state(model):
+    """Parameters, then running statistics, and last how often these were updated."""
+    return np.concatenate([np.ravel(array) for array in model.state_dict().values()])
+
+
 def _number(x, row):
     found = np.flatnonzero((x == row).all(axis=1))
     if not len(found):
@@ -109,26 +115,36 @@ def play(mine, case):
             "training mode": np.array([training for _, training, _, _ in steps]),
             "gradient at each step": np.array([int(g) for g, _, _, _ in steps]),
             "losses": losses,
-            "weights afterwards": np.concatenate([p.data.ravel() for p in model.parameters()])}
+            "weights afterwards": _state(model)[:-1]}
 
 
 def judge(name, case, got, right):
     """What can be said of the parts of a step in words."""
     wrong = np.flatnonzero(got[:len(right)] != right[:len(got)]) if got.ndim else []
     n, size = case["epochs"], len(case["x"])
+    more = 0
     words = []
     if name == "batch sizes":
         words = [f"the batches have {got.tolist()[:12]} samples, expected are "
                  f"{right.tolist()[:12]}"]
+        more = abs(len(got) - len(right))
+        if more:
+            words.append(f"there are {len(got)} steps of the optimizer, expected are {len(right)}")
+        if len(got) == 2 * len(right) and np.array_equal(got[::2], got[1::2]):
+            words.append("the optimizer makes two steps for each batch")
     elif name == "samples in their order":
         counts = np.bincount(got, minlength=size)
-        words = [f"the first are {got.tolist()[:8]}, expected are {right.tolist()[:8]}"]
-        if got.tolist()[:size] == list(range(size)):
+        more, at = abs(len(got) - len(right)), wrong[0] if len(wrong) else min(len(got), len(right))
+        words = [f"from number {at} on they are {got.tolist()[at:at + 6]}, expected are "
+                 f"{right.tolist()[at:at + 6]}"]
+        if not len(wrong) and len(got) % size == 0:
+            words = [f"the samples of {len(got) // size} epochs are there, expected are {n}"]
+        elif got.tolist()[:size] == list(range(size)):
             words.append("they come in the order of the file: nothing is shuffled")
         elif len(got) == len(right) and not (counts == n).all():
             words.append(f"in {n} epochs some samples are seen {counts.max()} times, others "
                          f"{counts.min()} times")
-        elif got.tolist()[:size] == right.tolist()[:size]:
+        elif len(got) > size and got.tolist()[:size] == right.tolist()[:size]:
             words.append("the first epoch is as it should be, the others are not")
         elif len(got) == len(right):
             words.append("each epoch has all samples, but in another order than that of "
@@ -143,19 +159,31 @@ def judge(name, case, got, right):
                                     "the gradient is not that of this batch") for i in wrong[:1]]
     else:
         return None
-    if len(got) != len(right) and name != "samples in their order":
-        words.append(f"there are {len(got)} steps of the optimizer, expected are {len(right)}")
-    return len(wrong) + abs(len(got) - len(right)), words
+    return len(wrong) + more, words
 
 
 def evidence(name, case, got, right):
     """Are the steps made at all? How does the first loss differ?"""
-    start = np.concatenate([p.data.ravel() for p in setting(case)[0].parameters()])
-    if name == "weights afterwards" and np.array_equal(start, got[name]):
+    model, mine, ideal = setting(case)[0], got[name], right[name]
+    count = sum(p.data.size for p in model.parameters())
+    if name == "weights afterwards" and np.array_equal(mine[:count], _state(model)[:count]):
         return ["no weight has moved"]
-    if name == "losses" and got[name].shape == right[name].shape:
-        ratio = got[name][0] / right[name][0]
-        return [f"the first loss is {ratio:.6g} times the right one"] * bool(ratio != 1)
+    if name == "weights afterwards" and np.array_equal(mine[:count], ideal[:count]):
+        return ["the weights are right, BatchNorm's running statistics are not: was the model given "
+                "more batches than it was trained with?"]
+    if name == "losses" and mine.shape == ideal.shape:
+        if np.allclose(mine, ideal * right["batch sizes"]):
+            return ["each loss is multiplied by the number of samples in its batch"]
+        if np.allclose(mine, np.cumsum(ideal)):
+            return ["each number is the sum of all losses so far"]
+        return [f"the first loss is {mine[0] / ideal[0]:.6g} times the right one"] * bool(
+            mine[0] != ideal[0])
+    if name == "losses" and mine.shape == ():
+        return ["one number is returned; one per step is asked for"]
+    if name == "losses" and mine.shape == (case["epochs"],):
+        means = np.allclose(mine, ideal.reshape(len(mine), -1).mean(axis=1))
+        return ["there is one number per epoch" + ", the mean of its losses" * means
+                + "; one per step is asked for"]
     return []
 
 

@@ -53,6 +53,7 @@ def suggest(rates, losses):
 # %% The checks
 from minidl import BatchNorm, Dense, Sequential, optim
 from minidl import functional as F
+from minidl.course.student import take
 
 HINTS = [
     "Rates from 0.001 to 10 in five steps: 0.001, 0.01, 0.1, 1, 10. What is constant?",
@@ -61,15 +62,19 @@ HINTS = [
     "The factor from rate to rate is high / low to the power of 1 / (n - 1). NumPy's diff has the "
     "drops, argmin finds the largest; the geometric mean is the root of a product.",
 ]
-HALVED, FOLLOWS = False, {"losses of the sweep": ("rates tried",)}
+HALVED = False
+FOLLOWS = {"losses of the sweep": ("rates tried", "batches in their order", "training mode")}
+VARIED = ("rates", "suggest")
 
 
 def cases(rng):
     def case(n, low, high):
         t = np.linspace(-4, 5, n)
-        curve = 2.3 - 1.8 / (1 + np.exp(-2 * (t - rng.uniform(-1, 1)))) + np.exp(2 * (t - 4))
-        curve[0] += 0.15  # a small drop at the lowest rates, which looks steep on a linear scale
-        return {"n": n, "low": low, "high": high, "curve": curve + 0.01 * rng.standard_normal(n),
+        falls, rises = rng.uniform(-1, 1, (6, 1)), np.array([[3.4], [3.7], [4], [4.3], [4.6], [9]])
+        curves = 2.3 - 1.8 / (1 + np.exp(-2 * (t - falls))) + np.exp(2 * (t - rises))
+        curves[:, 0] += 0.15  # a small drop at the lowest rates, steep on a linear scale
+        curves += 0.05 * rng.standard_normal(curves.shape)
+        return {"n": n, "low": low, "high": high, "curves": curves,
                 "x": rng.standard_normal((n, 16, 4)).astype(np.float32),
                 "seed": int(rng.integers(1000))}
     return [case(12, 1e-3, 10.0), case(9, 0.01, 2.0)]
@@ -82,12 +87,18 @@ def label(case):
 def play(mine, case):
     n = case["n"]
     model = Sequential([Dense(8), BatchNorm(), Dense(4)], seed=case["seed"]).build(4)
-    tried, given = [], case["low"] * (case["high"] / case["low"]) ** (np.arange(n) / (n - 1))
+    tried, seen, given = [], {}, _given(case)
 
     class Watched(optim.SGD):
         def step(self):
-            tried.append(float(self.lr))
+            tried.append((float(self.lr), *seen.values()))
             super().step()
+
+    def look(module, inputs, y):
+        x = np.asarray(getattr(inputs[0], "data", inputs[0]))
+        seen.update(batch=next((i for i in range(n) if np.array_equal(x, case["x"][i])), -1),
+                    training=module.training)
+    model.register_forward_hook(look)
 
     batches = [(x, np.abs(x).argmax(axis=1)) for x in case["x"]]
     before = model.state_dict()
@@ -96,12 +107,27 @@ def play(mine, case):
                         given.copy())
     after = model.state_dict()
     moved = [not np.array_equal(before[name], after[name]) for name in before]
-    return {"rates": mine.rates(case["low"], case["high"], n), "rates tried": np.array(tried),
+    rates, used, modes = (np.array(list(a)) for a in zip(*tried)) if tried else [np.zeros(0)] * 3
+    return {"rates": mine.rates(case["low"], case["high"], n), "rates tried": rates,
+            "batches in their order": used, "training mode": modes,
             "losses of the sweep": losses, "what has changed afterwards": np.array(moved),
-            "suggestion": mine.suggest(given.copy(), case["curve"].copy())}
+            "suggestions": np.array([take("suggestion", mine.suggest(given.copy(), curve))
+                                     for curve in case["curves"].copy()])}
+
+
+def _given(case):
+    n = case["n"]
+    return case["low"] * (case["high"] / case["low"]) ** (np.arange(n) / (n - 1))
 
 
 def judge(name, case, got, right):
+    if name == "training mode":
+        wrong = np.flatnonzero(got != 1)
+        return len(wrong), [f"in step {i} the model is in evaluation mode ({len(wrong)} of "
+                            f"{len(got)} steps)" for i in wrong[:1]]
+    if name == "batches in their order":
+        return np.sum(got[:len(right)] != right[:len(got)]) + abs(len(got) - len(right)), [
+            f"they are {got.tolist()}, expected are {right.tolist()} (-1 is none of them)"]
     if name != "what has changed afterwards":
         return None
     names = list(Sequential([Dense(8), BatchNorm(), Dense(4)], seed=0).build(4).state_dict())
@@ -109,9 +135,8 @@ def judge(name, case, got, right):
 
 
 def evidence(name, case, got, right):
-    """Where on the curve is the suggestion?"""
-    n = case["n"]
-    given = case["low"] * (case["high"] / case["low"]) ** (np.arange(n) / (n - 1))
+    """How do the rates grow? Where on its curve is a suggestion?"""
+    given = _given(case)
     if name == "rates" and len(got[name]) > 2:
         steps, ratios = np.diff(got[name]), got[name][1:] / got[name][:-1]
         if np.ptp(steps) < 1e-9 * np.abs(steps).max():
@@ -122,20 +147,29 @@ def evidence(name, case, got, right):
                     f"{got[name][-1]:.4g}"]
     if name == "rates tried" and got[name].size > 1 and np.ptp(got[name]) == 0:
         return [f"all steps are made with the rate {got[name][0]:g}"]
-    if name == "suggestion" and got[name].shape == ():
-        exact = np.flatnonzero(np.isclose(given, got[name], 1e-9))
-        i, best = np.argmin(np.diff(case["curve"])), np.argmin(case["curve"])
-        here = [f"it is rate number {k}" + ", where the loss is lowest" * bool(k == best)
-                + f"; the largest drop is from number {i} to {i + 1}" for k in exact[:1]]
-        return here
     return []
 
 
-def _sweep(restore, clear=True, after=False):
+def unclear(name, case, got, right):
+    """Where on its curve is the first wrong suggestion?"""
+    if name != "suggestions" or got[name].shape != right[name].shape:
+        return []
+    k = np.flatnonzero(~np.isclose(got[name], right[name], 1e-9))[0]
+    mine, given, curve = got[name][k], _given(case), case["curves"][k]
+    if not given[0] <= mine <= given[-1]:
+        return [f"{mine:.4g} lies outside of the rates, {given[0]:g} to {given[-1]:g}"]
+    i, place = np.argmin(np.diff(curve)), np.interp(np.log(mine), np.log(given), np.arange(len(given)))
+    return [f"on curve {k} the largest drop is from rate number {i} to {i + 1}; your suggestion is "
+            f"at number {place:.3g}; the loss is lowest at number {np.argmin(curve)}"]
+
+
+def _sweep(restore, clear=True, after=False, each=False):
     def sweep(model, loss, optimizer, batches, rates):
         parameters = [p.data.copy() for p in model.parameters()]
-        losses = []
+        losses, before = [], model.state_dict()
         for (xb, yb), rate in zip(batches, rates):
+            if each:
+                model.load_state_dict(before)
             optimizer.lr = rate
             batch_loss = loss(model(xb), yb)
             if clear:
@@ -145,6 +179,8 @@ def _sweep(restore, clear=True, after=False):
             losses.append((loss(model(xb), yb) if after else batch_loss).item())
         for p, data in zip(model.parameters(), parameters) if restore else ():
             p.data = data
+        if each:
+            model.load_state_dict(before)
         return np.array(losses)
     return {"sweep": sweep}
 
@@ -162,10 +198,19 @@ MUTATIONS = {
     "the weights are restored, the running statistics are not": _sweep(True),
     "the gradients are never cleared": _sweep(True, clear=False),
     "a loss is that after its step, not the one before": _sweep(True, after=True),
+    "the model is restored before each step, and not only at the end": _sweep(False, each=True),
     "the minimum of the loss is taken instead of its steepest fall": {
         "suggest": lambda rates, losses: rates[np.argmin(losses)]},
     "the steepest rise is taken instead of the steepest fall": {"suggest": lambda rates, losses: (
         np.sqrt(rates[np.argmax(np.diff(losses))] * rates[np.argmax(np.diff(losses)) + 1]))},
+    "the largest change is taken, be it a fall or a rise": {"suggest": lambda rates, losses: np.sqrt(
+        rates[np.argmax(np.abs(np.diff(losses)))] * rates[1 + np.argmax(np.abs(np.diff(losses)))])},
+    "a tenth of the rate with the lowest loss is taken": {
+        "suggest": lambda rates, losses: rates[np.argmin(losses)] / 10},
+    "the number of the rate is returned, and not the rate": {
+        "suggest": lambda rates, losses: np.argmin(np.diff(losses))},
+    "the largest relative drop is taken, that of the logarithm": {
+        "suggest": lambda rates, losses: suggest(rates, np.log(losses))},
     "the drop is divided by the step of the rate, which is small at low rates": {
         "suggest": _linear},
     "the arithmetic mean of the two rates is taken": {"suggest": lambda rates, losses: (

@@ -98,6 +98,7 @@ WORDS = ["no fault", "softmax twice", "softmax missing", "training mode", "evalu
          "gradients not cleared", "gradient missing", "useless bias", "wrong axis",
          "statistics of the test data", "labels out of order"]
 NAMES = ["loss_of", "accuracy_of", "outputs_of", "two_steps", "scaled"]
+VARIED = ("scaled",)
 
 
 def cases(rng):
@@ -120,6 +121,7 @@ def play(mine, case):
         trained(x)
     far = x + 1  # away from the running statistics, where the modes differ
     labels = trained.eval()(far).numpy().argmax(axis=1)
+    labels[::4] = (labels[::4] + 1) % 3  # some that it gets wrong
     loss = mine.loss_of(model(), x, y)
     made = {"loss_of": np.float32(loss.item() if hasattr(loss, "item") else loss),
             "accuracy_of": mine.accuracy_of(trained.train(), far, labels),
@@ -144,6 +146,38 @@ def judge(name, case, got, right):
              if got[i] != -1]
     return np.sum(got != right), words + [f"{name}: this is none of the words to choose from"
                                           for name in unknown]
+
+
+def evidence(name, case, got, right):
+    """Whose loss is it: after how many steps, in which mode?"""
+    def model():
+        return Sequential([Dense(8), BatchNorm(), Dense(3)], seed=case["seed"]).build(4)
+    x, y, net = case["x"], case["y"], model()
+    if name == "loss_of":
+        value = F.cross_entropy(net.eval()(x), y).item()
+        return ["it is the loss in evaluation mode"] * bool(np.isclose(got[name], value, 1e-6))
+    if name == "outputs_of":
+        net = Sequential([Dense(8), BatchNorm(), Activation("relu"), Dense(3)], seed=case["seed"])
+        value = net.build(4).eval()(x).numpy()
+        return ["these are the outputs in evaluation mode"] * np.allclose(got[name], value, 1e-6)
+    if name == "accuracy_of":
+        return ["it is the number of right ones, and not their share"] * bool(
+            got[name] == right[name] * len(x)) or [
+            "it is the share of wrong ones"] * bool(np.isclose(got[name], 1 - right[name]))
+    if name != "two_steps":
+        return []
+    optimizer = optim.SGD(net.parameters(), lr=0.5)
+    for steps in range(5):
+        for mode in "training", "evaluation":
+            seen = model()
+            seen.load_state_dict(net.state_dict())
+            value = F.cross_entropy(seen.train(mode == "training")(x), y).item()
+            if np.isclose(got[name], value, 1e-6):
+                return [f"it is the loss after {steps} step{'s' * (steps != 1)}, in {mode} mode"]
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return []
 
 
 def factors(case):
@@ -179,6 +213,8 @@ MUTATIONS = {
         "scaled": lambda x, x_test: (x_test - x.mean(axis=0)) / x_test.std(axis=0)},
     "the spread is that of the training data, the mean that of the test data": {
         "scaled": lambda x, x_test: (x_test - x_test.mean(axis=0)) / x.std(axis=0)},
+    "mean and spread are one number for the whole table": {
+        "scaled": lambda x, x_test: (x_test - x.mean()) / x.std()},
     "x is scaled instead of x_test": {"scaled": lambda x, x_test: (x - x.mean(axis=0)) / x.std(
         axis=0)},
 }

@@ -80,22 +80,35 @@ def cause(name, got, right, known, terms, factors):
     forgotten, or be there twice.
     """
     with np.errstate(all="ignore"):
-        return (_known(name, got, known) or _shapes(name, got, right) or _single(got, right)
+        return (_known(name, got, right, known) or _shapes(name, got, right) or _single(got, right)
                 or _others(name, got, right)
                 or _ratio(name, got, right, factors, simple=True)
                 or _made_of(name, got, right, terms, factors)
                 or _added(name, got, right, known, terms, factors)
-                or _ratio(name, got, right, factors, simple=False)
-                or _places(name, got, right, known))
+                or _ratio(name, got, right, factors, simple=False))
 
 
-def _known(name, got, known):
+def by_feature(name, got, right, known, terms, factors):
+    """As cause, with shares that differ from column to column, if each of them has a name."""
+    with np.errstate(all="ignore"):
+        lines = _made_of(name, got, right, terms, factors, by_feature=True)
+    return [] if any(line.startswith("where the share differs") for line in lines) else lines
+
+
+def leads(name, got, right, known, terms, factors):
+    """As cause, but what can only be said feature by feature or place by place."""
+    with np.errstate(all="ignore"):
+        return (_made_of(name, got, right, terms, factors, by_feature=True)
+                or _by_line(name, got, right) or _places(name, got, right, known))
+
+
+def _known(name, got, right, known):
     """Is it another array that is at hand, or nothing but zeros?"""
-    if all(not a.any() for a in got):
+    if all(a.shape == b.shape and not a.any() for a, b in zip(got, right)):
         return [f"all of {name} is zero"]
     found = [words for words in known[0]
              if all(close(a, names[words]) for a, names in zip(got, known))]
-    return [f"{name} is just {found[0]}"] if len(found) == 1 else []
+    return [f"{name} is exactly {found[0]}"] if len(found) == 1 else []
 
 
 def _shapes(name, got, right):
@@ -107,11 +120,15 @@ def _shapes(name, got, right):
         "its numbers are right, but transposed": lambda a, b: close(a.T, b),
         "its numbers are right, only the shape is not": (
             lambda a, b: a.size == b.size and close(a.reshape(b.shape), b)),
+        "its numbers are right, but stretched to a larger shape": (
+            lambda a, b: _fits_into(b, a) and close(a, np.broadcast_to(b, a.shape))),
+        "its numbers are right, but are there once instead of in each place": (
+            lambda a, b: _fits_into(a, b) and close(np.broadcast_to(a, b.shape), b)),
     }
     for word, op in (("sum", np.sum), ("mean", np.mean)):
         for axis in (0, 1, -1, None):
             where = "all entries" if axis is None else f"axis {axis}"
-            ways[f"a {word} over {where} is missing: of yours it is the right {name}"] = (
+            ways[f"a {word} over {where} is missing: with it, yours is the right {name}"] = (
                 lambda a, b, op=op, axis=axis: _reduced(op, a, axis, b))
             ways[f"it is the {word} over {where} of the right {name}"] = (
                 lambda a, b, op=op, axis=axis: np.ptp(b) > 0 and _reduced(op, b, axis, a))
@@ -181,8 +198,14 @@ def _ratio(name, got, right, factors, simple):
                 + (f": the factor is {called}" if called and called != values else "")]
     if called:
         return [f"{name} is the right one times {called}"]
-    if simple:
+    return []
+
+
+def _by_line(name, got, right):
+    """Is each column, or each row, the right one times a factor?"""
+    if not all(a.shape == b.shape and b.all() for a, b in zip(got, right)):
         return []
+    ratios = [a / b for a, b in zip(got, right)]
     flat = [r for r in ratios if r.ndim == 2 and len(r) > 2]
     if len(flat) == len(ratios):
         for axis, what in ((0, "column"), (1, "row")):
@@ -193,17 +216,16 @@ def _ratio(name, got, right, factors, simple):
     return []
 
 
-def _made_of(name, got, right, terms, factors):
-    """In which shares are the parts in it, of which the right one is the sum?"""
+def _made_of(name, got, right, terms, factors, by_feature=False):
+    """In which shares are the parts in it, of which the right one is the sum? by_feature: in
+    shares that differ from column to column.
+    """
     cases = [i for i, parts in enumerate(terms) if parts and got[i].shape == right[i].shape]
     if not cases:
         return []
-    for by_feature in (False, True):
-        mine = [shares(got[i], terms[i].values(), by_feature) for i in cases]
-        ideal = [shares(right[i], terms[i].values(), by_feature) for i in cases]
-        if all(c is not None for c in mine + ideal):
-            break
-    else:
+    mine = [shares(got[i], terms[i].values(), by_feature) for i in cases]
+    ideal = [shares(right[i], terms[i].values(), by_feature) for i in cases]
+    if any(c is None for c in mine + ideal):
         return []
     lines, unnamed = [], False
     for k, words in enumerate(terms[cases[0]]):
@@ -331,10 +353,17 @@ def _tiers(factors):
     pairs = []
     for i, first in enumerate(simple):
         for second in list(simple)[i + 1:]:
-            pairs += [(f"{a} · {b}", x * y) for a, x in simple[first][:12]
-                      for b, y in simple[second][:12] if _fits_pair(x, y)]
+            pairs += [(_product(a, b), x * y if _fits_pair(x, y) else np.nan)  # one list in all cases
+                      for a, x in simple[first][:12] for b, y in simple[second][:12]]
     yield pairs
     yield [(f"-{words}", -value) for words, value in pairs]
+
+
+def _product(a, b):
+    """The name of a product: 1/a times b is b/a."""
+    if a.startswith("1/"):
+        return f"1/({a[2:]} · {b[2:]})" if b.startswith("1/") else f"{b}/{a[2:]}"
+    return f"{a}/{b[2:]}" if b.startswith("1/") else f"{a} · {b}"
 
 
 def _fits_pair(x, y):
@@ -362,6 +391,28 @@ def _powers(name, q):
               (f"the square root of {name}", np.sqrt(q_float)),
               (f"1/the square root of {name}", 1 / np.sqrt(q_float))]
     return forms
+
+
+def normalised_by(y, x, gamma, beta, eps, means, variances):
+    """Lines: which mean and which variance y was made with, if it is gamma (x - mean) /
+    sqrt(variance + eps) + beta. means, variances: {words: (features,)} to choose from.
+
+    Each column of y must be a straight line in x, whose slope and zero tell the two.
+    """
+    if y.shape != x.shape or len(x) < 3:
+        return []
+    lines = [shares(y[:, [j]], [x[:, [j]], np.ones((len(x), 1))]) for j in range(x.shape[1])]
+    if any(line is None or not line[0] for line in lines):
+        return []
+    slope, height = np.transpose(lines)
+    mean, variance = x[0] - (slope * x[0] + height - beta) / slope, (gamma / slope) ** 2 - eps
+    said, names = [], 0
+    for what, array, known in (("mean", mean, means), ("variance", variance, variances)):
+        found = next((words for words, a in known.items() if np.allclose(a, array, 1e-7, 1e-9)), "")
+        names += bool(found)
+        said.append(f"the {what} is " + (found or ", ".join(f"{v:.4g}" for v in array[:6])))
+    return [f"if gamma, beta and eps are in their places, {said[0]},", f"and {said[1]}"] * bool(
+        names)
 
 
 def dependence(name, argument, got, got_halved, right, right_halved):

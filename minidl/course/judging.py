@@ -5,6 +5,7 @@ and those of no other mistake. Else `evidence.py` says what the numbers show.
 """
 
 import re
+import warnings
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from . import evidence
 from .student import Mine, plays, results
+from .variants import variants
 
 
 class Check(NamedTuple):
@@ -76,10 +78,22 @@ def expected(exercise, seed):
 @lru_cache(maxsize=32)
 def mistakes(exercise, seed):
     """{words: {play: {name: array} or the text of an error}}: what the usual mistakes return."""
-    cases = {name: case for name, case in plays(exercise, seed).items() if "half" not in name}
+    cases = {name: case for name, case in plays(exercise, seed).items() if name.isdecimal()}
     return {words: {name: results(exercise, Mine(vars(exercise), changes), case)
                     for name, case in cases.items()}
             for words, changes in exercise.MUTATIONS.items()}
+
+
+@lru_cache(maxsize=100_000)
+def _varied(exercise, seed, index, play):
+    """What a variant of the solution returns in one play."""
+    return results(exercise, Mine(vars(exercise), variants(exercise)[index][1]),
+                   _cases(exercise, seed)[play])
+
+
+@lru_cache(maxsize=32)
+def _cases(exercise, seed):
+    return plays(exercise, seed)
 
 
 class _Judge:
@@ -90,14 +104,15 @@ class _Judge:
         self.arguments, self.seed = plays(exercise, seed), seed
         self.right = expected(exercise, seed)
         self.said = {name: said.get(name, "this case was not played") for name in self.arguments}
-        self.cases = [name for name in self.arguments if not name.startswith("half ")]
+        self.cases = [name for name in self.arguments if name.isdecimal()]
+        self.forgets = self._same(self.said["0"], self.said["again"])
         self.failed = []
 
     def report(self, printed):
         if "not started yet" in self.said.values():
             return Report("not started yet", [], printed)
         with np.errstate(all="ignore"):
-            checks = [self._errors(), self._changed(), self._dtypes()]
+            checks = [self._errors(), self._changed(), self._repeated(), self._dtypes()]
             if any(isinstance(self.said[name], dict) for name in self.cases):
                 checks += [self._output(name) for name in self.right[self.cases[0]]
                            if name != "changed"]
@@ -122,6 +137,20 @@ class _Judge:
         words = [f"{name} was changed in place: whoever called still needs it; compute a new array"
                  for name in sorted(found)]
         return _check("arguments that were changed", len(found), words)
+
+    def _repeated(self):
+        words = ["the first case was played again after the others, and now something else came "
+                 "of it: a global variable or a default argument keeps what it should forget"]
+        return _check("results that differ when a case is repeated", int(not self.forgets),
+                      words[self.forgets:])
+
+    @staticmethod
+    def _same(first, second):
+        if isinstance(first, str) or isinstance(second, str):
+            return isinstance(first, str) and isinstance(second, str)
+        return first.keys() == second.keys() and all(
+            np.array_equal(first[key], second[key], equal_nan=True) for key in first
+            if key != "changed")
 
     def _dtypes(self):
         found = {}
@@ -168,10 +197,12 @@ class _Judge:
         depends = getattr(self.exercise, "FOLLOWS", {}).get(output, ())
         before = [name for name in self.failed if name in depends]
         if mistake := self._mistake(output, alone=not before):
-            return [f"these are just the numbers you get when {mistake}"]
+            return [f"these are exactly the numbers you get when {mistake}"]
         if any(isinstance(run, dict) and np.any(run.get("changed", 0))
                for run in self.said.values()):
             return ["an argument was changed in place: look at that first"]
+        if not self.forgets:
+            return ["a case that is repeated gives another result: look at that first"]
         if before:
             return [f"this depends on what is wrong above ({', '.join(before)}): look there first"]
         if special:
@@ -189,17 +220,39 @@ class _Judge:
                          f"{(got[worst] * way).sum():.6g}")
         finite = [i for i in range(len(cases)) if np.isfinite(got[i]).all()]
         terms = getattr(self.exercise, "terms", lambda case: {})
-        try:
-            own = getattr(self.exercise, "evidence", lambda *_: [])(output, case, mine, ideal)
-            known = own or evidence.cause(
-                output, [got[i] for i in finite], [right[i] for i in finite],
-                [self._known(cases[i], output) for i in finite],
-                [terms(arguments[i]).get(output, {}) for i in finite],
-                [self._factors(arguments[i]) for i in finite])
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            known = []  # of shapes that nobody thought of: no evidence, but a verdict
-        known += self._dependence(output)[:2]
-        return words + (known or ["what causes this cannot be told from the numbers"])
+        numbers = (output, [got[i] for i in finite], [right[i] for i in finite],
+                   [self._known(cases[i], output) for i in finite],
+                   [terms(arguments[i]).get(output, {}) for i in finite],
+                   [self._factors(arguments[i]) for i in finite])
+        for look in (
+                lambda: self._own("evidence", output, case, mine, ideal),
+                lambda: evidence.cause(*numbers),
+                lambda: self._variant(output),
+                lambda: evidence.by_feature(*numbers),
+                lambda: self._own("unclear", output, case, mine, ideal),
+                lambda: evidence.leads(*numbers),
+                lambda: self._dependence(output)[:2]):
+            try:
+                if known := look():
+                    return words + known
+            except (ArithmeticError, LookupError, TypeError, ValueError):
+                pass  # of shapes that nobody thought of: no evidence, but a verdict
+        return words + ["the numbers do not show what causes this"]
+
+    def _own(self, hook, *rest):
+        return getattr(self.exercise, hook, lambda *_: [])(*rest)
+
+    def _variant(self, output):
+        """The line of the first variant of the solution with the student's numbers, [] if there
+        is none.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for index, (words, _) in enumerate(variants(self.exercise)):
+                if self._agree(lambda play: _varied(self.exercise, self.seed, index, play),
+                               output):
+                    return [f"these are exactly the numbers you get when {words}"]
+        return []
 
     def _special(self, output, name, got, right):
         own = getattr(self.exercise, "judge", None)
@@ -257,19 +310,29 @@ class _Judge:
         mutated = mistakes(self.exercise, self.seed)
         floats = output and all(run[output].dtype.kind == "f" for run in self.right.values())
         for keys in (None, output) if alone and floats else (None,):  # all results, else one
-            found = [words for words, made in mutated.items() if self._agree(made, keys)
-                     and (output is None or not self._agree(made, output, self.right))]
+            found = [words for words, made in mutated.items() if self._agree(made.get, keys)
+                     and (output is None or not self._agree(made.get, output, self.right))
+                     and (keys is None or self._all_wrong(made))]
             if len(found) == 1:
                 return found[0]
         return None
 
+    def _all_wrong(self, made):
+        """Whether the student has wrong all that a mistake makes wrong; else its words say too
+        much.
+        """
+        touched = [key for key in self.right[self.cases[0]] if key != "changed"
+                   and not self._agree(made.get, key, self.right)]
+        return not any(self._agree(self.right.get, key) for key in touched)
+
     def _agree(self, made, output, said=None):
         """Whether results are those of a mistake in all cases, in one output or in all (None), with
-        numbers in at least one case. said: by default what the student's functions returned.
+        numbers in at least one case. made: a function of the case. said: by default what the
+        student's functions returned.
         """
         numbers = False
         for name in self.cases:
-            mine, theirs = (said or self.said)[name], made[name]
+            mine, theirs = (said or self.said)[name], made(name)
             if isinstance(mine, str) or isinstance(theirs, str):
                 kinds = [re.match(r"\w*", text)[0] for text in (mine, theirs)
                          if isinstance(text, str)]
@@ -277,7 +340,7 @@ class _Judge:
                     return False
                 continue
             for key in [output] if output else theirs:
-                if key not in mine or not evidence.close(mine[key], theirs[key]):
+                if key not in mine or key not in theirs or not evidence.close(mine[key], theirs[key]):
                     return False
                 numbers = True
         return numbers

@@ -8,6 +8,7 @@ break out, can, since this is no sandbox.
 import copy
 import importlib.util
 import os
+import re
 import sys
 import traceback
 import types
@@ -89,8 +90,8 @@ def load(path):
 
 
 def plays(exercise, seed):
-    """{name: arguments}: the cases, by number, and the first one again, with each of its
-    floating-point arguments halved.
+    """{name: arguments}: the cases, by number; the first one again, with each of its floating-point
+    arguments halved; and at last the first one again, as it was.
     """
     cases = exercise.cases(np.random.default_rng(seed))
     made = {str(i): case for i, case in enumerate(cases)}
@@ -98,6 +99,7 @@ def plays(exercise, seed):
         if np.asarray(value).dtype.kind == "f":
             half = 0.5 * value if isinstance(value, float) else (0.5 * value).astype(value.dtype)
             made[f"half {name}"] = {**cases[0], name: half}
+    made["again"] = cases[0]
     return made
 
 
@@ -128,7 +130,7 @@ def failure(error, file):
         return "not started yet"
     if isinstance(error, Refused):
         return str(error)
-    text = " ".join(str(error).split())[:300]
+    text = re.sub(r"[^ -~\xa0-\uffff]", "?", " ".join(str(error).split()))[:300]
     if isinstance(error, EOFError):
         text = "input() has nobody to ask here: leave it out"
     if isinstance(error, MemoryError):
