@@ -117,7 +117,7 @@ for step in (60, 240, 300):
               f"wrong ones; test accuracy {test:.3f}")
 
 # %% [markdown]
-# Read the three blocks one after the other. The networks stand in the same order in
+# Read the three blocks one after the other. The groups stand in the same order in
 # each, but the differences do not stay. What looks like a limit of memory after 60
 # steps is a *delay*, because the noise slows down all learning. Therefore one number,
 # taken where training happened to stop, says little. We look at the whole path
@@ -189,9 +189,9 @@ print("best test accuracy on the way: "
       + ", ".join(f"{name} {value:.3f}" for name, value in peak.items()))
 
 # %% [markdown]
-# At equal fit groups of 4 have hardly an advantage over the plain network, in memory
-# or on the test set, and seeds differ by more. Stopping early does for every network
-# what the noise seems to do for one.
+# At equal fit groups of 4 have no advantage over the plain network that six seeds would
+# show, in memory or on the test set. Stopping early does for every network what the
+# noise seems to do for one.
 #
 # ## A test of generalisation
 #
