@@ -161,7 +161,7 @@ def train_and_look(settings, lr, look, steps=STEPS, every=EVERY, seeds=3):
 # %%
 seen, accuracy = {}, {}  # of shape (seeds, looks, 3, units), and (seeds, looks / 2)
 for name, (settings, lr) in NETS.items():
-    seeds = 3 if name in (BN, PLAIN, NOISY) else 2  # two will do for the rest
+    seeds = 3 if name in (BN, PLAIN, NOISY, CAREFUL) else 2  # two will do for the rest
     seen[name], accuracy[name] = train_and_look(settings, lr, percentiles, seeds=seeds)
 AT = {step: step // EVERY // 2 - 1 for step in (100, 200, 400)}  # places in accuracy
 DRIFT, RELATIVE, JUMP = "drift", "drift / spread", "jump / spread"
@@ -327,7 +327,8 @@ shift, reached = {}, {}
 for kind, (lr, settings) in KINDS.items():
     look = partial(gradient_shift, lr=lr)
     for name, at in ((BN, ALL), (PLAIN, ())):
-        looked, final = train_and_look(settings | dict(norm_at=at), lr, look, 120, 20, 2)
+        looked, final = train_and_look(settings | dict(norm_at=at), lr, look, steps=120,
+                                       every=20, seeds=2)
         shift[kind, name] = looked[:, :, 0]
         reached[kind, name] = np.median(final[:, -1])
         print(f"{kind}, {name:9}: median shift {np.median(looked[:, :, 0]):.3f}, "
