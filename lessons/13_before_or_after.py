@@ -288,7 +288,7 @@ print(f"folded into the next Dense: {len(model.layers)} layers become {len(layer
 #
 # Between the two places there is no winner for every activation, learning rate and
 # network: our differences have both signs, and so has the published table. With the
-# sigmoid at the rate 0.3, after is ahead by one to two points in every seed, which is
+# sigmoid at the rate 0.3, after is ahead by one to two points from step 200 on, which is
 # small and real. With ReLU the two are closer than that. Either place brings most of
 # what BatchNorm brings.
 #
