@@ -21,7 +21,7 @@ import numpy as np
 from minidl import Activation, BatchNorm, Dense, Sequential, experiments, optim
 from minidl import initializers, plotting
 from minidl.data import split
-from minidl.lessonkit import Lesson, written
+from minidl.lessonkit import Lesson
 
 lesson = Lesson("13_before_or_after")
 data = lesson.load_data()
@@ -69,37 +69,45 @@ def builders(activation, places=(BEFORE, NONE, AFTER)):
 # %% [markdown]
 # ## Predict
 #
-# For ReLU and for sigmoid: which of the three is ahead after 50 steps, which after 400,
+# For ReLU and for sigmoid: which of the three is ahead after 50 steps, which after 300,
 # and by how much?
 #
 # ## Run
 
 # %%
-LOOKS = [0, 10, 25, 50, 75, 100, 150, 200, 250, 300, 350, 400]
+LOOKS, LATE = [0, 10, 25, 50, 75, 100, 150], [200, 225, 250, 275, 300]
 results = {activation: experiments.compare(
-    builders(activation), data, lr=0.3, steps=400, batch_size=64, seeds=lesson.seeds(4),
-    eval_steps=LOOKS) for activation in INITIALIZERS}
+    builders(activation), data, lr=0.3, steps=300, batch_size=64, seeds=lesson.seeds(4),
+    eval_steps=LOOKS + LATE) for activation in INITIALIZERS}
 for activation, result in results.items():
     print(f"\n{activation}, learning rate 0.3, median of 4 seeds")
-    print(result.table(0.85, at=(50, 100, 200, 400)))
+    print(result.table(0.85, at=(50, 100, 200, 300)))
 
 
-def after_minus_before(result, step):
-    """The difference in test accuracy, seed by seed; a run that diverged guesses."""
-    return experiments.paired_difference(
-        *(np.nan_to_num(result.accuracy_at(place, step), nan=0.1)
-          for place in (AFTER, BEFORE)))
+def after_minus_before(result):
+    """The difference in test accuracy, seed by seed; a run that diverged guesses.
+
+    The mean of five looks, since at this rate the accuracy jumps from look to look.
+    """
+    return experiments.paired_difference(*(np.mean(
+        [np.nan_to_num(result.accuracy_at(place, step), nan=0.1) for step in LATE],
+        axis=0) for place in (AFTER, BEFORE)))
 
 
-lead = {name: after_minus_before(result, 400) for name, result in results.items()}
+lead = {name: after_minus_before(result) for name, result in results.items()}
 for activation, difference in lead.items():
-    print(f"{activation}, step 400: after - before {difference}")
+    print(f"{activation}, steps 200 to 300: after - before {difference}")
 
 # %%
-points = {name: written(100 * value.mean, sign=True) for name, value in lead.items()}
+def in_points(difference):
+    """0.0157 as +1.6: no more digits than the error allows, and no minus before 0."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+points = {name: in_points(value.mean) for name, value in lead.items()}
 fig, axes = plotting.figure(1, 2, sharey=True, size=(13, 6),
                             title="After minus before, "
-                            f"at step 400: {points['relu']} points (ReLU), "
+                            f"steps 200 to 300: {points['relu']} points (ReLU), "
                             f"{points['sigmoid']} (sigmoid)")
 for ax, (activation, result) in zip(axes, results.items()):
     plotting.compare(result, ax=ax)
@@ -127,12 +135,11 @@ for activation, initializer in CARE.items():
               for lr in GRID]
     lr = experiments.best(GRID, np.nan_to_num(scores, nan=0.1), f"plain, {activation}")
     careful[activation] = experiments.compare(
-        {NONE: build}, data, lr=lr, steps=400, batch_size=64, seeds=lesson.seeds(4),
-        eval_steps=[50, 100, 400])
-    means = [careful[activation].accuracy_at(NONE, step).mean()
-             for step in (50, 100, 400)]
+        {NONE: build}, data, lr=lr, steps=100, batch_size=64, seeds=lesson.seeds(4),
+        eval_steps=[50, 100])
+    means = [careful[activation].accuracy_at(NONE, step).mean() for step in (50, 100)]
     print(f"{activation}, plain with care (rate {lr:g}): mean accuracy at step 50, "
-          "100, 400: " + ", ".join(f"{value:.3f}" for value in means))
+          "100: " + ", ".join(f"{value:.3f}" for value in means))
 
 # %% [markdown]
 # For the sigmoid care recovers most of the distance. For ReLU the rate was the plain
@@ -198,18 +205,18 @@ for activation in INITIALIZERS:
     rows = []
     for lr in RATES:
         result = results[activation] if lr == 0.3 else experiments.compare(
-            builders(activation, (BEFORE, AFTER)), data, lr=lr, steps=200,
-            batch_size=64, seeds=lesson.seeds(3), eval_steps=[200])
-        before, after = (result.accuracy_at(place, 200)[:3]
+            builders(activation, (BEFORE, AFTER)), data, lr=lr, steps=100,
+            batch_size=64, seeds=lesson.seeds(3), eval_steps=[100])
+        before, after = (result.accuracy_at(place, 100)[:3]
                          for place in (BEFORE, AFTER))
         rows.append(after - before)
-        print(f"{activation:7}, rate {lr:4}, step 200: {before.mean():.3f} before, "
+        print(f"{activation:7}, rate {lr:4}, step 100: {before.mean():.3f} before, "
               f"{after.mean():.3f} after (nan: a run diverged)")
     ahead[activation] = 100 * np.array(rows)
 
 # %%
 def listed(rows):
-    return ", ".join("diverged" if np.isnan(row).any() else written(row.mean(), 2, True)
+    return ", ".join("diverged" if np.isnan(row).any() else in_points(row.mean() / 100)
                      for row in rows)
 
 
@@ -227,7 +234,7 @@ for ax, (activation, rows) in zip(axes, ahead.items()):
     ax.axhline(0, color="0.3", linewidth=1.5)
     ax.set(xlabel="learning rate", xticks=range(3), xlim=(-0.5, 2.5), title=activation,
            xticklabels=RATES)
-axes[0].set_ylabel("test accuracy at step 200, after\n"
+axes[0].set_ylabel("test accuracy at step 100, after\n"
                    "minus before, in points (three seeds)")
 lesson.show(fig, "by_rate")
 
@@ -281,8 +288,8 @@ print(f"folded into the next Dense: {len(model.layers)} layers become {len(layer
 #
 # Neither place wins for every activation, learning rate and network: our differences
 # have both signs, and so has the published table. With the sigmoid at the rate 0.3,
-# after is ahead by one to two points in every seed, which is small and real. With ReLU
-# the two are closer than that. Either place brings most of what BatchNorm brings.
+# after is ahead by one to two points from step 200 on, which is small and real. With
+# ReLU the two are closer than that. Either place brings most of what BatchNorm brings.
 #
 # The distributions show what is traded. With BatchNorm before, each *activation* gets
 # inputs on its scale: about half of the ReLUs are active for each image, and a
@@ -306,10 +313,10 @@ for activation in INITIALIZERS:
     largest = np.abs(arrived[activation, AFTER].mean(axis=0)).max()
     lesson.check(f"{activation}, after: largest |mean| of the next layer's inputs",
                  largest, at_most=0.001)
-lesson.check("sigmoid: accuracy at step 400, after - before", lead["sigmoid"].mean,
-             at_least=0.004)
-lesson.check("relu: accuracy at step 400, size of after - before",
-             abs(lead["relu"].mean), at_most=0.016, claim=False)
+lesson.check("sigmoid: accuracy at steps 200 to 300, after - before",
+             lead["sigmoid"].mean, at_least=0.005)
+lesson.check("relu: accuracy at steps 200 to 300, size of after - before",
+             abs(lead["relu"].mean), at_most=0.012, claim=False)
 lesson.check("after, folded into the next Dense: relative difference of the outputs",
              folded, at_most=1e-4, claim=False)
 lesson.finish()

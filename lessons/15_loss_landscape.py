@@ -90,14 +90,16 @@ def walk(model, xb, yb):
 def train_and_walk(build, lr, batch_size, steps=100, every=10, seeds=3):
     """Walk before each `every` steps of training: ranges, cosines, and the accuracy."""
     results = []
+    x_test, y_test = data[1]
     for seed in lesson.seeds(seeds):
         model, rng, walks = build(seed).build(784), np.random.default_rng(seed), []
         for _ in range(0, steps, every):
             chosen = rng.choice(len(data[0][0]), batch_size, replace=False)
             walks.append(walk(model, *(part[chosen] for part in data[0])))
-            run = experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=every,
-                                  batch_size=batch_size, eval_steps=[every])
-        results.append((*zip(*walks), run.accuracy[0]))
+            experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=every,
+                            batch_size=batch_size)
+        right = model.predict(x_test).argmax(axis=1) == y_test
+        results.append((*zip(*walks), right.mean()))
     return tuple(np.array(part) for part in zip(*results))  # (seeds, walks, sizes)
 
 
@@ -127,7 +129,7 @@ for lr in RATES:
 
 # %%
 def listed(size):
-    return ", ".join(written(ratio[lr][size]) for lr in RATES)
+    return ", ".join(written(ratio[lr][size], 1) for lr in RATES)
 
 
 fig, axes = plotting.figure(1, 3, size=(16, 6.5), sharex=True, sharey=True,
@@ -169,6 +171,7 @@ for number, name in enumerate((BN, PLAIN)):
     plotting.band(SIZES, cosine[name], name, number, ax)
 ax.axhline(0, color="0.4", linewidth=1.5)
 ax.axvline(0.1, color="0.4", linestyle=":", linewidth=2)
+ax.text(0.1, -0.95, " one step of training", color="0.3", fontsize=14)
 ax.set(xlabel="step size along the gradient (trained at 0.1)", xscale="log",
        ylim=(-1, 1), ylabel="cosine of the old gradient\nand the new", xticks=SIZES,
        xticklabels=[f"{size:g}" for size in SIZES])
@@ -190,7 +193,7 @@ lesson.show(fig, "cosine")
 # $g \cdot v$ with respect to the weights $w$:
 # $H v = \frac{\partial (g \cdot v)}{\partial w}$. minidl can differentiate a gradient
 # again (`create_graph=True`) if the network is made of primitive ops:
-# `BatchNorm(fused=False)` and `F.cross_entropy_composed`. Twenty such products are
+# `BatchNorm(fused=False)` and `F.cross_entropy_composed`. Fifteen such products are
 # enough for the largest eigenvalue $\lambda_{max}$, the curvature in the most curved
 # direction (Lanczos' method).
 #
@@ -200,7 +203,7 @@ lesson.show(fig, "cosine")
 
 
 # %%
-def largest_eigenvalue(model, x, y, directions=20):
+def largest_eigenvalue(model, x, y, directions=15):
     """Of the Hessian of the loss on x, y, in training mode, by Lanczos' method."""
     model = copy.deepcopy(model).train()
     parameters = model.parameters()

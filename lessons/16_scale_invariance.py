@@ -210,13 +210,16 @@ for rate, values in middle.items():
 # %%
 fig, ax = plotting.figure(size=(11.5, 6.5), title="The medians of four runs' effective "
                           f"rates: {before:.0f} times apart\nat first, {after:.1f} "
-                          "times after 200 steps (band: 64 units)")
+                          "times after 200 steps (band: half of 64 units)")
 for i, (rate, values) in enumerate(effective.items()):
-    plotting.band(np.arange(1, 201), values.T, f"rate {rate:g}", i, ax)
+    quarters = np.percentile(values, [25, 50, 75], axis=1)
+    plotting.band(np.arange(1, 201), quarters, f"rate {rate:g}", i, ax)
+    ax.annotate(f"rate {rate:g}", (1, quarters[1, 0]), (-8, -5), ha="right",
+                textcoords="offset points", color=plotting.LOOKS[i][0], fontsize=15)
 ax.set(xlabel="training step", ylabel="effective rate of a unit,\nrate / |w|²",
-       xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"))
+       xscale="log", yscale="log", xticks=(1, 10, 100), xticklabels=("1", "10", "100"),
+       xlim=(0.6, 230))
 ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
-plotting.legend(ax)
 lesson.show(fig, "self_correction")
 
 # %% [markdown]

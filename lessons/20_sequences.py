@@ -199,7 +199,7 @@ print(f"the shared BatchNorm has {np.median(np.sqrt(shared.running_var)):.2f} fo
 # %%
 fig, (left, right) = plotting.figure(
     1, 2, size=(14, 6), title=f"At step 1 a unit's spread is {typical[0]:.2f}, at step "
-    f"14 {typical[13]:.1f}: no single number fits both")
+    f"14 it is {typical[13]:.1f}: no single number fits both")
 for panel, what, name in ((left, 0, "mean"), (right, 1, "standard deviation")):
     values = found[:, what].T
     panel.plot(np.arange(1, STEPS + 1), values.T, color="0.6", linewidth=1)
@@ -252,7 +252,7 @@ for kind, each in models.items():
 # before each digit, and use the statistics of the last step from then on.
 
 # %%
-blank = (0, 1, 2, 4, 8)
+blank = (0, 1, 4)
 background = test[0].min()
 longer = {kind: [] for kind in models}
 for kind, each in models.items():

@@ -10,11 +10,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, LayerNorm, Sequential, Tensor, data
+from minidl import Activation, BatchNorm, Dense, LayerNorm, Sequential, Tensor
 from minidl import experiments, optim
+from minidl.lessonkit import Lesson
 
-digits = data.load("digits")
-x_train, y_train = digits[0]
+lesson = Lesson("12_solutions")
+data = lesson.load_data()
+x_train, y_train = data[0]
 
 
 def network(norm, seed=0):
@@ -25,11 +27,13 @@ def network(norm, seed=0):
         layers.append(Activation("relu"))
     return Sequential([*layers, Dense(10, kernel_initializer="he_normal")], seed=seed)
 
+
 # %%
-def accuracy(norm, size, lr, steps, seeds=(0, 1, 2)):
-    return np.mean([experiments.run(network(norm, seed), digits, steps=steps,
+def accuracy(norm, size, lr, steps, seeds=3):
+    return np.mean([experiments.run(network(norm, seed), data, steps=steps,
                                     optimizer=optim.SGD(lr=lr), batch_size=size,
-                                    eval_steps=[steps]).accuracy[0] for seed in seeds])
+                                    eval_steps=[steps]).accuracy[0]
+                    for seed in lesson.seeds(seeds)])
 
 
 # %% [markdown]
@@ -46,6 +50,8 @@ def accuracy(norm, size, lr, steps, seeds=(0, 1, 2)):
 batch = np.array([[3.0], [0.0], [0.0], [0.0]])
 x_hat = (batch - batch.mean()) / batch.std()
 print("1:", x_hat.ravel(), "bound", np.sqrt(3))
+lesson.check("1: a batch of 4, largest |x_hat| - bound, size",
+             abs(np.abs(x_hat).max() - np.sqrt(3)), at_most=1e-9, claim=False)
 
 # %% [markdown]
 # ## 2. Easy: the same number of steps
@@ -60,6 +66,8 @@ for size, rates in ((64, (1.0, 0.1)), (256, (1.0, 0.3))):
     with_bn, without = (accuracy(norm, size, lr, 150)
                         for norm, lr in zip((BatchNorm, None), rates))
     print(f"2: batches of {size}, 150 steps: {with_bn:.3f} with, {without:.3f} without")
+lesson.check("2: batches of 256, 150 steps: gain left, size", abs(with_bn - without),
+             at_most=0.05, claim=False)
 
 # %% [markdown]
 # ## 3. Medium: backward in a batch of two
@@ -77,6 +85,8 @@ x = Tensor(x, requires_grad=True)
 (layer(x) * np.array([[1.0], [-2.0]], np.float32)).sum().backward()
 print("3: gradient of the inputs, differences 1, 0.1 and 0.001:")
 print(x.grad)
+lesson.check("3: |gradient|, inputs that differ by 0.001 / by 1",
+             np.abs(x.grad[0, 2] / x.grad[0, 0]), at_least=1000)
 
 # %% [markdown]
 # ## 4. Medium: ghost batches of two
@@ -86,10 +96,12 @@ print(x.grad)
 # for. It is the statistics.
 
 # %%
-ghost = accuracy(lambda: BatchNorm(ghost_batch_size=2), 64, 0.1, 156, seeds=(0, 1))
-whole = accuracy(BatchNorm, 64, 0.1, 156, seeds=(0, 1))
+ghost = accuracy(lambda: BatchNorm(ghost_batch_size=2), 64, 0.1, 156, seeds=2)
+whole = accuracy(BatchNorm, 64, 0.1, 156, seeds=2)
 print(f"4: batches of 64, rate 0.1: {ghost:.3f} in ghost batches of 2, "
       f"{whole:.3f} whole")
+lesson.check("4: batches of 64: accuracy whole - in ghost batches of 2", whole - ghost,
+             at_least=0.15)
 
 # %% [markdown]
 # ## 5. Research: LayerNorm
@@ -101,6 +113,10 @@ print(f"4: batches of 64, rate 0.1: {ghost:.3f} in ghost batches of 2, "
 # chosen.)
 
 # %%
+values = {}
 for size, lr in ((2, 0.01), (4, 0.03), (16, 0.1), (64, 0.3), (256, 0.3)):
-    value = accuracy(LayerNorm, size, lr, min(400, len(x_train) // size))
-    print(f"5: batches of {size:3}: LayerNorm {value:.3f}")
+    values[size] = accuracy(LayerNorm, size, lr, min(400, len(x_train) // size))
+    print(f"5: batches of {size:3}: LayerNorm {values[size]:.3f}")
+lesson.check("5: LayerNorm in batches of 2: accuracy", values[2], at_least=0.65,
+             claim=False)
+lesson.finish()

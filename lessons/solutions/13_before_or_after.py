@@ -10,10 +10,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, optim
-from minidl import no_grad, record
+from minidl import Activation, BatchNorm, Dense, Sequential, experiments, no_grad
+from minidl import optim, record
+from minidl.lessonkit import Lesson
 
-digits = data.load("digits")
+lesson = Lesson("13_solutions")
+data = lesson.load_data()
 BEFORE, AFTER, BOTH = "before", "after", "both"
 
 
@@ -27,12 +29,13 @@ def network(seed, place, activation="relu", use_bias=True, first=False):
         layers += [BatchNorm()] if place in (AFTER, BOTH) else []
     return Sequential([*layers, Dense(10)], seed=seed)
 
+
 # %%
-def accuracy(place, steps=400, seeds=(0, 1, 2), lr=0.3, **settings):
-    return np.mean([experiments.run(network(seed, place, **settings), digits,
+def accuracy(place, steps=400, lr=0.3, **settings):
+    return np.mean([experiments.run(network(seed, place, **settings), data,
                                     optimizer=optim.SGD(lr=lr), steps=steps,
                                     batch_size=64, eval_steps=[steps]).accuracy[0]
-                    for seed in seeds])
+                    for seed in lesson.seeds(3)])
 
 
 # %% [markdown]
@@ -45,9 +48,13 @@ def accuracy(place, steps=400, seeds=(0, 1, 2), lr=0.3, **settings):
 
 # %%
 for activation in ("relu", "sigmoid"):
+    reached = {place: accuracy(place, activation=activation)
+               for place in (BEFORE, AFTER, BOTH)}
     print(f"1: {activation}, step 400: "
-          + ", ".join(f"{place} {accuracy(place, activation=activation):.3f}"
-                      for place in (BEFORE, AFTER, BOTH)))
+          + ", ".join(f"{place} {value:.3f}" for place, value in reached.items()))
+    lesson.check(f"1: {activation}: accuracy in both places - in the better one",
+                 reached[BOTH] - max(reached[BEFORE], reached[AFTER]), at_most=0.01,
+                 claim=False)
 
 # %% [markdown]
 # ## 2. Easy: BatchNorm on the pixels
@@ -58,10 +65,12 @@ for activation in ("relu", "sigmoid"):
 # 100 is 0.927, against 0.935 without.
 
 # %%
-always_zero = np.sum(np.ptp(digits[0][0], axis=0) == 0)
+always_zero = np.sum(np.ptp(data[0][0], axis=0) == 0)
 plain, first = (accuracy(BEFORE, 100, first=first) for first in (False, True))
 print(f"2: {always_zero} pixels are always 0; step 100: {first:.3f} with BatchNorm on "
       f"the pixels, {plain:.3f} without")
+lesson.check("2: step 100: accuracy gained by BatchNorm on the pixels", first - plain,
+             at_most=0.01, claim=False)
 
 # %% [markdown]
 # ## 3. Medium: without biases
@@ -70,12 +79,17 @@ print(f"2: {always_zero} pixels are always 0; step 100: {first:.3f} with BatchNo
 # BatchNorm subtracts the bias again. "After" notices, if only a little: 2e-3.
 
 # %%
+apart = {}
 for place in (BEFORE, AFTER):
-    losses = [experiments.run(network(0, place, "sigmoid", use_bias), digits, steps=100,
-                              optimizer=optim.SGD(lr=0.3), batch_size=64).losses
-              for use_bias in (True, False)]
+    losses = [experiments.run(network(lesson.seed, place, "sigmoid", use_bias), data,
+                              steps=100, optimizer=optim.SGD(lr=0.3),
+                              batch_size=64).losses for use_bias in (True, False)]
+    apart[place] = np.abs(losses[0] - losses[1]).max()
     print(f"3: sigmoid, {place}: with and without biases the losses differ by at most "
-          f"{np.abs(losses[0] - losses[1]).max():.0e}")
+          f"{apart[place]:.0e}")
+lesson.check("3: before: losses with and without biases", apart[BEFORE], at_most=1e-5)
+lesson.check("3: after: losses with and without biases", apart[AFTER], at_least=1e-4,
+             claim=False)
 
 # %% [markdown]
 # ## 4. Medium: Leaky ReLU and tanh
@@ -101,14 +115,17 @@ for activation in ("leaky_relu", "tanh"):
 # outputs (0.2).
 
 # %%
-model = network(0, AFTER, "sigmoid")
+model = network(lesson.seed, AFTER, "sigmoid")
 with record(model, every=1) as log:
-    run = experiments.run(model, digits, optimizer=optim.SGD(lr=3.0), steps=60,
+    run = experiments.run(model, data, optimizer=optim.SGD(lr=3.0), steps=60,
                           batch_size=64)
 print(f"5: the loss is no longer finite at step {run.diverged_at}; norm of the kernels")
 for name in ("dense.kernel", "dense_1.kernel", "dense_2.kernel", "dense_3.kernel"):
     print(f"   {name:14}: "
           + ", ".join(f"{log[name, 'norm'][step]:.1e}" for step in (0, 5, 10, 20, -1)))
+lesson.check("5: norm of the output kernel / of the first, at the end",
+             log["dense_3.kernel", "norm"][-1] / log["dense.kernel", "norm"][-1],
+             at_least=1e3)
 
 # %% [markdown]
 # ## 6. Research: skewness in the course of training
@@ -125,15 +142,18 @@ def skewness(x):
     return np.median(np.abs((x ** 3).mean(axis=0)) / variance ** 1.5)
 
 
-model, done = network(0, None), 0
+model, done = network(lesson.seed, None), 0
 for step in (0, 100, 400):
     if step:
-        experiments.run(model, digits, optimizer=optim.SGD(lr=0.1), steps=step - done,
+        experiments.run(model, data, optimizer=optim.SGD(lr=0.1), steps=step - done,
                         batch_size=64)
-    done, x, rows = step, digits[1][0], []
+    done, x, rows = step, data[1][0], []
     with no_grad():
         for layer in model.build(784).layers[:-1]:
             x = layer(x)
-            rows.append(f"{skewness(x.numpy()):.2f}")
+            rows.append(skewness(x.numpy()))
     print(f"6: step {step}: median |skewness| of Dense and ReLU in turn: "
-          + ", ".join(rows))
+          + ", ".join(f"{value:.2f}" for value in rows))
+lesson.check("6: step 400: median |skewness|, most of a Dense layer / least of a ReLU",
+             max(rows[::2]) / min(rows[1::2]), at_most=0.7, claim=False)
+lesson.finish()

@@ -12,11 +12,14 @@ import copy
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Module, Sequential, data, experiments
+from minidl import Activation, BatchNorm, Dense, Module, Sequential, experiments
 from minidl import initializers, no_grad, optim
+from minidl.lessonkit import Lesson
 
-digits = data.load("digits")
-probe = digits[1][0][:300]
+lesson = Lesson("14_solutions")
+data = lesson.load_data()
+probe = data[1][0][:300]
+
 
 # %%
 class Noise(Module):
@@ -34,6 +37,7 @@ class Noise(Module):
             m, v = (a + abs(b) * self.rng.normal(size=shape)
                     for a, b in ((m, v), (v, m)))
         return x * (1 + v).astype(x.dtype) + m.astype(x.dtype)
+
 
 # %%
 def network(seed, norm_at=(), noise=0.0, std=0.1, each=False):
@@ -56,22 +60,25 @@ def entering(model, number):
             x = layer(x)
     return np.percentile(seen[number], [15, 50, 85], axis=0)
 
+
 # %%
-def trial(lr=0.5, steps=200, layer=2, seeds=(0, 1), **settings):
-    """Drift, drift / spread (medians) and accuracy at the end."""
+def trial(name, lr=0.5, steps=200, layer=2, **settings):
+    """Print and return drift, drift / spread (medians) and accuracy at the end."""
     rows = []
-    for seed in seeds:
+    for seed in lesson.seeds(2):
         model, seen = network(seed, **settings).build(784), []
         for _ in range(0, steps, 25):
             seen.append(entering(model, layer))
-            run = experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=25,
+            run = experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=25,
                                   batch_size=60, eval_steps=[25])
         low, middle, high = np.moveaxis(seen, 1, 0)
         drift = middle.std(axis=0)
         rows.append((np.median(drift), np.median(drift / (high - low).mean(axis=0)),
                      run.accuracy[0]))
-    return "drift {:.2f}, over the spread {:.2f}, accuracy {:.3f}".format(
-        *np.mean(rows, axis=0))
+    drift, relative, accuracy = np.mean(rows, axis=0)
+    print(f"{name}: drift {drift:.2f}, over the spread {relative:.2f}, accuracy "
+          f"{accuracy:.3f}")
+    return drift, relative, accuracy
 
 
 ALL = (0, 1, 2)
@@ -85,10 +92,15 @@ ALL = (0, 1, 2)
 # 0.853.
 
 # %%
+found = {}
 for name, settings in {"BatchNorm": dict(norm_at=ALL), "plain": {},
                        "BatchNorm, s = 1": dict(norm_at=ALL, noise=1.0),
                        "last only": dict(norm_at=(2,))}.items():
-    print(f"1: rate 2, step 100, {name}: {trial(2.0, 100, **settings)}")
+    found[name] = trial(f"1: rate 2, step 100, {name}", 2.0, 100, **settings)
+lesson.check("1: rate 2, accuracy with BatchNorm and noise - plain",
+             found["BatchNorm, s = 1"][2] - found["plain"][2], at_least=0.4)
+lesson.check("1: rate 2, drift over the spread, plain / BatchNorm with noise",
+             found["plain"][1] / found["BatchNorm, s = 1"][1], at_least=3)
 
 # %% [markdown]
 # ## 2. Easy: behind the second layer only
@@ -98,7 +110,9 @@ for name, settings in {"BatchNorm": dict(norm_at=ALL), "plain": {},
 # differences between images again.
 
 # %%
-print("2: step 100, second only:", trial(steps=100, norm_at=(1,)))
+second = trial("2: step 100, second only", steps=100, norm_at=(1,))[2]
+lesson.check("2: BatchNorm behind the second layer only: accuracy at step 100", second,
+             at_least=0.6)
 
 # %% [markdown]
 # ## 3. Medium: the layer in the middle
@@ -109,9 +123,14 @@ print("2: step 100, second only:", trial(steps=100, norm_at=(1,)))
 # 0.909.
 
 # %%
+found = {}
 for name, at in (("none", ()), ("last only", (2,)), ("all", ALL)):
-    print(f"3: inputs of the second sigmoid, BatchNorm behind {name}: "
-          f"{trial(layer=1, norm_at=at)}")
+    found[name] = trial(f"3: inputs of the second sigmoid, BatchNorm behind {name}",
+                        layer=1, norm_at=at)
+lesson.check("3: drift over the spread, last only / none",
+             found["last only"][1] / found["none"][1], at_least=0.5, claim=False)
+lesson.check("3: accuracy, last only - none", found["last only"][2] - found["none"][2],
+             at_least=0.3)
 
 # %% [markdown]
 # ## 4. Medium: noise for each image
@@ -122,8 +141,9 @@ for name, at in (("none", ()), ("last only", (2,)), ("all", ALL)):
 
 # %%
 for strength in (0.5, 1.0):
-    print(f"4: noise for each image and unit, s = {strength}: "
-          f"{trial(norm_at=ALL, noise=strength, each=True)}")
+    accuracy = trial(f"4: noise for each image and unit, s = {strength}", norm_at=ALL,
+                     noise=strength, each=True)[2]
+lesson.check("4: noise for each image, s = 1: accuracy", accuracy, at_least=0.5)
 
 # %% [markdown]
 # ## 5. Research: one without the other
@@ -135,5 +155,10 @@ for strength in (0.5, 1.0):
 # because BatchNorm steadies by its definition what comes right behind it.
 
 # %%
-print("5: good weights, rate 1, plain:    ", trial(1.0, std=0.4))
-print("5: good weights, rate 1, BatchNorm:", trial(1.0, std=0.4, norm_at=ALL))
+plain = trial("5: good weights, rate 1, plain", 1.0, std=0.4)
+steady = trial("5: good weights, rate 1, BatchNorm", 1.0, std=0.4, norm_at=ALL)
+lesson.check("5: drift over the spread, plain / BatchNorm", plain[1] / steady[1],
+             at_least=5)
+lesson.check("5: accuracy gained by BatchNorm", steady[2] - plain[2], at_most=0.05,
+             claim=False)
+lesson.finish()

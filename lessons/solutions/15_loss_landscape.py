@@ -12,23 +12,27 @@ import copy
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Sequential, data, experiments, grad
+from minidl import Activation, BatchNorm, Dense, Sequential, experiments, grad
 from minidl import functional as F
 from minidl import initializers, optim
+from minidl.lessonkit import Lesson
 
-digits = data.load("digits")
-x_train, y_train = digits[0]
+lesson = Lesson("15_solutions")
+data = lesson.load_data()
+x_train, y_train = data[0]
 SIZES = (0.05, 0.1, 0.2, 0.4, 0.8)
+
 
 # %%
 def network(batch_norm, depth=5, units=64, activation="relu",
-            initializer="he_normal", fused=True, seed=0):
+            initializer="he_normal", fused=True):
     layers = []
     for _ in range(depth):
         layers.append(Dense(units, kernel_initializer=initializer))
         layers += [BatchNorm(fused=fused)] if batch_norm else []
         layers.append(Activation(activation))
-    return Sequential([*layers, Dense(10, kernel_initializer=initializer)], seed=seed)
+    return Sequential([*layers, Dense(10, kernel_initializer=initializer)],
+                      seed=lesson.seed)
 
 
 def ranges(model, rng):
@@ -45,15 +49,16 @@ def ranges(model, rng):
         losses.append(F.cross_entropy(model(x_train[rows]), y_train[rows]).item())
     return (np.maximum.accumulate(losses) - np.minimum.accumulate(losses))[1:]
 
+
 # %%
 def walks(model, lr, steps=100, skip=0):
-    rng, seen = np.random.default_rng(0), []
+    rng, seen = np.random.default_rng(lesson.seed), []
     if skip:
-        experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=skip,
+        experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=skip,
                         batch_size=64)
     for _ in range(0, steps, 10):
         seen.append(ranges(model.build(784), rng))
-        experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=10,
+        experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=10,
                         batch_size=64)
     return np.median(seen, axis=0)
 
@@ -69,6 +74,8 @@ def walks(model, lr, steps=100, skip=0):
 ratio = walks(network(True), 0.3) / walks(network(False), 0.3)
 print("1: range with / without by step size: "
       + ", ".join(f"{size}: {value:.2f}" for size, value in zip(SIZES, ratio)))
+lesson.check("1: trained at 0.3: range up to a step of 0.8, with / without", ratio[-1],
+             at_most=0.5)
 
 # %% [markdown]
 # ## 2. Easy: the sigmoid network off its plateau
@@ -82,6 +89,8 @@ both = [walks(network(bn, 3, 100, "sigmoid", small), 0.5, skip=300)
         for bn in (True, False)]
 print("2: steps 300 to 400, range up to 0.4: with {:.2f}, without {:.2f}".format(
     *(values[3] for values in both)))
+lesson.check("2: steps 300 to 400, range up to 0.4: with / without",
+             both[0][3] / both[1][3], at_most=1.3, claim=False)
 
 # %% [markdown]
 # ## 3. Medium: population statistics
@@ -111,18 +120,22 @@ def largest_eigenvalue(model, training=True, directions=20, n=256):
     small = basis @ np.array(products).T
     return np.linalg.eigvalsh((small + small.T) / 2)[-1]
 
+
 # %%
 def tanh(batch_norm, steps=50, batch_size=64, lr=0.1, model=None):
     model = model or network(batch_norm, 4, 64, "tanh", "glorot_uniform", fused=False)
-    experiments.run(model, digits, optimizer=optim.SGD(lr=lr), steps=steps,
+    experiments.run(model, data, optimizer=optim.SGD(lr=lr), steps=steps,
                     batch_size=batch_size)
     return model
 
 
 trained = tanh(True)
-print(f"3: largest eigenvalue after 50 steps: {largest_eigenvalue(trained):.1f} in "
-      f"training mode, {largest_eigenvalue(trained, False):.1f} in evaluation, "
-      f"{largest_eigenvalue(tanh(False)):.1f} without BatchNorm")
+batch, population = (largest_eigenvalue(trained, mode) for mode in (True, False))
+print(f"3: largest eigenvalue after 50 steps: {batch:.1f} in training mode, "
+      f"{population:.1f} in evaluation, {largest_eigenvalue(tanh(False)):.1f} without "
+      "BatchNorm")
+lesson.check("3: largest eigenvalue, in evaluation / in training mode",
+             population / batch, at_least=1.5)
 
 # %% [markdown]
 # ## 4. Medium: scaled kernels
@@ -137,11 +150,15 @@ print(f"3: largest eigenvalue after 50 steps: {largest_eigenvalue(trained):.1f} 
 for layer in trained.layers[:-1]:
     if isinstance(layer, Dense):
         layer.kernel.data = layer.kernel.data * np.float32(0.1)
-print(f"4: hidden kernels times 0.1: {largest_eigenvalue(trained):.1f}")
+short = largest_eigenvalue(trained)
+print(f"4: hidden kernels times 0.1: {short:.1f}")
 for layer in trained.layers[:-1]:
     if isinstance(layer, Dense):
         layer.kernel.data = layer.kernel.data * np.float32(100)
-print(f"4: hidden kernels times 10: {largest_eigenvalue(trained):.1f}")
+long = largest_eigenvalue(trained)
+print(f"4: hidden kernels times 10: {long:.1f}")
+lesson.check("4: largest eigenvalue, kernels times 0.1 / times 10", short / long,
+             at_least=50)
 
 # %% [markdown]
 # ## 5. Research: full-batch gradient descent
@@ -152,11 +169,18 @@ print(f"4: hidden kernels times 10: {largest_eigenvalue(trained):.1f}")
 # gets small. With BatchNorm it falls from 9.0 to 2.5 and never comes near.
 
 # %%
-few = [part[:1000] for part in digits[0]], digits[1]
+few, sharpest = ([part[:1000] for part in data[0]], data[1]), {}
 for bn in (True, False):
     model, row = network(bn, 4, 64, "tanh", "glorot_uniform", fused=False), []
     for _ in range(5):
         experiments.run(model, few, optimizer=optim.SGD(lr=0.1), steps=80,
                         batch_size=1000)
-        row.append(f"{largest_eigenvalue(model):.1f}")
-    print(f"5: {'with' if bn else 'without'}, steps 80 to 400: {', '.join(row)}")
+        row.append(largest_eigenvalue(model))
+    sharpest[bn] = max(row)
+    print(f"5: {'with' if bn else 'without'}, steps 80 to 400: "
+          + ", ".join(f"{value:.1f}" for value in row))
+lesson.check("5: largest eigenvalue without BatchNorm / (2 / learning rate)",
+             sharpest[False] / 20, at_least=0.8, claim=False)
+lesson.check("5: largest eigenvalue with BatchNorm / (2 / learning rate)",
+             sharpest[True] / 20, at_most=0.7)
+lesson.finish()

@@ -10,11 +10,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Sequential, data
+from minidl import Activation, BatchNorm, Dense, Sequential
 from minidl import estimate_population_statistics, optim
 from minidl import functional as F
+from minidl.data import batches
+from minidl.lessonkit import Lesson
 
-(x_train, y_train), (x_test, y_test) = data.load("digits")
+lesson = Lesson("16_solutions")
+(x_train, y_train), (x_test, y_test) = lesson.load_data()
 
 
 def network(a=1.0, eps=1e-12):
@@ -23,10 +26,11 @@ def network(a=1.0, eps=1e-12):
         layers.append(Dense(64, use_bias=False, kernel_initializer="he_normal"))
         layers += [BatchNorm(eps=eps), Activation("relu")]
     layers.append(Dense(10, kernel_initializer="he_normal"))
-    model = Sequential(layers, seed=0).build(784).astype(np.float64)
+    model = Sequential(layers, seed=lesson.seed).build(784).astype(np.float64)
     for layer in model.layers[:-1:3]:
         layer.kernel.data *= a
     return model
+
 
 # %%
 def train(model, lr=0.3, steps=100, make=optim.SGD, change=lambda x: x, **settings):
@@ -37,7 +41,7 @@ def train(model, lr=0.3, steps=100, make=optim.SGD, change=lambda x: x, **settin
     optimizers = make(hidden, lr=lr, **settings), optim.SGD(rest, lr=0.3)
     log = []
     stream = (pair for _ in range(9)
-              for pair in data.batches(x_train, y_train, 64, model.shuffle_rng))
+              for pair in batches(x_train, y_train, 64, model.shuffle_rng))
     for _, (x, y) in zip(range(steps), stream):
         loss = F.cross_entropy(model(change(x.astype(np.float64))), y)
         model.zero_grad()
@@ -69,6 +73,8 @@ x_hat = [BatchNorm(eps=1e-12).build(64).astype(np.float64).train()(z).numpy()
          for z in hidden]
 print(f"1: x_hat plus x_hat at a = -3: at most {np.abs(x_hat[0] + x_hat[1]).max():.0e}"
       f"; losses of the runs differ by {apart(once, train(network(-3.0), 2.7)):.2f}")
+lesson.check("1: x_hat plus x_hat at a = -3, largest",
+             np.abs(x_hat[0] + x_hat[1]).max(), at_most=1e-8)
 
 # %% [markdown]
 # ## 2. Easy: the trap: x + 7
@@ -88,10 +94,13 @@ def accuracy():
     return np.mean(outputs.argmax(axis=1) == y_test)
 
 
-late = accuracy()
+late = accuracy()  # with running averages
 estimate_population_statistics(shift, x_train[:4000].astype(np.float64) + 7)
-print(f"2: accuracy on x + 7: {late:.3f} with running averages, {accuracy():.3f} with "
+exact = accuracy()
+print(f"2: accuracy on x + 7: {late:.3f} with running averages, {exact:.3f} with "
       "statistics taken anew")
+lesson.check("2: accuracy with statistics taken anew - with running averages",
+             exact - late, at_least=0.4)
 
 # %% [markdown]
 # ## 3. Medium: weight decay is a growing rate
@@ -109,6 +118,8 @@ growing = train(network(), lr=lambda t: 0.3 * q ** -(2 * t + 1), steps=200)
 print(f"3: losses with decay and with the growing rate differ by at most "
       f"{apart(decayed, growing):.0e}; |W|² {decayed[1, 0]:.0f} goes to "
       f"{decayed[1, -1]:.0f} with decay, to {growing[1, -1]:.0f} with the growing rate")
+lesson.check("3: losses with decay and with the growing rate, largest difference",
+             apart(decayed, growing), at_most=1e-9)
 
 # %% [markdown]
 # ## 4. Medium: Adam
@@ -118,10 +129,14 @@ print(f"3: losses with decay and with the growing rate differ by at most "
 
 # %%
 adam = train(network(), 0.01, make=optim.Adam, eps=1e-30)
+differences = {}
 for factor in (1, 10, 100):
     other = train(network(10.0), 0.01 * factor, make=optim.Adam, eps=1e-30)
+    differences[factor] = apart(adam, other)
     print(f"4: Adam, weights times 10, rate times {factor}: losses differ by at most "
-          f"{apart(adam, other):.0e}")
+          f"{differences[factor]:.0e}")
+lesson.check("4: Adam, weights times 10, rate times 10: difference of the losses",
+             differences[10], at_most=1e-8)
 
 # %% [markdown]
 # ## 5. Medium: momentum
@@ -136,6 +151,8 @@ _, length, g = train(network(), 0.1, momentum=0.9)
 predicted = length[0] + 0.1 ** 2 * (np.cumsum(g) - g)
 print(f"5: momentum 0.9: |W|² grows by {length[-1] - length[0]:.2f}, by Pythagoras "
       f"with the gradients by {predicted[-1] - length[0]:.2f}")
+lesson.check("5: momentum 0.9: growth of |W|² / by Pythagoras with the gradients",
+             (length[-1] - length[0]) / (predicted[-1] - length[0]), at_least=10)
 
 # %% [markdown]
 # ## 6. Research: equilibrium
@@ -152,3 +169,6 @@ for decay in (0.001, 0.01, 0.03):
     rate = 0.3 / length
     print(f"6: decay {decay}: effective rate {rate[0]:.4f} at first, {rate[300]:.4f} "
           f"at step 300, {rate[-1]:.4f} at step 600")
+lesson.check("6: decay 0.03: effective rate, step 600 / step 300 - 1, size",
+             abs(rate[-1] / rate[300] - 1), at_most=0.15)
+lesson.finish()

@@ -13,10 +13,14 @@ from functools import partial
 import numpy as np
 
 from minidl import Activation, BatchNorm, Dense, LayerNorm, Module, Parameter
-from minidl import Sequential, data, experiments, optim
+from minidl import Sequential, experiments, optim
 from minidl import functional as F
+from minidl.data import batches
+from minidl.lessonkit import Lesson
 
-digits = data.load("digits")
+lesson = Lesson("17_solutions")
+data = lesson.load_data()
+
 
 # %%
 class Ablated(Module):
@@ -39,6 +43,7 @@ class Ablated(Module):
 class MeanOnly(Ablated):
     def normalized(self, x, mean, var):
         return x - mean
+
 
 # %%
 class MeanOnlyCut(Ablated):
@@ -63,15 +68,19 @@ def network(seed, norm):
                    Activation("relu")]
     return Sequential([*layers, Dense(10, kernel_initializer="he_normal")], seed=seed)
 
+
 # %%
-def accuracies(norm, rates, steps=120, seeds=(0, 1, 2)):
-    rows = []
+def accuracies(name, norm, rates, steps=120, seeds=3):
+    """Print and return the mean accuracy at each rate."""
+    means = {}
     for lr in rates:
-        runs = [experiments.run(network(seed, norm), digits, optimizer=optim.SGD(lr=lr),
+        runs = [experiments.run(network(seed, norm), data, optimizer=optim.SGD(lr=lr),
                                 steps=steps, batch_size=64, eval_steps=[steps])
-                for seed in seeds]
-        rows.append(np.nan_to_num([run.accuracy[0] for run in runs], nan=0.1).mean())
-    return ", ".join(f"{lr:g}: {value:.3f}" for lr, value in zip(rates, rows))
+                for seed in lesson.seeds(seeds)]
+        means[lr] = np.nan_to_num([run.accuracy[0] for run in runs], nan=0.1).mean()
+    print(f"{name}, accuracy by rate: "
+          + ", ".join(f"{lr:g}: {value:.3f}" for lr, value in means.items()))
+    return means
 
 
 # %% [markdown]
@@ -82,21 +91,26 @@ def accuracies(norm, rates, steps=120, seeds=(0, 1, 2)):
 # unit that is constant in a batch, which would divide by 0.
 
 # %%
-for eps in (1e-5, 0.0):
-    print(f"1: eps {eps:g}, accuracy by rate: "
-          + accuracies(partial(BatchNorm, eps=eps), (0.1, 1.0, 3.0)))
+found = [accuracies(f"1: eps {eps:g}", partial(BatchNorm, eps=eps), (0.1, 1.0, 3.0))
+         for eps in (1e-5, 0.0)]
+lesson.check("1: rates 0.1 and 1: change of accuracy without eps",
+             max(abs(found[0][lr] - found[1][lr]) for lr in (0.1, 1.0)), at_most=0.02,
+             claim=False)
 
 # %% [markdown]
-# ## 2. Easy: four times the steps
+# ## 2. Easy: six times the steps
 #
 # BatchNorm is at 0.945 and 0.959, LayerNorm at 0.945 and 0.954, and the mean alone
 # has come up to 0.925 and 0.949. Their differences were mostly delays. *Mean cut*
 # stays behind (0.828 and 0.804): it has not been slow, it goes nowhere.
 
 # %%
+late = {}
 for name, norm in (("BatchNorm", BatchNorm), ("mean only", MeanOnly),
                    ("mean cut", MeanCut), ("LayerNorm", LayerNorm)):
-    print(f"2: 480 steps, {name}: " + accuracies(norm, (0.03, 0.1), 480, (0,)))
+    late[name] = accuracies(f"2: 480 steps, {name}", norm, (0.03, 0.1), 480, 1)[0.1]
+lesson.check("2: 480 steps, rate 0.1: accuracy, mean only - mean cut",
+             late["mean only"] - late["mean cut"], at_least=0.03, claim=False)
 
 # %% [markdown]
 # ## 3. Medium: mean only, its gradient cut
@@ -105,8 +119,10 @@ for name, norm in (("BatchNorm", BatchNorm), ("mean only", MeanOnly),
 # subtraction helps through its gradient above all.
 
 # %%
-for name, norm in (("mean only", MeanOnly), ("mean only, cut", MeanOnlyCut)):
-    print(f"3: {name}: " + accuracies(norm, (0.03, 0.1, 0.3)))
+whole, cut = (accuracies(f"3: {name}", norm, (0.03, 0.1, 0.3)) for name, norm in
+              (("mean only", MeanOnly), ("mean only, cut", MeanOnlyCut)))
+lesson.check("3: rate 0.1: accuracy of the mean only - the same with its gradient cut",
+             whole[0.1] - cut[0.1], at_least=0.04, claim=False)
 
 # %% [markdown]
 # ## 4. Medium: half the way
@@ -116,7 +132,9 @@ for name, norm in (("mean only", MeanOnly), ("mean only, cut", MeanOnlyCut)):
 # $\sqrt a$. Half of it seems to be enough at these rates.
 
 # %%
-print("4: half the way: " + accuracies(HalfWay, (0.1, 0.3, 1.0, 3.0)))
+half = accuracies("4: half the way", HalfWay, (0.1, 0.3, 1.0, 3.0))
+lesson.check("4: half the way: least accuracy of the rates 0.1 to 1",
+             min(half[lr] for lr in (0.1, 0.3, 1.0)), at_least=0.88, claim=False)
 
 # %% [markdown]
 # ## 5. Medium: take the useless part out of the gradient by hand
@@ -129,9 +147,9 @@ print("4: half the way: " + accuracies(HalfWay, (0.1, 0.3, 1.0, 3.0)))
 
 # %%
 def train(norm, project, lr=0.1, steps=120):
-    model, losses = network(0, norm).build(784).train(), []
+    model, losses = network(lesson.seed, norm).build(784).train(), []
     optimizer = optim.SGD(model.parameters(), lr=lr)
-    stream = data.batches(*digits[0], 64, model.shuffle_rng)
+    stream = batches(*data[0], 64, model.shuffle_rng)
     for _, (x, y) in zip(range(steps), stream):
         model.zero_grad()
         received, out = [], x
@@ -150,10 +168,15 @@ def train(norm, project, lr=0.1, steps=120):
     return np.mean(losses[-20:])
 
 
+loss = {}
 for name, norm, project in (("BatchNorm", BatchNorm, False),
                             ("mean cut", MeanCut, False),
                             ("mean cut, part taken out", MeanCut, True)):
-    print(f"5: {name}: loss {train(norm, project):.3f}")
+    loss[name] = train(norm, project)
+    print(f"5: {name}: loss {loss[name]:.3f}")
+lesson.check("5: loss, mean cut / with the part taken out",
+             loss["mean cut"] / loss["mean cut, part taken out"], at_least=1.3,
+             claim=False)
 
 # %% [markdown]
 # ## 6. Research: LayerNorm and scale
@@ -166,9 +189,9 @@ for name, norm, project in (("BatchNorm", BatchNorm, False),
 # explanation falls.
 
 # %%
-x = digits[0][0][:64]
+x, changed = data[0][0][:64], {}
 for name, norm in (("BatchNorm", BatchNorm), ("LayerNorm", LayerNorm)):
-    model = network(0, norm).build(784).train()
+    model = network(lesson.seed, norm).build(784).train()
     before = model(x).numpy()
     model.layers[0].kernel.data = 10 * model.layers[0].kernel.data
     layer_scaled = model(x).numpy()
@@ -178,3 +201,9 @@ for name, norm in (("BatchNorm", BatchNorm), ("LayerNorm", LayerNorm)):
     print(f"6: {name}: the whole layer times 10 changes the logits by "
           f"{np.abs(layer_scaled - before).max():.0e}, one unit times 10 by "
           f"{np.abs(unit_scaled - before).max():.0e}")
+    changed[name] = np.abs(unit_scaled - before).max()
+lesson.check("6: one unit times 10: change of the logits, BatchNorm",
+             changed["BatchNorm"], at_most=0.01)
+lesson.check("6: one unit times 10: change of the logits, LayerNorm",
+             changed["LayerNorm"], at_least=0.1, claim=False)
+lesson.finish()

@@ -10,10 +10,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from minidl import Activation, BatchNorm, Dense, Dropout, Sequential, data
+from minidl import Activation, BatchNorm, Dense, Dropout, Sequential
 from minidl import estimate_population_statistics, experiments, optim
+from minidl.lessonkit import Lesson
 
-(x_train, y_train), (x_test, y_test) = data.load("digits")
+lesson = Lesson("18_solutions")
+(x_train, y_train), (x_test, y_test) = lesson.load_data()
 
 
 def network(seed, group, dropout=0.0):
@@ -24,6 +26,7 @@ def network(seed, group, dropout=0.0):
         layers.append(Activation("relu"))
         layers += [Dropout(dropout)] if dropout else []
     return Sequential([*layers, Dense(10, kernel_initializer="he_normal")], seed=seed)
+
 
 # %%
 def look(model, x, y, wrong, group):
@@ -37,17 +40,18 @@ def look(model, x, y, wrong, group):
     test = np.mean(model.predict(x_test).argmax(axis=1) == y_test)
     return agrees[~wrong].mean(), agrees[wrong].mean(), test
 
+
 # %%
-def path(group, looks, seed=0, dropout=0.0, shuffle=True, lr=None, after=None):
+def path(group, looks, dropout=0.0, shuffle=True, lr=None, after=None):
     """Right labels, wrong labels, test accuracy at each of looks: (looks, 3)."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(lesson.seed)
     chosen = rng.permutation(len(x_train))[:512]
     x, y, wrong = x_train[chosen], y_train[chosen], np.arange(512) < 102
     y[wrong] = (y[wrong] + rng.integers(1, 10, 102)) % 10
     if not shuffle:
         order = rng.permutation(512)  # so that the wrong ones are not side by side
         x, y, wrong = x[order], y[order], wrong[order]
-    model, done, rows = network(seed, group, dropout), 0, []
+    model, done, rows = network(lesson.seed, group, dropout), 0, []
     if not shuffle:
         model.shuffle_rng = None
     optimizer = optim.SGD(lr=lr or (0.3 if group else 0.1))
@@ -60,7 +64,7 @@ def path(group, looks, seed=0, dropout=0.0, shuffle=True, lr=None, after=None):
             after(model, step)
     return np.array(rows)
 
-# %%
+
 # %% [markdown]
 # ## 1. Easy: half of the wrong labels after 240 steps
 #
@@ -69,9 +73,12 @@ def path(group, looks, seed=0, dropout=0.0, shuffle=True, lr=None, after=None):
 # steeply at the small end.
 
 # %%
+wrong = {}
 for group in (4, 6, 8, 12):
-    wrong = path(group, (240,))[0, 1]
-    print(f"1: groups of {group}: {wrong:.2f} of the wrong labels")
+    wrong[group] = path(group, (240,))[0, 1]
+    print(f"1: groups of {group}: {wrong[group]:.2f} of the wrong labels")
+lesson.check("1: wrong labels memorised, groups of 12 - of 4", wrong[12] - wrong[4],
+             at_least=0.15)
 
 # %% [markdown]
 # ## 2. Easy: where to stop
@@ -82,11 +89,14 @@ for group in (4, 6, 8, 12):
 # the network.
 
 # %%
-LOOKS = (10, 20, 30, 40, 60, 80, 120, 180, 240)
+LOOKS, lost = (10, 20, 30, 40, 60, 80, 120, 180, 240), {}
 for group in (4, 16, 64, 0):
     test = path(group, LOOKS)[:, 2]
     print(f"2: groups of {group} (0: plain): best test accuracy {test.max():.3f} at "
           f"step {LOOKS[test.argmax()]}, {test[-1]:.3f} at step 240")
+    lost[group] = test.max() - test[-1]
+lesson.check("2: whole batches: test accuracy at the best step - at step 240", lost[64],
+             at_least=0.01, claim=False)
 
 # %% [markdown]
 # ## 3. Medium: never shuffled
@@ -97,11 +107,15 @@ for group in (4, 16, 64, 0):
 # companions that a new image does not have.
 
 # %%
+tests = []
 for shuffle in (True, False):
     right, wrong, test = path(4, (120,), shuffle=shuffle)[0]
     print(f"3: groups of 4, {'shuffled' if shuffle else 'always the same batches'}: "
           f"{wrong:.2f} of the wrong labels, {right:.2f} of the right ones, "
           f"test {test:.3f}")
+    tests.append(test)
+lesson.check("3: test accuracy, shuffled - always the same batches",
+             tests[0] - tests[1], at_least=0.02)
 
 # %% [markdown]
 # ## 4. Medium: Dropout
@@ -112,6 +126,7 @@ for shuffle in (True, False):
 # 0.38. The small rate recovers much of it, too.
 
 # %%
+at240 = {}
 for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
                        "plain, rate 0.03": dict(group=0, lr=0.03),
                        "Dropout": dict(group=0, dropout=0.5)}.items():
@@ -121,6 +136,9 @@ for name, settings in {"groups of 4": dict(group=4), "plain": dict(group=0),
     print(f"4: {name}: at step 240 {rows[2, 1]:.2f} of the wrong labels, test "
           f"{rows[2, 2]:.3f}; at 95 % of the right labels {fit[0]:.2f}, {fit[1]:.3f} "
           f"(highest share of right labels {best[-1]:.2f})")
+    at240[name] = rows[2, 1]
+lesson.check("4: step 240: wrong labels memorised, groups of 4 - Dropout",
+             at240["groups of 4"] - at240["Dropout"], at_least=0.15, claim=False)
 
 # %% [markdown]
 # ## 5. Research: population statistics and a decay of gamma
@@ -141,10 +159,14 @@ def decay(rate):
     return after
 
 
-looks = (40, *range(45, 121, 5))
+looks, memorised = (40, *range(45, 121, 5)), {}
 for rate in (0.0, 0.02, 0.05):
     right, wrong, test = path(64, looks, after=decay(rate), lr=0.1)[-1]
     print(f"5: frozen after 40 steps, gamma {rate:.0%} smaller each time: {wrong:.2f} "
           f"of the wrong labels, {right:.2f} of the right ones, test {test:.3f}")
+    memorised[rate] = wrong
+lesson.check("5: wrong labels memorised, without decay - with 5 %",
+             memorised[0.0] - memorised[0.05], at_least=0.1, claim=False)
 print("5: groups of 16 at the same rate: {1:.2f}, {0:.2f}, test {2:.3f}".format(
     *path(16, (120,), lr=0.1)[0]))
+lesson.finish()
