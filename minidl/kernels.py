@@ -1,8 +1,8 @@
 """Kernels, the lines of a compiled program: each calls one NumPy function.
 
-What an op computes comes as text: from its declaration in `tensor.py` or `functional.py`, or from
-KERNELS where there is a faster form. `Writer` cuts such an expression into kernels. It computes
-each of them along the way, on the arrays of one real step: so shapes and dtypes need no rules.
+The formulas of an op come as text: from its declaration in `tensor.py` or `functional.py`, or from
+KERNELS where there is a faster form. `Writer` cuts such an expression into kernels and computes
+each of them on the arrays of one real step, so that shapes and dtypes need no rules.
 """
 
 import ast
@@ -75,12 +75,14 @@ VALUES = [f"v[{i}]" for i in range(4)]
 
 
 class Inexpressible(ValueError):
-    """What the compiler has no words for, in one sentence."""
+    """Raised for what the compiler cannot express, with a sentence that names it."""
 
 
 class Operand(NamedTuple):
-    """What a kernel reads. name: of the result or array, "" of a number. text: as it stands in the
-    program. value: in the traced step.
+    """What a kernel reads: an array, the result of another kernel, or a number.
+
+    name: of the array or result, "" for a number. text: how it appears in the program. value: in
+    the traced step.
     """
 
     name: str
@@ -97,8 +99,8 @@ def number(value):
 class Kernel:
     """One line of a program: name = form, where the operands fill the slots {0}, {1} ...
 
-    out: the array that takes the result; none for one that NumPy makes anew. value: the result in
-    the traced step. scope: the comment above.
+    out: the array that takes the result, "" where NumPy makes a new one. value: the result in the
+    traced step. scope: the comment above.
     """
 
     name: str
@@ -125,8 +127,10 @@ class Kernel:
 
 
 class Writer:
-    """Lowers expressions into `kernels`. dtype: that of the numbers. head: {name: how it is made}
-    of the constant vectors. scope: the comment for what comes next.
+    """Lowers expressions into `kernels`.
+
+    dtype: that of the numbers. head: {name: the text that makes it} of the constant vectors. scope:
+    the comment above the kernels that come next.
     """
 
     def __init__(self, dtype):
@@ -134,9 +138,9 @@ class Writer:
         self.names = set()  # taken
 
     def run(self, code, env, suffix, moved=()):
-        """Lower lines `name = expression`. env: {name: Operand}, which grows by them.
+        """Lower lines `name = expression`. env: {name: Operand}, to which their results are added.
 
-        A name in moved is an array: its old numbers are replaced by the result.
+        A name in moved is an array whose old numbers the result replaces.
         """
         for line in ast.parse(code).body:
             name = line.targets[0].id
@@ -149,7 +153,7 @@ class Writer:
                 env[name] = result
 
     def lower(self, node, env, name="t"):
-        """The Operand of an expression, after the kernels that compute it."""
+        """The Operand of an expression; appends the kernels that compute it."""
         def all_of(*nodes):
             return [self.lower(part, env) for part in nodes]
 
@@ -186,8 +190,9 @@ class Writer:
         raise Inexpressible(f"{self.scope}: the compiler cannot read {ast.unparse(node)!r}")
 
     def emit(self, form, operands, name):
-        """The Operand of form: the result of a new kernel, or text where none is needed, for a view
-        and for numbers.
+        """The Operand of a form; appends a kernel for it if it needs one.
+
+        Views and numbers need none, because their text can stand wherever they are read.
         """
         values, texts = [o.value for o in operands], [o.text for o in operands]
         value = eval(form.format(*VALUES, out=""), {"np": np, "v": values})
@@ -244,12 +249,12 @@ def _slots(node):
 # --- What an op is, in the words of its declaration -----------------------------------------------
 
 def inputs_of(node):
-    """The names that the op of a node has for its inputs."""
+    """The names that the op of a node uses for its inputs."""
     return inspect.unwrap(node.op.forward).__code__.co_varnames[:len(node.inputs)]
 
 
 def environment(node, names, y, **numbers):
-    """{name: Operand} of what the texts of an op may read."""
+    """{name: Operand} of all that the texts of a node's op may read."""
     env = {"labels": Operand("y", "y", y)} | {key: number(value) for key, value in numbers.items()}
     for key, i in zip(inputs_of(node), node.inputs):
         if isinstance(i, tuple) and i != y.shape:  # of an array the graph keeps only the shape
@@ -293,7 +298,7 @@ def _declarations(module):
 
 
 def in_order(*ends):
-    """All nodes that these were made from, in the order of their making."""
+    """These nodes and all that they were made from, in the order in which they were made."""
     nodes, ahead = set(), list(ends)
     while ahead:
         if isinstance(node := ahead.pop(), Node) and node not in nodes:
@@ -305,11 +310,11 @@ def in_order(*ends):
 # --- Names and comments ---------------------------------------------------------------------------
 
 def identifier(part):
-    """The name of a layer, as a part of the names in the program."""
+    """A layer's name, in a form that can be part of a name in the program."""
     name = re.sub(r"\W", "_", part.name, flags=re.ASCII)
     return f"layer_{name}" if name[:1].isdigit() else name
 
 
 def printable(text):
-    """What may stand in a comment: a layer's name, from a file perhaps, must not end the line."""
+    """The text, safe in a comment: a layer's name from a file, say, must not end the line."""
     return re.sub(r'[^ !#-\[\]-~]', "?", text)
