@@ -1,20 +1,21 @@
-"""The formulas of the lessons, in TeX, as MathML, which browsers draw by themselves."""
+"""The TeX formulas of the lessons as MathML, which browsers draw by themselves."""
 
 import re
 from html import escape
 
 LETTERS = dict(
     zip(
-        r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi "
-        r"varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla mathbb{R} "
-        r"mathbb{E} mathcal{N} mathcal{L}".split(),
+        r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho "
+        r"sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell "
+        r"infty partial nabla mathbb{R} mathbb{E} mathcal{N} mathcal{L}".split(),
         "αβγδεεζηθκλμνξπρστφφχψωΓΔΘΛΠΣΦΨΩℓ∞∂∇ℝ𝔼𝒩ℒ",
     )
 )
 OPERATORS = dict(
     zip(
-        r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow leftarrow mapsto "
-        r"in notin subset forall exists pm mp ldots dots cdots mid | { } langle rangle top int % _".split(),
+        r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow "
+        r"leftarrow mapsto in notin subset forall exists pm mp ldots dots cdots mid | { } langle "
+        r"rangle top int % _".split(),
         "⋅×⊙∘≤≤≥≥≪≫≠≠≈∼≡∝→→←↦∈∉⊂∀∃±∓……⋯∣‖{}⟨⟩⊤∫%_",
     )
 ) | {"-": "−", "'": "′", "*": "∗"}
@@ -24,13 +25,14 @@ LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}
 ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~", "dot": "˙", "vec": "→"}
 SPACES = {",": 0.17, ";": 0.28, " ": 0.25, "quad": 1, "qquad": 2}
 TOKEN = re.compile(
-    r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]",
+    r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}"
+    r"|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]",
     re.DOTALL,
 )
 
 
 def mathml(tex, large=False):
-    """The MathML of a formula in TeX, large as on a line of its own.
+    """A formula in TeX as MathML. large: in the size of a formula on a line of its own.
 
     Raises ValueError for what is in none of the tables.
     """

@@ -1,6 +1,6 @@
-"""Lessons are run: on this terminal, or without a display and checked.
+"""Runs lessons: on this terminal, or without a display to check them.
 
-A lesson runs in a process of its own, which is this file as a program: `python -m minidl` has
+A lesson runs in a process of its own, `python -m minidl.course`, because `python -m minidl` has
 loaded NumPy before the lesson can say how many threads it wants.
 """
 
@@ -24,10 +24,11 @@ from .cells import cells
 
 
 class Outcome(NamedTuple):
-    """What came of running a lesson.
+    """The outcome of running a lesson.
 
-    outputs: what each cell printed, up to the last that ran. errors: from stderr. failed: the CHECK
-    lines that failed, or else why it ended early.
+    code: the exit code. verdict: a line with the number of checks and the time. outputs: what each
+    cell printed, up to the last that ran. errors: from stderr. failed: the CHECK lines that failed,
+    or else why the lesson ended early.
     """
 
     code: int
@@ -51,8 +52,7 @@ def launch(mode, path):
 
 
 def check_all(paths, variables=lambda path: {}):
-    """Run lessons without a display, as many at a time as there are cores; print and yield each
-    Outcome in order.
+    """Run lessons without a display, one on each core; print and yield the Outcomes in order.
 
     variables: a function of the path that returns environment variables for that lesson.
     """
@@ -119,7 +119,9 @@ def run(path, mark=""):
 
 
 def new_main(path):
-    """The names of an empty __main__ in the place of this one, as if Python had started the lesson.
+    """The names of a new, empty __main__, as if Python had started the lesson.
+
+    It replaces the __main__ of this process; sys.argv and sys.path change to match.
     """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__, sys.argv = str(path), [str(path)]
@@ -130,9 +132,9 @@ def new_main(path):
 
 
 def execute(code, line, path, namespace, mode="exec"):
-    """Run code that stands at this line of the file; returns the exception, or None.
+    """Run code that stands on this line of the file; returns the exception, or None.
 
-    The exception is shown, but for the end of the script and Ctrl-C. mode: as for `compile`.
+    The exception is printed unless it is SystemExit or KeyboardInterrupt. mode: as for `compile`.
     """
     features = (name for name in __future__.all_feature_names
                 if namespace.get(name) is getattr(__future__, name))
