@@ -41,7 +41,7 @@ from .training import step
 LAYERS = {"Sequential": {"training": True}, "Dense": {}, "Activation": {}, "Flatten": {},
           "BatchNorm": {"training": True, "fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
-UPDATE = "update"  # the comment above it
+UPDATE = "update"  # the comment above the update
 TEXT = '''"""A training step of {title}. Written by minidl's compiler."""
 
 import math
@@ -273,7 +273,7 @@ def reuse_memory(program):
     def alike(a, b):
         return np.shape(a) == np.shape(b) and a.dtype == b.dtype
 
-    def rewritten(name, i):  # whether an array is written anew before anybody else reads it
+    def rewritten(name, i):  # whether an array is overwritten before anything else reads it
         after = [k for k in kernels[i + 1:] if name in k.reads or k.out == name]
         return bool(after) and after[0].out == name and name not in after[0].reads
 

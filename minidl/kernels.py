@@ -17,8 +17,8 @@ import numpy as np
 
 from .tensor import Node, Tensor
 
-# Of an op the forward, which ends with y, and the backward, which sets g_x for each input x; ""
-# where the op's own declaration serves. labels are the batch's y; put(a, places, values) writes.
+# {op: (forward, backward)}: the forward ends with y, the backward sets g_x for each input x; ""
+# where the op's own declaration will do. labels: the batch's y. put(a, places, values) changes a.
 KERNELS = {
     "linear": ("y = x @ kernel + bias",
                "g_x = g @ kernel.T; g_kernel = x.T @ g; g_bias = ones(n) @ g"),
@@ -66,9 +66,9 @@ UFUNCS = {ast.Add: ("np.add", "+"), ast.Sub: ("np.subtract", "-"), ast.Mult: ("n
           ast.Div: ("np.divide", "/"), ast.Pow: ("np.power", "**"), ast.Gt: ("np.greater", ">"),
           ast.Lt: ("np.less", "<"), ast.Eq: ("np.equal", "=="), ast.MatMult: ("np.dot", "@"),
           ast.GtE: ("np.greater_equal", ">="), ast.LtE: ("np.less_equal", "<=")}
-# what the declarations call by minidl's names
+# the functions that the declarations call by minidl's names
 NAMED = {"exp": "np.exp", "log": "np.log", "where": "np.where", "sum": "np.add.reduce"}
-# constant vectors: n ones, n shares of 1, the numbers of n rows, and where rows of so many begin
+# constant vectors: n ones, n times 1/n, the numbers of n rows, and where each flattened row begins
 VECTORS = {"ones": "np.ones({0}, np.{dtype})", "shares": "np.full({0}, 1 / {0}, np.{dtype})",
            "counted": "np.arange({0})", "starts": "np.arange({0}) * {1}"}
 VALUES = [f"v[{i}]" for i in range(4)]
@@ -135,7 +135,7 @@ class Writer:
 
     def __init__(self, dtype):
         self.dtype, self.kernels, self.head, self.scope = dtype, [], {}, ""
-        self.names = set()  # taken
+        self.names = set()  # in use
 
     def run(self, code, env, suffix, moved=()):
         """Lower lines `name = expression`. env: {name: Operand}, to which their results are added.
@@ -145,7 +145,7 @@ class Writer:
         for line in ast.parse(code).body:
             name = line.targets[0].id
             result = self.lower(line.value, env, f"{name}_{suffix}")
-            if not np.ndim(result.value) and result.text != result.name:  # of numbers alone
+            if not np.ndim(result.value) and result.text != result.name:  # from numbers alone
                 result = self.emit("{0}", [result], f"{name}_{suffix}")
             if name in moved:
                 self.kernels[-1].name = self.kernels[-1].out = env[name].name
@@ -203,7 +203,7 @@ class Writer:
         if ".put(" in form:  # changes its first operand
             self.kernels.append(Kernel(texts[0], form, operands, values[0], self.scope, texts[0]))
             return operands[0]
-        # a second y_dense must not be y_dense_2 if dense_2 has a y_dense_2 of its own, too
+        # a second y_dense must not become y_dense_2 if the layer dense_2 already has a y_dense_2
         numbered = (f"{name}_{i}" for i in itertools.count(2))
         name = next(n for n in itertools.chain([name], numbered) if n not in self.names)
         self.names.add(name)
@@ -257,16 +257,16 @@ def environment(node, names, y, **numbers):
     """{name: Operand} of all that the texts of a node's op may read."""
     env = {"labels": Operand("y", "y", y)} | {key: number(value) for key, value in numbers.items()}
     for key, i in zip(inputs_of(node), node.inputs):
-        if isinstance(i, tuple) and i != y.shape:  # of an array the graph keeps only the shape
+        if isinstance(i, tuple) and i != y.shape:  # the graph keeps only an array's shape
             raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
         env[key] = (names[i] if isinstance(i, (Node, Tensor)) else
                     env["labels"] if isinstance(i, tuple) else number(i))
         env[f"{key}_shape"] = number(np.shape(env[key].value))
-    if not node.op.fused:  # of constants, such as an axis, the graph keeps what a VJP reads
+    if not node.op.fused:  # the graph keeps the constants, such as an axis, that a VJP reads
         words = [*inputs_of(node), "y", *node.op.constants]
         for (place, _), value in zip(node.plan.kept, node.saved):
             if place > len(node.inputs):
-                if isinstance(value, np.ndarray):  # made from this batch, and other ones differ
+                if isinstance(value, np.ndarray):  # made from this batch; others differ
                     raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
                 env[words[place]] = number(value)
     return env

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# as jupytext reads it: not "# %%time", which is a magic in a comment
+# as in jupytext, for which "# %%time" is no mark but a magic command in a comment
 MARK = re.compile(r"#[ \t]*%%+(?=\s|\[|$)")
 MARKDOWN = re.compile(r"(?:%|\s)\[(?:markdown|md)\](?:\s|$)")
 
@@ -39,7 +39,7 @@ def lessons(folder=None):
 
 
 def find(name, folder=None):
-    """The file of a lesson, by its number, by a part of its name, or by the path of your own.
+    """The file of a lesson, found by number, by part of its name, or by the path of your own file.
 
     Raises FileNotFoundError for a path without a file, and ValueError unless exactly one lesson
     matches.
@@ -94,7 +94,7 @@ def cells(path):
     marks = [*_marks(text), len(lines) + 1]
     found, prose = [], []
     preamble = "\n".join(lines[:marks[0] - 1])
-    # not just a coding or jupytext's settings
+    # more than an encoding line and jupytext's settings
     if len(marks) == 1 or re.search(r"^\s*[^#\s]", preamble, re.MULTILINE):
         found += _code_cell([], preamble, 1)
     for start, end in zip(marks, marks[1:]):
@@ -151,7 +151,7 @@ def read(path):
         try:
             encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         except SyntaxError as error:
-            content.decode("utf-8")  # if this fails, it is the reason
+            content.decode("utf-8")  # if this fails, its error is the reason
             raise ValueError(f"{path}: Python cannot read its first lines, {error}") from None
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -177,7 +177,7 @@ def _marks(text):
             read_to = token.end[0]
             if token.type == tokenize.COMMENT and token.start[1] == 0 and MARK.match(token.string):
                 marks.append(token.start[0])
-    # the rest is no Python, or a text in quotes does not end
+    # the rest is not Python, or a string literal does not end
     except (tokenize.TokenError, SyntaxError):
         marks += [number for number, line in enumerate(text.split("\n"), 1) if number > read_to
                   and MARK.match(line)]

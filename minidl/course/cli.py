@@ -85,7 +85,7 @@ def main(arguments=None):
         return options.run(options) or 0
     except (OSError, RuntimeError, ValueError) as error:
         unwritten = console.lost(error)
-        if not isinstance(unwritten, BrokenPipeError):  # who pipes into `head` has read enough
+        if not isinstance(unwritten, BrokenPipeError):  # `head` has read enough: no complaint
             print(console.sentence(unwritten) if unwritten else error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

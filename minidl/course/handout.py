@@ -61,8 +61,8 @@ RESULT = "The result. Write down your prediction, then open it"
 def write(folder, names, contents):
     """Write new files into a folder, each whole or not at all.
 
-    contents: the bytes of each, in turn. Raises FileExistsError, before the first of the contents
-    is made, if one of the files exists.
+    contents: the bytes of each, in turn. Raises OSError, before the first of the contents is made,
+    if the folder cannot be written or already has one of the files.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -73,7 +73,7 @@ def write(folder, names, contents):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # now, and not when the contents have been made
+            pass  # fails now rather than after the contents have been made
     except OSError as error:
         raise type(error)(f"nothing written: {folder} cannot be written ({error.strerror}); name a "
                           "folder of yours") from None
@@ -226,7 +226,7 @@ def api_page():
     Each entry has the name, the signature, the explanation, and the file that defines it.
     """
     body = ['<p><a href="index.html">All lessons</a></p>', "<h1>minidl's words</h1>"]
-    face = sys.modules["minidl"]  # which imports this file, and not the other way round
+    face = sys.modules["minidl"]  # not imported, because imports go down only
     for module in (face, face.functional, face.optim, face.schedules, face.initializers, face.data,
                    face.training,
                    face.experiments, face.plotting, face.interop):

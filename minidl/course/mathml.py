@@ -20,7 +20,7 @@ OPERATORS = dict(
     )
 ) | {"-": "−", "'": "′", "*": "∗"}
 FUNCTIONS = "log ln exp sin cos tanh Pr".split()
-# a script goes below, not beside
+# their scripts go below and above, not beside
 LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}
 ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~", "dot": "˙", "vec": "→"}
 SPACES = {",": 0.17, ";": 0.28, " ": 0.25, "quad": 1, "qquad": 2}
@@ -72,7 +72,7 @@ def _atom(tokens):
     if token == "{":
         return _row(tokens, "}")
     if token == r"\frac":
-        # as large as its line: half of that, as in a book, cannot be read on a page
+        # in full size, because the small size usual in books is illegible on a web page
         return f'<mfrac displaystyle="true">{_atom(tokens)}{_atom(tokens)}</mfrac>'
     if token == r"\sqrt":
         return f"<msqrt>{_atom(tokens)}</msqrt>"

@@ -102,7 +102,7 @@ def _atom(tokens):
 
 
 def _grouped(text, signs, longest=1000):
-    """The text, in brackets if it has one of these signs or is long, so that it stays one whole."""
+    """The text, in brackets if it has one of these signs or is long, so that it reads as a unit."""
     whole = text.startswith(("√(", "‖")) and text.find(text[-1]) == len(text) - 1
     reaches = any(sign in text for sign in signs) or len(text) > longest
     return f"({text})" if reaches and not whole else text

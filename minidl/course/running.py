@@ -46,13 +46,13 @@ def launch(mode, path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = child.wait()
-        return 128 - code if code < 0 else code  # ended by a signal: what a shell makes of it
+        return 128 - code if code < 0 else code  # ended by a signal: as a shell reports it
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def check_all(paths, variables=lambda path: {}):
-    """Run lessons without a display, one on each core; print and yield the Outcomes in order.
+    """Run lessons without a display, one per core at a time; print and yield the Outcomes in order.
 
     variables: a function of the path that returns environment variables for that lesson.
     """
@@ -126,7 +126,7 @@ def new_main(path):
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__, sys.argv = str(path), [str(path)]
     if not getattr(sys.flags, "safe_path", False):
-        sys.path.append(sys.path[0])  # last, it may be where minidl is
+        sys.path.append(sys.path[0])  # kept at the end, because minidl may be there
         sys.path[0] = str(Path(path).parent)  # so that the lesson finds files beside it
     return vars(main)
 
@@ -138,7 +138,7 @@ def execute(code, line, path, namespace, mode="exec"):
     """
     features = (name for name in __future__.all_feature_names
                 if namespace.get(name) is getattr(__future__, name))
-    # imported by a cell before
+    # those that an earlier cell imported
     future = sum(getattr(__future__, name).compiler_flag for name in features)
     try:
         exec(compile("\n" * (line - 1) + code, str(path), mode, future, dont_inherit=True),

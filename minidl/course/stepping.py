@@ -50,7 +50,7 @@ class Session:
         try:
             self.place = int(note["cell"])
             self.predictions = {int(at): str(text) for at, text in note["predictions"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError):  # none, or not ours
+        except (AttributeError, KeyError, TypeError, ValueError):  # no notes, or not in our format
             self.place, self.predictions = 0, {}
 
     def talk(self):
@@ -140,7 +140,7 @@ class Session:
         """Run a cell; returns whether it came to its end. If not, it can be run again."""
         cell = self.stops[at]
         for lesson in self.namespace.values():
-            if isinstance(lesson, Lesson):  # its last lines name them, beside the CHECKs
+            if isinstance(lesson, Lesson):  # its last lines show them beside the CHECKs
                 lesson.predictions = [self.predictions[i] for i in sorted(self.predictions)]
         done = self._done(at, execute(cell.code, cell.line, self.path, self.namespace))
         if done and at in self.predictions:

@@ -11,7 +11,7 @@ from .plain import plain
 
 def width():
     """The columns to fill, at most 100: longer lines of prose are hard to read."""
-    # some terminals say 0; Python 3.10 believes them
+    # some terminals report 0 columns, and Python 3.10 believes them
     return min(100, shutil.get_terminal_size().columns or 80)
 
 
@@ -44,7 +44,7 @@ def code(text):
     breaks, start = {}, 0
     for line in text.split("\n"):
         if len(line) > width():
-            aligned = max(0, len(line) - len(line.lstrip()) - 24)  # under a bracket far right
+            aligned = max(0, len(line) - len(line.lstrip()) - 24)  # a bracket far to the right
             breaks |= dict.fromkeys(range(start, start + aligned), "")
             for at in _breaks(line[aligned:], width()):
                 breaks[start + aligned + at] = "\n" + _continued(line)
@@ -58,7 +58,7 @@ def code(text):
 
 
 def paint(kind, text, without=None):
-    """Text in the colour of its kind; without colours `without` if given, else the text itself."""
+    """Text in the colour of its kind; where colours are off, `without`, or else the text itself."""
     colours = (
         sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")

@@ -35,7 +35,7 @@ def html(**config):
                     | config.get("settings", {}),
         "presets": {} if "runs" in config else PRESETS,  # a file has no lesson's exact settings
     }
-    # In a script element "</script>" would end it, wherever it stands.
+    # "</script>" would end the script element, even within a string.
     text = json.dumps(config, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_name("race.html").read_text(encoding="utf-8")
     nonce = os.urandom(12).hex()

@@ -20,11 +20,11 @@ from ..sequential import Sequential
 from ..settings import is_number, is_whole
 
 NAMES = "with BatchNorm", "without BatchNorm"
-POINTS = 100  # of a curve; where there are more, two become one
-FIRST = 5  # steps that both make side by side, until it is known how long one takes
+POINTS = 100  # of a curve at most; beyond that, every two become one
+FIRST = 5  # steps that both take in any case, until the time of one is known
 # test images to measure on, training images for BatchNorm's statistics
 TESTED, ESTIMATED = 500, 300
-BINS = 16  # of a histogram, and for ReLU one more: answers that are 0
+BINS = 16  # of a histogram; ReLU has one more, for answers that are 0
 WEIGHTS = {"normal": initializers.normal(1.0), "xavier": initializers.glorot_normal,
            "he": initializers.he_normal}
 

@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
                 now, before = time.perf_counter(), now
                 if played and self.playing:
                     speed = self.race.settings["speed"]
-                    # A race that is half a second behind goes on slower, and catches up no more.
+                    # A race that falls half a second behind runs slower instead of catching up.
                     owed = min(owed + speed * (now - before), speed / 2 + 1)
                     look = True
                     while owed >= 1 and time.perf_counter() < now + 1 / FRAMES:
@@ -106,7 +106,7 @@ class Server(ThreadingHTTPServer):
             except queue.Empty:
                 return done
             command()
-            done, due = True, 0  # to be drawn at once
+            done, due = True, 0  # so that it is drawn at once
 
     def pause(self):
         """Stop training."""
@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
-    # Head and body written apart would wait for each other in the kernel, 40 ms each time.
+    # Written separately, head and body would wait for each other in the kernel, 40 ms a time.
     wbufsize, disable_nagle_algorithm = -1, True
     timeout = 30
 
