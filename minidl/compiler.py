@@ -1,10 +1,9 @@
-"""A second reader of the graph: it writes a training step as the NumPy program that one would have
-written by hand.
+"""Compiles a training step into the NumPy program that one would have written by hand.
 
-`trace` sends one batch through the engine and goes through the graph that this leaves, forward and
-back; what each op computes is cut into lines of NumPy (`kernels.py`). PASSES rewrite the list of
-lines. `source` returns the program as text, which runs without minidl, once it has taken a step as
-the engine does.
+It is a second reader of the graph: `trace` sends one batch through the engine and walks the graph
+that this leaves, forward and backward; the computation of each op becomes lines of NumPy
+(`kernels.py`). PASSES rewrite the list of lines. `source` returns the program as text, which runs
+without minidl, once a step of it has agreed with the engine's.
 """
 
 import copy
@@ -42,7 +41,7 @@ from .training import step
 LAYERS = {"Sequential": {"training": True}, "Dense": {}, "Activation": {}, "Flatten": {},
           "BatchNorm": {"training": True, "fused": True, "affine": True, "ghost_batch_size": None,
                         "frozen_statistics": False}}
-UPDATE = "update"  # the comment above it
+UPDATE = "update"  # the comment above the update
 TEXT = '''"""A training step of {title}. Written by minidl's compiler."""
 
 import math
@@ -75,8 +74,9 @@ class Program(Writer):
     """A training step: `kernels`, and what they work on.
 
     x, y: the batch of the trace. arrays: {name: (vector, start, shape)}, views of the vectors that
-    the program moves; vectors: {name: length}. outputs: the name of what the model returns.
-    buffers: {name: a result like it}. update: the rule, a line of UPDATES. settings: its numbers.
+    the program moves; vectors: {name: length}. outputs: the name of the array that the model
+    returns. buffers: {name: an array of its shape and dtype}. update: the rule, an entry of
+    UPDATES. settings: the numbers in it.
     """
 
     def __init__(self, parts, x, y, outputs, optimizer):
@@ -92,7 +92,7 @@ class Program(Writer):
         self.settings |= {key: Operand(key, key, 1.0) for key in ("lr", "t")}
 
     def move(self, arrays):
-        """Add the update. arrays: {"p": name, "g": name ...}, those that it works on."""
+        """Add the update. arrays: {"p": name, "g": name ...}, the arrays that it works on."""
         self.scope = UPDATE
         like = {name: np.zeros(shape, self.dtype) for name, (_, _, shape) in self.arrays.items()}
         whole = np.zeros(self.vectors["parameters"], self.dtype)
@@ -134,7 +134,8 @@ class Program(Writer):
 def trace(model, loss, optimizer, x, y, passes):
     """The Program of one step from the batch x, y, as the engine computes it and after the passes.
 
-    The model must be a copy. Raises Inexpressible for what the compiler does not know.
+    The model must be a copy, because it gets hooks and its running statistics move. Raises
+    Inexpressible for what the compiler does not know.
     """
     parts, marks = _parts(model), []  # marks: (the number of its last node, part, its axes)
     for part in parts:
@@ -206,7 +207,7 @@ def _parts(model):
 
 
 def _lay_out(program, parts, optimizer, names):
-    """{Parameter: name}; names and the program's arrays take in what can be read and moved."""
+    """{Parameter: name}; also enters the parameters in names and in the program's arrays."""
     parameters, start = {}, 0
     for part in parts:
         for key in type(part).parameter_names:
@@ -227,7 +228,7 @@ def _lay_out(program, parts, optimizer, names):
 # --- Passes: each rewrites the list of kernels ----------------------------------------------------
 
 def dead_code(program):
-    """Leave out what nobody reads, such as the gradient of the data."""
+    """Remove what is never read, such as the gradient of the data."""
     needed, alive = {"loss", program.outputs}, []
     for kernel in reversed(program.kernels):
         moves = kernel.out in program.arrays or kernel.out in program.vectors
@@ -238,7 +239,7 @@ def dead_code(program):
 
 
 def one_update(program):
-    """One update of one vector of all parameters; plain SGD scales the loss by the rate instead."""
+    """Update all parameters as one vector; for plain SGD the backward pass starts from the rate."""
     program.names -= {kernel.name for kernel in program.kernels if kernel.scope == UPDATE}
     program.kernels = [kernel for kernel in program.kernels if kernel.scope != UPDATE]
     for kernel in program.kernels:
@@ -251,7 +252,7 @@ def one_update(program):
 
 
 def constants(program):
-    """Make the numbers that are known into arrays before the first step, instead of at each."""
+    """Turn known numbers into arrays once, before the first step, instead of at every step."""
     for kernel in program.kernels:
         if kernel.elementwise and np.ndim(kernel.value):
             for i, o in enumerate(kernel.operands):
@@ -264,7 +265,7 @@ def constants(program):
 
 
 def reuse_memory(program):
-    """Let each result take an array that nobody needs any more, instead of a new one."""
+    """Store each result in an array that is no longer needed, instead of in a new one."""
     kernels, homes, free = program.kernels, {"gradients": "gradients"}, []
     last = {name: i for i, kernel in enumerate(kernels) for name in kernel.reads}
     last[program.outputs] = math.inf
@@ -272,7 +273,7 @@ def reuse_memory(program):
     def alike(a, b):
         return np.shape(a) == np.shape(b) and a.dtype == b.dtype
 
-    def rewritten(name, i):  # whether an array is written anew before anybody else reads it
+    def rewritten(name, i):  # whether an array is overwritten before anything else reads it
         after = [k for k in kernels[i + 1:] if name in k.reads or k.out == name]
         return bool(after) and after[0].out == name and name not in after[0].reads
 
@@ -351,9 +352,10 @@ def _batch(model, loss, batch_size, rng):
 def _prove(text, model, loss, optimizer, x, y):
     """Raise Inexpressible unless the program takes the step that the engine takes.
 
-    Loss, outputs and all that moves are compared: in float64, so that rounding hides nothing; as a
-    third step from moments that are not 0, since Adam's first hardly depends on the size of a
-    gradient; at a large rate, at which all of it is seen. The model must be a copy.
+    Compares the loss, the outputs and everything that moves: in float64, so that rounding hides
+    nothing; at a third step, from moments that are not 0, because Adam's first step hardly depends
+    on the size of a gradient; and at a large rate, so that every part of the update shows. The
+    model must be a copy.
     """
     model.astype(np.float64)
     optimizer = copy.copy(optimizer).attach(model.parameters())
@@ -386,13 +388,14 @@ def _prove(text, model, loss, optimizer, x, y):
 
 
 def source(model, loss, optimizer, batch_size, passes=PASSES):
-    """One training step as a NumPy program, as text: readable, and it runs without minidl.
+    """One training step as the text of a NumPy program that is readable and runs without minidl.
 
-    model: a built Sequential. loss: a name or function of `metrics.LOSSES`; y are then class
-    numbers, or floats in the shape of the outputs. passes: as in PASSES; none leaves the program as
-    the engine computes it. The program checks nothing that it is given, and its step returns the
-    loss and the outputs, an array that the next step may overwrite. Raises Inexpressible, a
-    ValueError, for what the compiler does not know, and if one step from noise is not the engine's.
+    model: a built Sequential. loss: a name or function of `metrics.LOSSES`, which decides whether
+    the program's y are class numbers or floats in the shape of the outputs. passes: as in PASSES;
+    with none, the program computes as the engine does. The program does not check its arguments.
+    Its step returns the loss and the outputs, an array that the next step may overwrite. Raises
+    Inexpressible, a ValueError, for what the compiler does not know, and if the program's step on a
+    batch of noise differs from the engine's.
     """
     loss, batch_size = named_loss(loss), check_whole("batch_size", batch_size, 1)
     if getattr(model, "input_shape", None) is None:

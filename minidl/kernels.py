@@ -1,8 +1,8 @@
 """Kernels, the lines of a compiled program: each calls one NumPy function.
 
-What an op computes comes as text: from its declaration in `tensor.py` or `functional.py`, or from
-KERNELS where there is a faster form. `Writer` cuts such an expression into kernels. It computes
-each of them along the way, on the arrays of one real step: so shapes and dtypes need no rules.
+The formulas of an op come as text: from its declaration in `tensor.py` or `functional.py`, or from
+KERNELS where there is a faster form. `Writer` cuts such an expression into kernels and computes
+each of them on the arrays of one real step, so that shapes and dtypes need no rules.
 """
 
 import ast
@@ -17,8 +17,8 @@ import numpy as np
 
 from .tensor import Node, Tensor
 
-# Of an op the forward, which ends with y, and the backward, which sets g_x for each input x; ""
-# where the op's own declaration serves. labels are the batch's y; put(a, places, values) writes.
+# {op: (forward, backward)}: the forward ends with y, the backward sets g_x for each input x; ""
+# where the op's own declaration will do. labels: the batch's y. put(a, places, values) changes a.
 KERNELS = {
     "linear": ("y = x @ kernel + bias",
                "g_x = g @ kernel.T; g_kernel = x.T @ g; g_bias = ones(n) @ g"),
@@ -66,21 +66,23 @@ UFUNCS = {ast.Add: ("np.add", "+"), ast.Sub: ("np.subtract", "-"), ast.Mult: ("n
           ast.Div: ("np.divide", "/"), ast.Pow: ("np.power", "**"), ast.Gt: ("np.greater", ">"),
           ast.Lt: ("np.less", "<"), ast.Eq: ("np.equal", "=="), ast.MatMult: ("np.dot", "@"),
           ast.GtE: ("np.greater_equal", ">="), ast.LtE: ("np.less_equal", "<=")}
-# what the declarations call by minidl's names
+# the functions that the declarations call by minidl's names
 NAMED = {"exp": "np.exp", "log": "np.log", "where": "np.where", "sum": "np.add.reduce"}
-# constant vectors: n ones, n shares of 1, the numbers of n rows, and where rows of so many begin
+# constant vectors: n ones, n times 1/n, the numbers of n rows, and where each flattened row begins
 VECTORS = {"ones": "np.ones({0}, np.{dtype})", "shares": "np.full({0}, 1 / {0}, np.{dtype})",
            "counted": "np.arange({0})", "starts": "np.arange({0}) * {1}"}
 VALUES = [f"v[{i}]" for i in range(4)]
 
 
 class Inexpressible(ValueError):
-    """What the compiler has no words for, in one sentence."""
+    """Raised for what the compiler cannot express, with a sentence that names it."""
 
 
 class Operand(NamedTuple):
-    """What a kernel reads. name: of the result or array, "" of a number. text: as it stands in the
-    program. value: in the traced step.
+    """What a kernel reads: an array, the result of another kernel, or a number.
+
+    name: of the array or result, "" for a number. text: how it appears in the program. value: in
+    the traced step.
     """
 
     name: str
@@ -97,8 +99,8 @@ def number(value):
 class Kernel:
     """One line of a program: name = form, where the operands fill the slots {0}, {1} ...
 
-    out: the array that takes the result; none for one that NumPy makes anew. value: the result in
-    the traced step. scope: the comment above.
+    out: the array that takes the result, "" where NumPy makes a new one. value: the result in the
+    traced step. scope: the comment above.
     """
 
     name: str
@@ -125,23 +127,25 @@ class Kernel:
 
 
 class Writer:
-    """Lowers expressions into `kernels`. dtype: that of the numbers. head: {name: how it is made}
-    of the constant vectors. scope: the comment for what comes next.
+    """Lowers expressions into `kernels`.
+
+    dtype: that of the numbers. head: {name: the text that makes it} of the constant vectors. scope:
+    the comment above the kernels that come next.
     """
 
     def __init__(self, dtype):
         self.dtype, self.kernels, self.head, self.scope = dtype, [], {}, ""
-        self.names = set()  # taken
+        self.names = set()  # in use
 
     def run(self, code, env, suffix, moved=()):
-        """Lower lines `name = expression`. env: {name: Operand}, which grows by them.
+        """Lower lines `name = expression`. env: {name: Operand}, to which their results are added.
 
-        A name in moved is an array: its old numbers are replaced by the result.
+        A name in moved is an array whose old numbers the result replaces.
         """
         for line in ast.parse(code).body:
             name = line.targets[0].id
             result = self.lower(line.value, env, f"{name}_{suffix}")
-            if not np.ndim(result.value) and result.text != result.name:  # of numbers alone
+            if not np.ndim(result.value) and result.text != result.name:  # from numbers alone
                 result = self.emit("{0}", [result], f"{name}_{suffix}")
             if name in moved:
                 self.kernels[-1].name = self.kernels[-1].out = env[name].name
@@ -149,7 +153,7 @@ class Writer:
                 env[name] = result
 
     def lower(self, node, env, name="t"):
-        """The Operand of an expression, after the kernels that compute it."""
+        """The Operand of an expression; appends the kernels that compute it."""
         def all_of(*nodes):
             return [self.lower(part, env) for part in nodes]
 
@@ -186,8 +190,9 @@ class Writer:
         raise Inexpressible(f"{self.scope}: the compiler cannot read {ast.unparse(node)!r}")
 
     def emit(self, form, operands, name):
-        """The Operand of form: the result of a new kernel, or text where none is needed, for a view
-        and for numbers.
+        """The Operand of a form; appends a kernel for it if it needs one.
+
+        Views and numbers need none, because their text can stand wherever they are read.
         """
         values, texts = [o.value for o in operands], [o.text for o in operands]
         value = eval(form.format(*VALUES, out=""), {"np": np, "v": values})
@@ -198,7 +203,7 @@ class Writer:
         if ".put(" in form:  # changes its first operand
             self.kernels.append(Kernel(texts[0], form, operands, values[0], self.scope, texts[0]))
             return operands[0]
-        # a second y_dense must not be y_dense_2 if dense_2 has a y_dense_2 of its own, too
+        # a second y_dense must not become y_dense_2 if the layer dense_2 already has a y_dense_2
         numbered = (f"{name}_{i}" for i in itertools.count(2))
         name = next(n for n in itertools.chain([name], numbered) if n not in self.names)
         self.names.add(name)
@@ -244,24 +249,24 @@ def _slots(node):
 # --- What an op is, in the words of its declaration -----------------------------------------------
 
 def inputs_of(node):
-    """The names that the op of a node has for its inputs."""
+    """The names that the op of a node uses for its inputs."""
     return inspect.unwrap(node.op.forward).__code__.co_varnames[:len(node.inputs)]
 
 
 def environment(node, names, y, **numbers):
-    """{name: Operand} of what the texts of an op may read."""
+    """{name: Operand} of all that the texts of a node's op may read."""
     env = {"labels": Operand("y", "y", y)} | {key: number(value) for key, value in numbers.items()}
     for key, i in zip(inputs_of(node), node.inputs):
-        if isinstance(i, tuple) and i != y.shape:  # of an array the graph keeps only the shape
+        if isinstance(i, tuple) and i != y.shape:  # the graph keeps only an array's shape
             raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
         env[key] = (names[i] if isinstance(i, (Node, Tensor)) else
                     env["labels"] if isinstance(i, tuple) else number(i))
         env[f"{key}_shape"] = number(np.shape(env[key].value))
-    if not node.op.fused:  # of constants, such as an axis, the graph keeps what a VJP reads
+    if not node.op.fused:  # the graph keeps the constants, such as an axis, that a VJP reads
         words = [*inputs_of(node), "y", *node.op.constants]
         for (place, _), value in zip(node.plan.kept, node.saved):
             if place > len(node.inputs):
-                if isinstance(value, np.ndarray):  # made from this batch, and other ones differ
+                if isinstance(value, np.ndarray):  # made from this batch; others differ
                     raise Inexpressible(f"{node.op.name} reads an array that is not in the graph")
                 env[words[place]] = number(value)
     return env
@@ -293,7 +298,7 @@ def _declarations(module):
 
 
 def in_order(*ends):
-    """All nodes that these were made from, in the order of their making."""
+    """These nodes and all that they were made from, in the order in which they were made."""
     nodes, ahead = set(), list(ends)
     while ahead:
         if isinstance(node := ahead.pop(), Node) and node not in nodes:
@@ -305,11 +310,11 @@ def in_order(*ends):
 # --- Names and comments ---------------------------------------------------------------------------
 
 def identifier(part):
-    """The name of a layer, as a part of the names in the program."""
+    """A layer's name, in a form that can be part of a name in the program."""
     name = re.sub(r"\W", "_", part.name, flags=re.ASCII)
     return f"layer_{name}" if name[:1].isdigit() else name
 
 
 def printable(text):
-    """What may stand in a comment: a layer's name, from a file perhaps, must not end the line."""
+    """The text, safe in a comment: a layer's name from a file, say, must not end the line."""
     return re.sub(r'[^ !#-\[\]-~]', "?", text)

@@ -1,6 +1,4 @@
-"""The lessons as a course: find them, step through one in a terminal, run and check them, give them
-away.
-"""
+"""The lessons as a course: find, step through, run and check them, and write them as handouts."""
 
 from .cells import Cell, about, cells, find, lessons, read
 from .exercises import check_exercise

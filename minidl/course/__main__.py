@@ -1,5 +1,7 @@
-"""In a process of its own, a lesson: python -m minidl.course step|run FILE [MARK]; or a student's
-file: python -m minidl.course student EXERCISE FILE SEED OUT.
+"""Runs one lesson, or one student's file, in a process of its own.
+
+python -m minidl.course step|run FILE [MARK]
+python -m minidl.course student EXERCISE FILE SEED OUT
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Lessons as files: where they lie, and the cells of each."""
+"""Lessons as files: where they are, and the cells of each."""
 
 import ast
 import io
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# as jupytext reads it: not "# %%time", which is a magic in a comment
+# as in jupytext, for which "# %%time" is no mark but a magic command in a comment
 MARK = re.compile(r"#[ \t]*%%+(?=\s|\[|$)")
 MARKDOWN = re.compile(r"(?:%|\s)\[(?:markdown|md)\](?:\s|$)")
 
 
 class Cell(NamedTuple):
-    """Prose in Markdown and the code that follows it, either of them perhaps empty; line: where the
-    code begins.
+    """Prose in Markdown and the code that follows it, either of which may be empty.
+
+    line: the line of the file on which the code begins.
     """
 
     prose: str
@@ -24,8 +25,9 @@ class Cell(NamedTuple):
 
 
 def lessons(folder=None):
-    """The files of the lessons in order; in a wheel they lie inside the package. FileNotFoundError
-    if there are none.
+    """The files of the lessons in order; in a wheel they are inside the package.
+
+    Raises FileNotFoundError if there are none.
     """
     folder = folder or next(
         (f for f in (PACKAGE / "lessons", PACKAGE.parent / "lessons") if f.is_dir()), PACKAGE
@@ -37,8 +39,10 @@ def lessons(folder=None):
 
 
 def find(name, folder=None):
-    """The file of a lesson, by its number, by a part of its name, or by the path of one of your
-    own.
+    """The file of a lesson, found by number, by part of its name, or by the path of your own file.
+
+    Raises FileNotFoundError for a path without a file, and ValueError unless exactly one lesson
+    matches.
     """
     if name.lower().endswith(".py") and Path(name).is_file():
         return Path(name).resolve()
@@ -68,7 +72,7 @@ def solution(path):
 def about(path):
     """(number, title, question, running time) of a lesson.
 
-    Raises ValueError that says what its first cell must say.
+    Raises ValueError, with what its first cell must say, if that is missing.
     """
     prose = cells(path)[0].prose
     heading = re.match(r"# (\d+)\. (.+?): (.+)", prose)
@@ -82,15 +86,15 @@ def about(path):
 def cells(path):
     """The cells of a lesson: `# %% [markdown]` begins prose in comments, any other `# %%` code.
 
-    The last has no code.
-    Raises ValueError that names file and line for a text that Python would not read either.
+    The last cell has no code. Raises ValueError, with file and line, for a text that Python could
+    not read either.
     """
     text = read(path)
     lines = text.split("\n")
     marks = [*_marks(text), len(lines) + 1]
     found, prose = [], []
     preamble = "\n".join(lines[:marks[0] - 1])
-    # not just a coding or jupytext's settings
+    # more than an encoding line and jupytext's settings
     if len(marks) == 1 or re.search(r"^\s*[^#\s]", preamble, re.MULTILINE):
         found += _code_cell([], preamble, 1)
     for start, end in zip(marks, marks[1:]):
@@ -111,20 +115,20 @@ def predicts(prose):
 
 
 def heading(prose):
-    """The words of the first heading in it, or nothing."""
+    """The text of the first heading in this prose, or ""."""
     found = re.findall(r"^#+ (.+)", prose, re.MULTILINE)
     return found[0] if found else ""
 
 
 def _code_cell(prose, body, line):
-    """[the Cell with this code, which begins in this line], or [] if there is none."""
+    """[the Cell with this code, which begins on this line], or [] if there is none."""
     code = re.sub(r"^(?:[ \t\f]*\n)+", "", body)
     line += body[:len(body) - len(code)].count("\n")
     return [Cell("\n\n".join(prose), code.rstrip(), line)] if code.strip() else []
 
 
 def _said(body):
-    """(prose, code) of a Markdown cell: comments, or a text in quotes; then code, perhaps."""
+    """(prose, code) of a Markdown cell: comments or a string literal, then perhaps code."""
     if re.match(r"\s*r?(\"{3}|'{3})", body):
         try:
             text = ast.parse(body).body[0]
@@ -147,7 +151,7 @@ def read(path):
         try:
             encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
         except SyntaxError as error:
-            content.decode("utf-8")  # if this fails, it is the reason
+            content.decode("utf-8")  # if this fails, its error is the reason
             raise ValueError(f"{path}: Python cannot read its first lines, {error}") from None
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -166,14 +170,14 @@ def read(path):
 
 
 def _marks(text):
-    """The numbers of the lines that begin a cell: not those within a text in quotes."""
+    """The numbers of the lines that begin a cell, except those inside a string literal."""
     marks, read_to = [], 0
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             read_to = token.end[0]
             if token.type == tokenize.COMMENT and token.start[1] == 0 and MARK.match(token.string):
                 marks.append(token.start[0])
-    # the rest is no Python, or a text in quotes does not end
+    # the rest is not Python, or a string literal does not end
     except (tokenize.TokenError, SyntaxError):
         marks += [number for number, line in enumerate(text.split("\n"), 1) if number > read_to
                   and MARK.match(line)]

@@ -85,7 +85,7 @@ def main(arguments=None):
         return options.run(options) or 0
     except (OSError, RuntimeError, ValueError) as error:
         unwritten = console.lost(error)
-        if not isinstance(unwritten, BrokenPipeError):  # who pipes into `head` has read enough
+        if not isinstance(unwritten, BrokenPipeError):  # `head` has read enough: no complaint
             print(console.sentence(unwritten) if unwritten else error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -138,7 +138,8 @@ def _line(name):
     if found:
         x_train, _, x_test, _ = found.arrays
         own = " of your own" if found.own else ""
-        return f"{name:14} {len(x_train):,} training and {len(x_test):,} test images{own} in {found.path.resolve()}"
+        return (f"{name:14} {len(x_train):,} training and {len(x_test):,} test images{own} in "
+                f"{found.path.resolve()}")
     size, licence = published.SETS[name].megabytes, published.SETS[name].licence
     lines = [f"{name:14} not here; fetch it ({size} MB, licence {licence}): python -m minidl data "
              f"{name}", *unusable]
@@ -258,7 +259,7 @@ def _race(options):
 
 
 def _doctor(options):
-    """One line for each thing that lessons need; returns 1 if one is not as it should be."""
+    """Print one line for each thing that lessons need; returns whether any needs attention."""
     ill = 0
     if console.in_browser():
         print("browser    in the browser: 20 times slower, no processes (no `lesson`, no "
@@ -297,7 +298,8 @@ def _blas():
     found = (f"{blas.get('name', 'unknown')} {blas.get('version', '')}, OPENBLAS_NUM_THREADS "
              f"{f'is {threads}' if threads else 'not set'}")
     if "openblas" in blas.get("name", "") and not threads:
-        found += " (lessons set it; in scripts of your own set it to 1 before NumPy loads, small nets are fastest so)"
+        found += (" (lessons set it; in scripts of your own set it to 1 before NumPy loads, small "
+                  "nets are fastest so)")
     return found, None
 
 

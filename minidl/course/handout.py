@@ -1,5 +1,6 @@
-"""The lessons to give away: notebooks for Jupyter, and web pages that hold prose, code, output and
-figures in one file.
+"""Handouts of the lessons: Jupyter notebooks, and web pages that are complete in one file each.
+
+A web page holds prose, code, output and figures.
 """
 
 import base64
@@ -58,10 +59,10 @@ RESULT = "The result. Write down your prediction, then open it"
 
 
 def write(folder, names, contents):
-    """Write new files into a folder, each whole or not at all. contents: the bytes of each, in
-    turn.
+    """Write new files into a folder, each whole or not at all.
 
-    Raises FileExistsError, before the first of the contents is made, if one of the files is there.
+    contents: the bytes of each, in turn. Raises OSError, before the first of the contents is made,
+    if the folder cannot be written or already has one of the files.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -72,7 +73,7 @@ def write(folder, names, contents):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # now, and not when the contents have been made
+            pass  # fails now rather than after the contents have been made
     except OSError as error:
         raise type(error)(f"nothing written: {folder} cannot be written ({error.strerror}); name a "
                           "folder of yours") from None
@@ -82,11 +83,10 @@ def write(folder, names, contents):
 
 
 def notebook(path):
-    """A lesson as a Jupyter notebook (nbformat 4.5), without outputs: the same bytes for the same
-    lesson.
+    """A lesson as a Jupyter notebook (nbformat 4.5), without outputs.
 
-    Where it asks for a prediction, a cell takes it; the result, and what is said of it up to the
-    next heading, are folded.
+    The same lesson yields the same bytes. Where it asks for a prediction, a cell takes it; the
+    result and the prose about it, up to the next heading, are folded.
     """
     made, folded = [], False
     stops = cells(path)
@@ -109,7 +109,7 @@ def notebook(path):
 
 
 def _add(made, kind, text, metadata={}):
-    """One more cell, if there is anything in it."""
+    """Add one more cell, unless its text is empty."""
     if text:
         more = {"execution_count": None, "outputs": []} if kind == "code" else {}
         made.append({"cell_type": kind, "id": f"cell-{len(made) + 1}", "metadata": metadata,
@@ -117,8 +117,10 @@ def _add(made, kind, text, metadata={}):
 
 
 def pages(paths, outcomes, solutions=()):
-    """Run the lessons; yield the page of each, then an index of all, as bytes. outcomes: a list
-    that gets theirs. solutions: those of some of the lessons, which are run too, and folded.
+    """Run the lessons; yield the page of each, then the index and the API page, as bytes.
+
+    outcomes: a list to which the Outcome of each run is appended. solutions: the files with the
+    solutions of some of the lessons, which are run too, and folded.
     """
     rows = ["<table><tr><th>lesson</th><th>question</th><th>time</th><th>when it was run</th></tr>"]
     solved = {path.name: path for path in solutions}
@@ -140,8 +142,8 @@ def pages(paths, outcomes, solutions=()):
                 outcomes.append(next(runs))
                 body += _solutions(solved[path.name], outcomes[-1], figures[solved[path.name]])
             rows.append(
-                f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td><td>{_inline(question)}</td>'
-                f"<td>{escape(time)}</td><td>{verdict}</td></tr>"
+                f'<tr><td><a href="{path.stem}.html">{number}. {escape(title)}</a></td>'
+                f"<td>{_inline(question)}</td><td>{escape(time)}</td><td>{verdict}</td></tr>"
             )
             nav = _nav(paths, path)
             yield _page(f"{number}. {title}", nav, *body, nav)
@@ -151,7 +153,7 @@ def pages(paths, outcomes, solutions=()):
 
 
 def _nav(paths, path):
-    """Links to the lesson before, to all, and to the next."""
+    """Links to the previous lesson, to all lessons, and to the next."""
     at, links = paths.index(path), ['<a href="index.html">All lessons</a>']
     for place, other, words in ((0, at - 1, "← {}. {}"), (2, at + 1, "{}. {} →")):
         if 0 <= other < len(paths):
@@ -162,8 +164,10 @@ def _nav(paths, path):
 
 
 def folded(stops, outputs, figures):
-    """The cells of a lesson. From the first output after "Predict" to the next heading, what is
-    shown is folded: no answer stands below its question.
+    """The cells of a lesson as HTML, with the answers to its predictions folded.
+
+    From the first output after "Predict" to the next heading, what is shown is folded, so that no
+    answer is visible below its question.
     """
     made, asked, opened = [], False, False
     for cell, printed in zip_longest(stops, outputs, fillvalue=""):
@@ -184,7 +188,7 @@ def folded(stops, outputs, figures):
 
 
 def _at_heading(prose):
-    """(what stands before the first heading, the heading and the rest)."""
+    """(what comes before the first heading, the heading and the rest)."""
     at = re.search(r"^#+ ", prose, re.MULTILINE)
     return (prose[:at.start()], prose[at.start():]) if at else (prose, "")
 
@@ -197,8 +201,8 @@ def _solutions(path, outcome, figures):
         title, prose = heading(cell.prose), re.sub(r"^#+ .+", "", cell.prose, count=1,
                                                    flags=re.MULTILINE)
         inner = "\n".join([html(prose), *parts])
-        made.append(f'<details class="solution"><summary>{_inline(title)}</summary>{inner}</details>'
-                    if title else inner)
+        made.append(f'<details class="solution"><summary>{_inline(title)}</summary>{inner}'
+                    "</details>" if title else inner)
     if outcome.code:
         made.append(f'<pre class="error">{escape(outcome.errors)}</pre>')
     return made
@@ -217,11 +221,12 @@ def _exercises():
 
 
 def api_page():
-    """A page of everything public, from the docstrings: name, signature, explanation, and where it
-    is defined.
+    """A page of everything public, made from the docstrings.
+
+    Each entry has the name, the signature, the explanation, and the file that defines it.
     """
     body = ['<p><a href="index.html">All lessons</a></p>', "<h1>minidl's words</h1>"]
-    face = sys.modules["minidl"]  # which imports this file, and not the other way round
+    face = sys.modules["minidl"]  # not imported, because imports go down only
     for module in (face, face.functional, face.optim, face.schedules, face.initializers, face.data,
                    face.training,
                    face.experiments, face.plotting, face.interop):
@@ -235,8 +240,9 @@ def api_page():
 
 
 def _public(module):
-    """(name, object) of what a module offers: what __all__ lists, else the functions, classes and
-    ops that it defines.
+    """(name, object) of each thing that a module offers.
+
+    That is what __all__ lists, or else the functions, classes and ops that the module defines.
     """
     names = getattr(module, "__all__", None) or [
         name for name in vars(module) if not name.startswith("_")
@@ -260,13 +266,15 @@ def _entry(name, value):
     except (TypeError, ValueError):
         where = ""
     text = escape(inspect.getdoc(value) or "")
-    return f'<h3><code>{escape(name + signature)}</code></h3><pre class="output">{text}</pre><p><code>{where}</code></p>'
+    return (f'<h3><code>{escape(name + signature)}</code></h3><pre class="output">{text}</pre>'
+            f"<p><code>{where}</code></p>")
 
 
 def _page(title, *body):
     """A whole page. It is XML too, so that a parser can tell whether it is well formed."""
     head = (
-        f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        '<meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{escape(title)}</title><style>{STYLE}</style>"
     )
     return "\n".join(
@@ -303,8 +311,10 @@ def output(printed, figures):
 
 
 def _described(image):
-    """A figure in words: its title, and a sentence that says what is drawn. From the lesson's
-    JSON; where the lesson did not come to its end, the name of the file.
+    """A figure in words: its title, and a sentence that says what is drawn.
+
+    Both come from the lesson's JSON; if the lesson did not reach its end, the text is the name of
+    the file.
     """
     try:
         lesson, _, name = image.stem.partition("-")
@@ -326,7 +336,7 @@ def _described(image):
 
 
 def _without_tex(text):
-    """The text with the formulas between dollars in Unicode."""
+    """The text, with its formulas between dollar signs in Unicode."""
     try:
         return re.sub(r"\$([^$]+)\$", lambda match: plain(match[1]), text)
     except ValueError:
@@ -377,7 +387,7 @@ def _table(text):
 
 
 def _inline(text):
-    """Text with code, emphasis, links and formulas. A link to another lesson leads to its page."""
+    """Text with code, emphasis, links and formulas; a link to another lesson leads to its page."""
     made, done = [], 0
     for match in INLINE.finditer(text):
         made.append(escape(text[done:match.start()]))
@@ -397,7 +407,7 @@ def _inline(text):
 
 
 def _formula(tex, large=False):
-    """A formula, as MathML where `mathml` can, else as it is written."""
+    """A formula as MathML if `mathml` can typeset it, else as it is written."""
     try:
         return mathml(tex, large)
     except ValueError:

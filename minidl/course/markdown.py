@@ -5,8 +5,6 @@ import keyword
 import re
 import tokenize
 
-# As in CommonMark, a list may begin in the middle of a paragraph, but not with a number above 1
-# that wrapping put there.
 ANSI = {
     "heading": "1;4",
     "bold": "1",
@@ -17,6 +15,8 @@ ANSI = {
     "number": "35",
     "comment": "90",
 }
+# As in CommonMark, a list may begin in the middle of a paragraph, but not with a number above 1
+# that wrapping put there.
 BLOCK = re.compile(r"""
     ^```.*\n (?P<code> (?:.*\n)*? ) ```$
   | ^\$\$ (?P<math> [^$]+ ) \$\$$
@@ -35,8 +35,10 @@ INLINE = re.compile(
 
 
 def blocks(markdown):
-    """(kind, text) of each block: heading, paragraph, item of a list, table, code, math; and
-    details, with its summary, where something folded begins, up to end.
+    """(kind, text) of each block of a text in Markdown.
+
+    kind: heading, paragraph, item (of a list), table, code or math; details, with its summary,
+    where something folded begins, and end where it ends.
     """
     return [
         (match.lastgroup, match[match.lastgroup].rstrip())
@@ -45,8 +47,9 @@ def blocks(markdown):
 
 
 def highlight(code):
-    """(kind, text) of each piece of Python code; kind: keyword, string, number, comment, or nothing
-    for the rest.
+    """(kind, text) of each piece of Python code.
+
+    kind: keyword, string, number or comment, and "" for the rest.
     """
     starts, done = [0, 0], 0
     for line in code.split("\n"):  # splitlines() would also split at form feeds

@@ -1,36 +1,38 @@
-"""The formulas of the lessons, in TeX, as MathML, which browsers draw by themselves."""
+"""The TeX formulas of the lessons as MathML, which browsers draw by themselves."""
 
 import re
 from html import escape
 
 LETTERS = dict(
     zip(
-        r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi "
-        r"varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell infty partial nabla mathbb{R} "
-        r"mathbb{E} mathcal{N} mathcal{L}".split(),
+        r"alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi pi rho "
+        r"sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Pi Sigma Phi Psi Omega ell "
+        r"infty partial nabla mathbb{R} mathbb{E} mathcal{N} mathcal{L}".split(),
         "αβγδεεζηθκλμνξπρστφφχψωΓΔΘΛΠΣΦΨΩℓ∞∂∇ℝ𝔼𝒩ℒ",
     )
 )
 OPERATORS = dict(
     zip(
-        r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow leftarrow mapsto "
-        r"in notin subset forall exists pm mp ldots dots cdots mid | { } langle rangle top int % _".split(),
+        r"cdot times odot circ le leq ge geq ll gg ne neq approx sim equiv propto to rightarrow "
+        r"leftarrow mapsto in notin subset forall exists pm mp ldots dots cdots mid | { } langle "
+        r"rangle top int % _".split(),
         "⋅×⊙∘≤≤≥≥≪≫≠≠≈∼≡∝→→←↦∈∉⊂∀∃±∓……⋯∣‖{}⟨⟩⊤∫%_",
     )
 ) | {"-": "−", "'": "′", "*": "∗"}
 FUNCTIONS = "log ln exp sin cos tanh Pr".split()
-# a script goes below, not beside
+# their scripts go below and above, not beside
 LIMITS = {"sum": "∑", "prod": "∏", "max": "max", "min": "min", "lim": "lim"}
 ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~", "dot": "˙", "vec": "→"}
 SPACES = {",": 0.17, ";": 0.28, " ": 0.25, "quad": 1, "qquad": 2}
 TOKEN = re.compile(
-    r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]",
+    r"\\(?:text|mathrm|operatorname|mathbb|mathcal)\{[^{}]*\}"
+    r"|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|[^\s\\]",
     re.DOTALL,
 )
 
 
 def mathml(tex, large=False):
-    """The MathML of a formula in TeX, large as on a line of its own.
+    """A formula in TeX as MathML. large: in the size of a formula on a line of its own.
 
     Raises ValueError for what is in none of the tables.
     """
@@ -70,7 +72,7 @@ def _atom(tokens):
     if token == "{":
         return _row(tokens, "}")
     if token == r"\frac":
-        # as large as its line: half of that, as in a book, cannot be read on a page
+        # in full size, because the small size usual in books is illegible on a web page
         return f'<mfrac displaystyle="true">{_atom(tokens)}{_atom(tokens)}</mfrac>'
     if token == r"\sqrt":
         return f"<msqrt>{_atom(tokens)}</msqrt>"

@@ -1,4 +1,4 @@
-"""The formulas of the lessons, in TeX, as one line of Unicode text for a terminal: γ, σ²_B, x̂, Σ."""
+"""The TeX formulas of the lessons as one line of Unicode text for a terminal: γ, σ²_B, x̂, Σ."""
 
 from .mathml import FUNCTIONS, LETTERS, LIMITS, OPERATORS, SPACES, TOKEN
 
@@ -102,7 +102,7 @@ def _atom(tokens):
 
 
 def _grouped(text, signs, longest=1000):
-    """In brackets, if one of these signs is in it, so that the whole of it is meant."""
+    """The text, in brackets if it has one of these signs or is long, so that it reads as a unit."""
     whole = text.startswith(("√(", "‖")) and text.find(text[-1]) == len(text) - 1
     reaches = any(sign in text for sign in signs) or len(text) > longest
     return f"({text})" if reaches and not whole else text

@@ -1,6 +1,6 @@
-"""Lessons are run: on this terminal, or without a display and checked.
+"""Runs lessons: on this terminal, or without a display to check them.
 
-A lesson runs in a process of its own, which is this file as a program: `python -m minidl` has
+A lesson runs in a process of its own, `python -m minidl.course`, because `python -m minidl` has
 loaded NumPy before the lesson can say how many threads it wants.
 """
 
@@ -24,10 +24,11 @@ from .cells import cells
 
 
 class Outcome(NamedTuple):
-    """What came of running a lesson.
+    """The outcome of running a lesson.
 
-    outputs: what each cell printed, up to the last that ran. errors: from stderr. failed: the CHECK
-    lines that failed, or else why it ended early.
+    code: the exit code. verdict: a line with the number of checks and the time. outputs: what each
+    cell printed, up to the last that ran. errors: from stderr. failed: the CHECK lines that failed,
+    or else why the lesson ended early.
     """
 
     code: int
@@ -45,14 +46,13 @@ def launch(mode, path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = child.wait()
-        return 128 - code if code < 0 else code  # ended by a signal: what a shell makes of it
+        return 128 - code if code < 0 else code  # ended by a signal: as a shell reports it
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def check_all(paths, variables=lambda path: {}):
-    """Run lessons without a display, as many at a time as there are cores; print and yield each
-    Outcome in order.
+    """Run lessons without a display, one per core at a time; print and yield the Outcomes in order.
 
     variables: a function of the path that returns environment variables for that lesson.
     """
@@ -119,24 +119,26 @@ def run(path, mark=""):
 
 
 def new_main(path):
-    """The names of an empty __main__ in the place of this one, as if Python had started the lesson.
+    """The names of a new, empty __main__, as if Python had started the lesson.
+
+    It replaces the __main__ of this process; sys.argv and sys.path change to match.
     """
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__file__, sys.argv = str(path), [str(path)]
     if not getattr(sys.flags, "safe_path", False):
-        sys.path.append(sys.path[0])  # last, it may be where minidl is
+        sys.path.append(sys.path[0])  # kept at the end, because minidl may be there
         sys.path[0] = str(Path(path).parent)  # so that the lesson finds files beside it
     return vars(main)
 
 
 def execute(code, line, path, namespace, mode="exec"):
-    """Run code that stands at this line of the file; returns the exception, or None.
+    """Run code that stands on this line of the file; returns the exception, or None.
 
-    The exception is shown, but for the end of the script and Ctrl-C. mode: as for `compile`.
+    The exception is printed unless it is SystemExit or KeyboardInterrupt. mode: as for `compile`.
     """
     features = (name for name in __future__.all_feature_names
                 if namespace.get(name) is getattr(__future__, name))
-    # imported by a cell before
+    # those that an earlier cell imported
     future = sum(getattr(__future__, name).compiler_flag for name in features)
     try:
         exec(compile("\n" * (line - 1) + code, str(path), mode, future, dont_inherit=True),

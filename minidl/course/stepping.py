@@ -1,5 +1,4 @@
-"""Stepping through a lesson in a terminal: cells are shown and run, predictions and the place kept.
-"""
+"""Steps through a lesson in a terminal: shows and runs cells, keeps predictions and the place."""
 
 import json
 import linecache
@@ -36,9 +35,7 @@ A prediction is simply typed; it is kept, and shown beside the result."""
 
 
 def step(path):
-    """Step through a lesson in this process: show a cell, do what the student types, until q or the
-    end of input.
-    """
+    """Step through a lesson in this process, until q or the end of input."""
     Session(path).talk()
 
 
@@ -53,7 +50,7 @@ class Session:
         try:
             self.place = int(note["cell"])
             self.predictions = {int(at): str(text) for at, text in note["predictions"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError):  # none, or not ours
+        except (AttributeError, KeyError, TypeError, ValueError):  # no notes, or not in our format
             self.place, self.predictions = 0, {}
 
     def talk(self):
@@ -85,7 +82,7 @@ class Session:
         self._remember()
 
     def obey(self, line):
-        """Do what a line asks for; any other line is a prediction, or gets the help."""
+        """Do what a line asks for; any other line is a prediction, or is answered with help."""
         word, _, rest = line.partition(" ")
         rest = rest.strip()
         if line in ("", "b", "r", "v", "l", "h", "a", "x"):
@@ -107,7 +104,7 @@ class Session:
             print(f"{line.split()[0]!r} is no command here; h helps")
 
     def show(self):
-        """The cell that we are at."""
+        """Print the cell that we are at."""
         cell = self.stops[self.at]
         parts = [terminal.prose(cell.prose), terminal.code(cell.code)]
         print("\n" + "\n\n".join(filter(None, parts)) + "\n")
@@ -130,7 +127,7 @@ class Session:
             self.run(again)
 
     def go_to(self, at):
-        """Go to a cell. Those before it that nobody tried are run, so that their names are there."""
+        """Go to a cell; run those before it that were never tried, because it needs their names."""
         for before in range(at):
             if before not in self.tried:
                 print(f"cell {before + 1}")
@@ -140,10 +137,10 @@ class Session:
         self.at = at
 
     def run(self, at):
-        """Run a cell; returns whether it has come to its end. If not, it can be run again."""
+        """Run a cell; returns whether it came to its end. If not, it can be run again."""
         cell = self.stops[at]
         for lesson in self.namespace.values():
-            if isinstance(lesson, Lesson):  # its last lines name them, beside the CHECKs
+            if isinstance(lesson, Lesson):  # its last lines show them beside the CHECKs
                 lesson.predictions = [self.predictions[i] for i in sorted(self.predictions)]
         done = self._done(at, execute(cell.code, cell.line, self.path, self.namespace))
         if done and at in self.predictions:
@@ -151,7 +148,7 @@ class Session:
         return done
 
     def own(self):
-        """Run a block of the student's in the place of the cell: from the editor, or pasted."""
+        """Run a block of the student's in place of the cell: from the editor, or pasted."""
         code = self._edited() if _editor() and sys.stdin.isatty() else _pasted()
         if code.strip():
             # so that a traceback can show its lines
@@ -185,7 +182,7 @@ class Session:
             print("nothing is folded here")
 
     def _done(self, at, error):
-        """Note what came of running a cell; returns whether it has come to its end."""
+        """Note the outcome of running a cell; returns whether it came to its end."""
         self.tried.add(at)
         if error is None or isinstance(error, SystemExit):
             _say_end(error)
@@ -222,7 +219,7 @@ class Session:
             return file.read_text(encoding="utf-8")
 
     def _remember(self):
-        """Write down the place and the predictions; where nothing can be written, forget them."""
+        """Save the place and the predictions, unless the file cannot be written."""
         notes = _notes()
         over = self.at >= len(self.stops) - 1
         place = 0 if over else self.at if self.tried else self.place
@@ -236,7 +233,7 @@ class Session:
 
 
 def _notebook():
-    """The file with the place in each lesson, and the predictions. FileNotFoundError: no home."""
+    """The file of places and predictions. Raises FileNotFoundError if there is no home folder."""
     return data.cache() / "lessons.json"
 
 
@@ -282,7 +279,7 @@ def _pasted():
 
 
 def _summary(value):
-    """A number as it is, an array by its type and shape, the rest cut short."""
+    """A number as it is, an array by its dtype and shape, anything else shortened."""
     array = value.data if isinstance(value, Tensor) else value
     if isinstance(array, (np.ndarray, np.generic)):
         return str(array) if array.ndim == 0 else f"{array.dtype} {array.shape}"

@@ -1,6 +1,4 @@
-"""Lessons as text for a terminal: prose, tables and code no wider than it, in colours where it has
-them.
-"""
+"""Lessons as text for a terminal: prose, tables and code that fit its width, in its colours."""
 
 import os
 import shutil
@@ -13,12 +11,12 @@ from .plain import plain
 
 def width():
     """The columns to fill, at most 100: longer lines of prose are hard to read."""
-    # some terminals say 0; Python 3.10 believes them
+    # some terminals report 0 columns, and Python 3.10 believes them
     return min(100, shutil.get_terminal_size().columns or 80)
 
 
 def prose(markdown, unfolded=False):
-    """Markdown for this terminal; formulas in Unicode. unfolded: what is folded, and only this."""
+    """Markdown for this terminal, formulas in Unicode. unfolded: show only what is folded."""
     shown, folded, before = [], False, ""
     for kind, text in blocks(markdown):
         if kind == "details":
@@ -37,16 +35,16 @@ def prose(markdown, unfolded=False):
 
 
 def has_folded(markdown):
-    """Whether something in it is shown only when asked for."""
+    """Whether a part of it is shown only when asked for."""
     return any(kind == "details" for kind, _ in blocks(markdown))
 
 
 def code(text):
-    """Python code for this terminal: long lines are broken at a space, and go on further right."""
+    """Python code for this terminal; long lines are broken at a space and continue indented."""
     breaks, start = {}, 0
     for line in text.split("\n"):
         if len(line) > width():
-            aligned = max(0, len(line) - len(line.lstrip()) - 24)  # under a bracket far right
+            aligned = max(0, len(line) - len(line.lstrip()) - 24)  # a bracket far to the right
             breaks |= dict.fromkeys(range(start, start + aligned), "")
             for at in _breaks(line[aligned:], width()):
                 breaks[start + aligned + at] = "\n" + _continued(line)
@@ -60,7 +58,7 @@ def code(text):
 
 
 def paint(kind, text, without=None):
-    """Text in the colour of its kind; where there are no colours `without`, or the text itself."""
+    """Text in the colour of its kind; where colours are off, `without`, or else the text itself."""
     colours = (
         sys.stdout.isatty()
         and not os.environ.get("NO_COLOR")
@@ -70,7 +68,7 @@ def paint(kind, text, without=None):
 
 
 def table(rows, columns):
-    """Rows of texts as lines no wider than so many columns: what is too long goes on below."""
+    """Rows of texts as lines of at most so many columns; a text too long continues below."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     while sum(widths) + 2 * (len(widths) - 1) > columns and max(widths) > 8:
         widths[widths.index(max(widths))] -= 1

@@ -1,5 +1,4 @@
-"""One slip in a right solution: its formulas with one sign turned, one factor left out, one name in
-the place of another, and so on.
+"""One slip in a right solution: a turned sign, a factor left out, a wrong name, and so on.
 
 Where a student's numbers are those of such a variant, the slip can be named although it stands in
 no list. Because the comparison is with numbers, the sentence holds for any way of writing the

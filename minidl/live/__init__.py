@@ -1,5 +1,6 @@
-"""The live race: a network with BatchNorm and one without train side by side in a page, while a
-class moves the sliders.
+"""The live race: a network with BatchNorm and one without train side by side in a web page.
+
+The settings are sliders, which a class can move while the networks train.
 """
 
 from .page import write

@@ -27,7 +27,7 @@ RANGES = {"step": (0, 200), "accuracy": (0, 1), "loss": (-3, 6), "gradient": (-2
 
 
 def html(**config):
-    """The page as bytes. config: what its script finds there, the settings' table among it."""
+    """The page as bytes. config: what its script reads, in addition to names, bins and settings."""
     config |= {
         "names": NAMES,
         "bins": BINS,
@@ -35,7 +35,7 @@ def html(**config):
                     | config.get("settings", {}),
         "presets": {} if "runs" in config else PRESETS,  # a file has no lesson's exact settings
     }
-    # In a script element "</script>" would end it, wherever it stands.
+    # "</script>" would end the script element, even within a string.
     text = json.dumps(config, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = Path(__file__).with_name("race.html").read_text(encoding="utf-8")
     nonce = os.urandom(12).hex()
@@ -45,8 +45,9 @@ def html(**config):
 def write(path):
     """Train both networks at all settings of GRID, on all cores, and write a page that shows them.
 
-    The page needs neither Python nor a network; a slider selects, nothing is trained in it. Takes
-    some minutes, and raises OSError before them for a path that cannot be written.
+    The page needs neither Python nor a network connection: nothing is trained in it, its sliders
+    only select. Takes some minutes; raises OSError before the training if the path cannot be
+    written.
     """
     with replacing(path) as file:
         with processes(os.cpu_count() or 1) as pool:
@@ -77,8 +78,10 @@ def record(**settings):
 
 
 def encoded(net, insides, settings):
-    """A Contestant as text: where it died, the points at STEPS, and for each moment the histograms,
-    gradients and update ratios. What a dead network did not reach is null or 0.
+    """A Contestant as text, from which the page's script reads its curves and layers.
+
+    In this order: the step at which it died, the points at STEPS, and for each moment the
+    histograms, gradients and update ratios. What a dead network did not reach is None or 0.
     """
     points = {point[0]: point for point in net.points}
     text = number("step", net.dead and net.dead["step"])
@@ -96,8 +99,9 @@ def encoded(net, insides, settings):
 
 
 def number(kind, value, log=False):
-    """Two characters for a number in its range of RANGES, log: for its power of ten, with 0 as the
-    lowest; the last two for None.
+    """Two characters that encode a number in its range of RANGES.
+
+    log: encode its power of ten, with 0 as the lowest. None and NaN get the last code.
     """
     low, high = RANGES[kind]
     most = len(DIGITS) ** 2 - 2

@@ -20,19 +20,22 @@ from ..sequential import Sequential
 from ..settings import is_number, is_whole
 
 NAMES = "with BatchNorm", "without BatchNorm"
-POINTS = 100  # of a curve; where there are more, two become one
-FIRST = 5  # steps that both make side by side, until it is known how long one takes
-TESTED, ESTIMATED = 500, 300  # test images to measure on, training images for BatchNorm's statistics
-BINS = 16  # of a histogram, and for ReLU one more: answers that are 0
+POINTS = 100  # of a curve at most; beyond that, every two become one
+FIRST = 5  # steps that both take in any case, until the time of one is known
+# test images to measure on, training images for BatchNorm's statistics
+TESTED, ESTIMATED = 500, 300
+BINS = 16  # of a histogram; ReLU has one more, for answers that are 0
 WEIGHTS = {"normal": initializers.normal(1.0), "xavier": initializers.glorot_normal,
            "he": initializers.he_normal}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting. stops: the places of its slider, in rising order, or the entries of its list.
-    start: what it is at first. live: whether it may change while the networks train; a change of
-    any other starts both anew.
+    """One setting of the race.
+
+    stops: the places of its slider, in rising order, or the entries of its list. start: its first
+    value. live: whether it may change while the networks train; a change of any other setting
+    starts both networks anew.
     """
 
     label: str
@@ -41,7 +44,7 @@ class Setting:
     live: bool = False
 
     def check(self, name, value):
-        """The value to keep; ValueError for one that cannot be. Numbers may lie between stops."""
+        """The value to keep. Numbers may lie between stops; ValueError for an invalid value."""
         if isinstance(self.start, float | int) and not isinstance(self.start, bool):
             least, most = self.stops[0], self.stops[-1]
             whole = isinstance(self.start, int)
@@ -95,7 +98,7 @@ PRESETS = {
 
 
 def checked(changes):
-    """The values to keep of {name: value}; ValueError for a name or a value that cannot be."""
+    """The values of {name: value} to keep; ValueError for an unknown name or an invalid value."""
     if not isinstance(changes, dict):
         raise ValueError("settings are an object, {\"lr\": 3} for example, got a "
                          f"{type(changes).__name__}")
@@ -124,9 +127,9 @@ def network(settings, batch_norm):
 class Contestant:
     """One of the two networks: its training, its curves, and what its layers do.
 
-    points: [step, seconds, accuracy, the same with running averages, loss] of every `interval`
-    steps, accuracies on the test images, the loss a mean over the steps since the last point.
-    dead: None, or where the loss stopped being finite; from then on it stands still.
+    points: [step, seconds, accuracy, accuracy with running averages, loss] of every `interval`
+    steps; accuracies on the test images, the loss a mean over the steps since the last point. dead:
+    None, or where the loss stopped being finite; from then on the network stands still.
     """
 
     def __init__(self, settings, data, batch_norm, every):
@@ -145,12 +148,13 @@ class Contestant:
         self.measure()
 
     def take_batches_of(self, size):
-        """From the next step on, batches of this size, from an epoch that begins there."""
+        """Use batches of this size from the next step on, which begins a new epoch."""
         self.batches = stream(*self.data[0], size, self.model.shuffle_rng)
 
     def step(self, look):
-        """Train on the next batch; look: and note what the layers do. Returns the loss, or None
-        where the network is dead.
+        """Train on the next batch; returns the loss, or None if the network has died.
+
+        look: also note what the layers do.
         """
         norms = []
 
@@ -169,8 +173,8 @@ class Contestant:
             return None
         self.recent.append(perf_counter() - began)
         self.steps += 1
-        # The quickest: what else the machine does meanwhile favours neither network, nor does the
-        # first step, which lays out the memory.
+        # The quickest of them, so that neither the machine's other work nor the first step, which
+        # lays out the memory, counts against a network.
         pace = min(self.recent)
         self.seconds = self.steps * pace if self.steps <= FIRST else self.seconds + pace
         self.losses.append(loss)
@@ -181,8 +185,10 @@ class Contestant:
         return loss
 
     def measure(self):
-        """Add a point to the curves. BatchNorm's accuracy is that with population statistics: after
-        ten steps its running averages still hold mostly their starting values (lesson 11).
+        """Add a point to the curves.
+
+        BatchNorm's accuracy is measured with population statistics, because after ten steps its
+        running averages still hold mostly their starting values (lesson 11).
         """
         (x, _), (x_test, y_test) = self.data
 
@@ -207,7 +213,7 @@ class Contestant:
             self.interval *= 2
 
     def look(self, norms):
-        """Note what the latest step did. norms: those of the kernels before it."""
+        """Note what the latest step did. norms: of the kernels before that step."""
         gradients = [norm(kernel.grad) for kernel in self.kernels]
         self.inside = {
             "activations": [histogram(self.answers[i], self.activation)
@@ -220,7 +226,7 @@ class Contestant:
 
 
 def keeper(answers, i):
-    """A forward hook that keeps what layer i answers in training mode."""
+    """A forward hook that keeps the outputs of layer i in training mode."""
     def keep(layer, inputs, y):
         if layer.training:
             answers[i] = y.data
@@ -228,14 +234,16 @@ def keeper(answers, i):
 
 
 def norm(x):
-    """The Euclidean norm, in float64, where the square of a small gradient is not 0."""
+    """The Euclidean norm, computed in float64, in which the square of a small gradient is not 0."""
     x = x.reshape(-1).astype(np.float64)
     return float(np.sqrt(x @ x))
 
 
 def histogram(answers, activation):
-    """Shares in percent of BINS equal bins over the activation's range; for ReLU first the share of
-    zeros, and then half decades from 1e-4 to 1e4, with what lies beyond in the outer two.
+    """The share of the answers in each bin over the activation's range, in percent.
+
+    There are BINS equal bins. ReLU has one more: first the share of zeros, then BINS half decades
+    from 1e-4 to 1e4, the outer two of which also count what lies beyond.
     """
     y = answers[:64].reshape(-1).astype(np.float64)
     if activation == "relu":
@@ -253,9 +261,10 @@ def histogram(answers, activation):
 class Race:
     """Both networks, their settings, and the changes made while they ran.
 
-    data: ((x_train, y_train), (x_test, y_test)), images as rows. The losses are, bit for bit, those
-    of `experiments.run` with the same network, optimizer and batch size, watched or not. every:
-    after how many steps to measure, at first. Raises ValueError for settings that cannot be.
+    data: ((x_train, y_train), (x_test, y_test)), images as rows. every: the number of steps between
+    two measurements, at first. Whether watched or not, the losses are bit for bit those of
+    `experiments.run` with the same network, optimizer and batch size. Raises ValueError for invalid
+    settings.
     """
 
     def __init__(self, data, settings=None, every=5):
@@ -279,8 +288,10 @@ class Race:
         self.marks, self.runs = [], self.runs + 1
 
     def set(self, changes):
-        """Take over {name: value}. Live settings change from the next step on, and the place is
-        marked; any other starts both networks anew. What is as it was changes nothing.
+        """Adopt the settings {name: value}; a value that stays the same changes nothing.
+
+        Live settings change from the next step on, and the place is marked; any other setting
+        starts both networks anew.
         """
         new = {name: value for name, value in checked(changes).items()
                if value != self.settings[name]}
@@ -297,7 +308,7 @@ class Race:
                 self.mark(name, old[name])
 
     def mark(self, name, old):
-        """Note where a setting changed; a slider on its way makes one mark, not many."""
+        """Note where a setting changed; a slider in motion leaves one mark, not many."""
         if self.marks and self.marks[-1]["name"] == name \
                 and self.steps - self.marks[-1]["step"] <= self.settings["speed"]:
             old = self.marks.pop()["old"]
@@ -307,12 +318,14 @@ class Race:
 
     @property
     def steps(self):
-        """How many steps the network that made most of them has made."""
+        """The number of steps made by the network that has made more of them."""
         return max(net.steps for net in self.nets)
 
     def step(self, look=True):
-        """One step of both networks. With same_time, one of BatchNorm's, and of the other as many
-        as fit into the same seconds of training. Returns their losses, a list for each network.
+        """Take one step with both networks; returns their losses, a list for each network.
+
+        With same_time, the network with BatchNorm takes one step, and the other as many as fit into
+        the same seconds of training.
         """
         by_time = self.settings["same_time"] and self.steps >= FIRST
         alive = [net for net in self.nets if not net.dead]
@@ -325,7 +338,7 @@ class Race:
         return [losses.get(net, []) for net in self.nets]
 
     def snapshot(self):
-        """All there is to show, as numbers, texts, lists and dicts; None for what is not finite."""
+        """All that the page shows, ready for JSON; None for what is not finite."""
         return {
             "run": self.runs,
             "settings": self.settings,
@@ -336,7 +349,7 @@ class Race:
 
 
 def plain(values):
-    """The same with four digits to a number, and None for what is not finite."""
+    """The same values with four digits to a number, and None for what is not finite."""
     if isinstance(values, dict):
         return {key: plain(value) for key, value in values.items()}
     if isinstance(values, list):

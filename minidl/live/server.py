@@ -1,8 +1,8 @@
 """The race in a browser: the main thread trains and publishes, daemon threads answer the page.
 
 What is published is one text that never changes, so no lock is held while a network trains. The
-page asks for the text after the one it has and waits at most a second for it; what it wants
-changed goes into a queue that the main thread empties between two steps.
+page asks for the text after the one it has and waits at most a second for it; the changes it
+requests go into a queue that the main thread empties between two steps.
 """
 
 import json
@@ -32,11 +32,11 @@ HEADERS = {  # no other page may frame this one, or load it as if it were its ow
 
 
 class Refused(Exception):
-    """A request that is not answered. Arguments: the HTTP status, and a sentence that says why."""
+    """A request that is refused. Arguments: the HTTP status, and a sentence that says why."""
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one Race on the loopback. port 0 picks a free one. OSError if the port is taken."""
+    """Serves one Race on the loopback interface. Port 0 picks a free one; OSError if taken."""
 
     daemon_threads = True
     allow_reuse_address = os.name != "nt"  # Windows would let two servers have one port
@@ -51,11 +51,11 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self):
-        """http://127.0.0.1:8107/, with the port in use."""
+        """The address of the page, http://127.0.0.1:8107/ with the port in use."""
         return f"http://127.0.0.1:{self.server_port}/"
 
     def publish(self):
-        """Make the race's state of now the one that is served."""
+        """Serve the present state of the race from now on."""
         state = {"version": self.version + 1, "playing": self.playing, **self.race.snapshot()}
         text = json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
         with self.news:
@@ -69,7 +69,7 @@ class Server(ThreadingHTTPServer):
             return self.text
 
     def handle_error(self, request, address):
-        """A browser that hangs up is no error."""
+        """Report an error, unless the browser has merely hung up."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, address)
 
@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
                 now, before = time.perf_counter(), now
                 if played and self.playing:
                     speed = self.race.settings["speed"]
-                    # A race that is half a second behind goes on slower, and catches up no more.
+                    # A race that falls half a second behind runs slower instead of catching up.
                     owed = min(owed + speed * (now - before), speed / 2 + 1)
                     look = True
                     while owed >= 1 and time.perf_counter() < now + 1 / FRAMES:
@@ -98,7 +98,7 @@ class Server(ThreadingHTTPServer):
             self.server_close()
 
     def obey(self, due):
-        """Do what is asked for until the time that is due; whether there was anything."""
+        """Carry out commands until the time that is due; returns whether there were any."""
         done = False
         while True:
             try:  # never without a timeout: Windows would not notice Ctrl-C
@@ -106,29 +106,31 @@ class Server(ThreadingHTTPServer):
             except queue.Empty:
                 return done
             command()
-            done, due = True, 0  # to be drawn at once
+            done, due = True, 0  # so that it is drawn at once
 
     def pause(self):
-        """The networks stand still."""
+        """Stop training."""
         self.playing = False
 
     def go(self):
-        """They train."""
+        """Go on training."""
         self.playing = True
 
     def step(self):
-        """They stand still after one more step."""
+        """Stop training after one more step."""
         self.playing = False
         self.race.step()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers the page, and nobody else: whoever asks must do so under this server's own address,
-    from a page of this server, and all but the page itself with the token that is in it.
+    """Answers requests from the server's own page, and no others.
+
+    A request must use this server's own address and come from a page of this server. All but the
+    request for the page itself must carry the token that is in the page.
     """
 
     protocol_version = "HTTP/1.1"
-    # Head and body written apart would wait for each other in the kernel, 40 ms each time.
+    # Written separately, head and body would wait for each other in the kernel, 40 ms a time.
     wbufsize, disable_nagle_algorithm = -1, True
     timeout = 30
 
@@ -168,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, "requests from other pages are refused")
 
     def check_token(self):
-        """Refuse who has not read the page."""
+        """Refuse a request without the token that is in the page."""
         if not secrets.compare_digest(self.headers.get("X-Token", "").encode(),
                                       self.server.token.encode()):
             raise Refused(403, "this page belongs to an earlier race: reload it")
@@ -222,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "the body is no JSON") from None
 
     def log_message(self, *arguments):
-        """Silent: a line for each request would be all there is to see."""
+        """Log nothing, because a line for each request would drown everything else."""
 
 
 def _no_number(text):
@@ -232,7 +234,7 @@ def _no_number(text):
 def serve(race, port=PORT):
     """Serve the race until Ctrl-C; opens a browser where there is a screen, else says what to do.
 
-    Raises ValueError for a port that cannot be, OSError with a sentence for one that is taken.
+    Raises ValueError for an invalid port, and OSError, with advice, for one that is taken.
     """
     if not 1024 <= port <= 65535:
         raise ValueError(f"a port is a whole number from 1024 to 65535, got {port}")
@@ -240,7 +242,8 @@ def serve(race, port=PORT):
         server = Server(race, port)
     except OSError as error:
         raise OSError(f"port {port} cannot be used ({error.strerror}); another race may be "
-                      f"running, or take another: python -m minidl race --port {port + 1}") from None
+                      "running, or take another: "
+                      f"python -m minidl race --port {port + 1}") from None
     try:
         print(f"the race runs at {server.address} until Ctrl-C", flush=True)
         remote = "SSH_CONNECTION" in os.environ
