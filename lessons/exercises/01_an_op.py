@@ -83,5 +83,7 @@ MUTATIONS = {
     "the second term of the product rule is lost": _wrong(lambda g, x, s: g * s),
     "only the sigmoid's derivative is there, not that of the product": _wrong(
         lambda g, x, s: g * s * (1 - s)),
+    "the derivative of tanh, 1 - s², stands where that of the sigmoid, s (1 - s), belongs": _wrong(
+        lambda g, x, s: g * (s + x * (1 - s * s))),
     "y is the sigmoid alone, without the x before it": {"silu": _sigmoid},
 }

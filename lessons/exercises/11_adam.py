@@ -116,6 +116,8 @@ def _wrong(average=lambda a, b, g: b * a + (1 - b) * g, correct=lambda a, b, t: 
 
 MUTATIONS = {
     "the bias correction is missing": _wrong(correct=lambda a, b, t: a),
+    "the corrections multiply where they should divide": _wrong(
+        correct=lambda a, b, t: a * (1 - b ** t)),
     "only m is corrected, not v": _wrong(correct_v=lambda a, b, t: a),
     "only v is corrected, not m": _wrong(correct=lambda a, b, t: a,
                                          correct_v=lambda a, b, t: a / (1 - b ** t)),

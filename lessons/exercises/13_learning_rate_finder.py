@@ -5,8 +5,9 @@
 #
 # One short run with a rate that grows from step to step shows where the loss starts to fall,
 # where it falls most steeply, and where it rises (Smith 2015). Rates are a matter of factors,
-# so they grow geometrically. And the run is only a trial: afterwards the network must be as it
-# was.
+# so they grow geometrically. The rate at which the loss leaves is the one that a separate run
+# per rate shows (`experiments.lr_range`), within a factor of 3. And the run is only a trial:
+# afterwards the network must be as it was.
 
 # %%
 import numpy as np

@@ -194,7 +194,8 @@ def _ratio(name, got, right, factors, simple):
         values = ", ".join(dict.fromkeys(f"{np.nanmean(r):.6g}" for r in ratios))
         if not called and len(set(values.split(", "))) > 1:
             return []
-        return [f"{name} is everywhere {values} times the right one"
+        several = " (one factor per case)" * ("," in values)
+        return [f"{name} is everywhere {values} times the right one{several}"
                 + (f": the factor is {called}" if called and called != values else "")]
     if called:
         return [f"{name} is the right one times {called}"]
@@ -238,8 +239,10 @@ def _made_of(name, got, right, terms, factors, by_feature=False):
             continue  # it is not there, and should not be
         right_share = all(np.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(have, want))
         should = named(want, [factors[i] for i in cases]) or f"{np.ravel(want[0])[0]:.4g}"
-        note = "" if right_share else f"   <-- should be {_times(should)}"
-        lines.append(f"{words:<{max(map(len, terms[cases[0]]))}} is in it {_times(text)}{note}")
+        note = "" if right_share else ("   <-- should not be there" if should == "0" else
+                                       f"   <-- should be {_times(should)}")
+        there = "is not in it" if text == "0" else f"is in it {_times(text)}"
+        lines.append(f"{words:<{max(map(len, terms[cases[0]]))}} {there}{note}")
     if unnamed:
         lines.append("where the share differs from feature to feature, it is no constant factor: "
                      "a quantity with a value per feature is wrong, missing or exchanged")
@@ -247,7 +250,7 @@ def _made_of(name, got, right, terms, factors, by_feature=False):
 
 
 def _times(text):
-    return {"1": "once", "0": "not at all", "2": "twice"}.get(text, f"{text} times")
+    return {"1": "once", "2": "twice"}.get(text, f"{text} times")
 
 
 def shares(array, parts, by_feature=False):
