@@ -198,8 +198,8 @@ print(f"the shared BatchNorm has {np.median(np.sqrt(shared.running_var)):.2f} fo
 
 # %%
 fig, (left, right) = plotting.figure(
-    1, 2, size=(14, 6), title=f"At step 1 a unit's spread is {typical[0]:.2f}, at step "
-    f"14 {typical[13]:.1f}: no single number fits both")
+    1, 2, size=(14, 6), title=f"A unit's spread is {typical[0]:.2f} at step 1 and "
+    f"{typical[13]:.1f} at step 14: no single number fits both")
 for panel, what, name in ((left, 0, "mean"), (right, 1, "standard deviation")):
     values = found[:, what].T
     panel.plot(np.arange(1, STEPS + 1), values.T, color="0.6", linewidth=1)
