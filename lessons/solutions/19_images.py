@@ -88,10 +88,10 @@ lesson.check("1: running statistics, flattened / images", statistics[1] / statis
 # %% [markdown]
 # ## 2. Easy: Folding
 #
-# 13 layers become 10, and the outputs stay the same up to rounding (5e-6). In evaluation
-# mode BatchNorm is a factor and a constant for each channel, and both find room in the
-# kernel and the bias of the filter before it. That is how networks are made fast for use.
-# The training mode is lost: a folded network should not be trained on.
+# 13 layers become 10, and the outputs stay the same up to rounding (5e-6). In
+# evaluation mode BatchNorm is a factor and a constant for each channel, and both find
+# room in the kernel and the bias of the filter before it. That is how networks are made
+# fast for use. The training mode is lost: a folded network should not be trained on.
 
 # %%
 model = network(0)
@@ -111,10 +111,11 @@ lesson.check("2: change of the logits", difference, at_most=1e-3, claim=False)
 # %% [markdown]
 # ## 3. Medium: Batches of two
 #
-# After 400 steps with batches of two: 0.707, 0.768, 0.791 with BatchNorm at the rates 0.01,
-# 0.03, 0.1; 0.648, 0.730, 0.349 without. There is no loss at all, where lesson 12 lost some
-# 40 points: each channel still has 392 numbers from two images (98 behind the first
-# pooling, 18 behind the second). (Of 0.1 it is not known whether more were better.)
+# After 400 steps with batches of two: 0.707, 0.768, 0.791 with BatchNorm at the rates
+# 0.01, 0.03, 0.1; 0.648, 0.730, 0.349 without. There is no loss at all, where lesson 12
+# lost some 40 points: each channel still has 392 numbers from two images (98 behind the
+# first pooling, 18 behind the second). (Of 0.1 it is not known whether more were
+# better.)
 
 # %%
 best = []
@@ -131,8 +132,9 @@ lesson.check("3: batches of 2, accuracy without - with BatchNorm", best[1] - bes
 # ## 4. Medium: The plain deep network's initial weights
 #
 # Times 1.0: 0.199, 0.361, 0.174 at the rates 0.01, 0.03, 0.1. Times 1.1: 0.279, 0.348,
-# 0.127. Times 1.2: 0.270, 0.181, 0.098. Guessing is 0.1. So 1.0 and 1.1 are as good as each
-# other, and nothing in the neighbourhood makes this network learn well in 50 steps.
+# 0.127. Times 1.2: 0.270, 0.181, 0.098. Guessing is 0.1. So 1.0 and 1.1 are as good as
+# each other, and nothing in the neighbourhood makes this network learn well in 50
+# steps.
 
 # %%
 best = []
@@ -148,9 +150,10 @@ lesson.check("4: best accuracy of the plain network", max(best), at_most=0.6,
 # %% [markdown]
 # ## 5. Medium: Residual blocks without BatchNorm
 #
-# Best of three rates: 0.706 with 0.7 everywhere, 0.725 with 0.3 in the second convolution,
-# 0.795 with 0. Zero is not needed; any branch that starts small will do, and the smaller,
-# the larger the rate that works. With BatchNorm it is some 0.73 at 0.03: no better.
+# Best of three rates: 0.706 with 0.7 everywhere, 0.725 with 0.3 in the second
+# convolution, 0.795 with 0. Zero is not needed; any branch that starts small will do,
+# and the smaller, the larger the rate that works. With BatchNorm it is some 0.73 at
+# 0.03: no better.
 
 # %%
 best = []
@@ -167,7 +170,8 @@ lesson.check("5: accuracy, the lowest of three small scales", min(best), at_leas
 # ## 6. Research: Twice as deep
 #
 # Layers only, with BatchNorm: 0.146, which is next to nothing. Residual with BatchNorm:
-# 0.636. Residual from zero, without: 0.817, as good as with 17 convolutions. (One seed.)
+# 0.636. Residual from zero, without: 0.817, as good as with 17 convolutions. (One
+# seed.)
 
 # %%
 KINDS = {"plain + BN": (dict(batch_norm=True), (0.03, 0.1, 0.3)),
