@@ -235,9 +235,9 @@ print(f"\n{CAREFUL}, each at its best rate, median of 3 seeds")
 print(fair.table(TARGET, at=(100, 300, 500)))
 seconds = {name: np.median(fair.seconds_to(name, TARGET)) for name in (PLAIN, BN)}
 total = max(fair.array(name, "seconds").max(initial=0) for name in (PLAIN, BN))
-slow, fast = (experiments.or_more(seconds[name], total, ".2f") for name in (PLAIN, BN))
+slow, fast = (experiments.or_more(seconds[name], total, ".2g") for name in (PLAIN, BN))
 fig, ax = plotting.figure(size=(11, 6), title=f"Both at their best: {TARGET:.0%} right "
-                                              f"after {fast} s of training with "
+                                              f"after {fast} s of training\nwith "
                                               f"BatchNorm, {slow} s without")
 plotting.compare(fair, against="seconds", target=TARGET, ax=ax)
 ax.set_xlim(0, 3 * np.nan_to_num(seconds[PLAIN], posinf=total / 3))

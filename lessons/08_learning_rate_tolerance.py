@@ -201,7 +201,7 @@ for depth in split:
 # %%
 fig, axes = plotting.figure(1, 2, sharey=True, size=(14, 6),
                             title="At the plain network's best rate BatchNorm has "
-                            + " and ".join(f"{share[depth, 200]:.0%} ({depth} layers)"
+                            + " and ".join(f"{share[depth, 200]:.1f} ({depth} layers)"
                                            for depth in split) + " of its gain")
 for ax, (depth, result) in zip(axes, split.items()):
     plotting.compare(result, what="losses", ax=ax)

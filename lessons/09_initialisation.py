@@ -22,6 +22,7 @@ from minidl.lessonkit import Lesson
 lesson = Lesson("09_initialisation")
 (x, y), _ = lesson.load_data()
 images = x[:1000], y[:1000]
+held_out = x[1000:2000], y[1000:2000]  # not learned: to choose learning rates by
 
 # %% [markdown]
 # ## The network
@@ -56,10 +57,14 @@ def network(seed, scale, batch_norm, eps=1e-5, activation="relu"):
 # %%
 def train(scale, batch_norm, seed, lr=0.01, eps=1e-5, measured_at=MEASURED_AT):
     """The job of our sweeps: train one network. Diverged means guessing, one in ten."""
-    run = experiments.run(network(seed, scale, batch_norm, eps), (images, images),
-                          optimizer=optim.SGD(lr=lr), steps=200, batch_size=100,
-                          eval_steps=measured_at)
+    model = network(seed, scale, batch_norm, eps)
+    run = experiments.run(model, (images, images), optimizer=optim.SGD(lr=lr),
+                          steps=200, batch_size=100, eval_steps=measured_at)
+    score = 0.1
+    if run.diverged_at is None:
+        score = np.mean(model.predict(held_out[0]).argmax(axis=1) == held_out[1])
     return {"curve": run.accuracy, "accuracy": np.nan_to_num(run.accuracy[-1], nan=0.1),
+            "held_out": score,
             "diverged_at": np.nan if run.diverged_at is None else run.diverged_at}
 
 
@@ -327,28 +332,35 @@ for eps in EPSILONS:
 # themselves. It overwrites them, and yet the network learns.
 #
 # Now the learning rate. BatchNorm must take 1 for all scales. The plain network may
-# choose the best of three rates for each scale. Was it lost at scale 1, or did it only
-# need another rate?
+# choose a rate for each scale: the one that is best on 1,000 images which it has not
+# learned. Was it lost at scale 1, or did it only need another rate?
 
 # %%
 decades = SCALES[::2]
 # by scale
-PLAIN_RATES = [[1e-5, 1e-4, 1e-3], [0.01, 0.1, 1.0]] + 3 * [[0.1, 1.0, 10.0]]
+PLAIN_RATES = [[3e-6, 1e-5, 3e-5, 1e-4], [0.01, 0.1, 1.0], *3 * [[0.1, 1.0, 10.0]]]
 seeds = lesson.seeds(2)
-# (seeds, scales)
 options = {"seed": seeds, "measured_at": [[200]]}
 at_rate_1 = experiments.sweep({"scale": decades.tolist(), "batch_norm": [True],
                                "lr": [1.0], **options}, train)
 at_rate_1 = at_rate_1.array("accuracy")[:, 0, 0, :, 0].T  # (seeds, scales)
 best_plain = []
 for scale, rates in zip(decades.tolist(), PLAIN_RATES):
-    tried = experiments.sweep({"scale": [scale], "batch_norm": [False], "lr": rates,
-                               **options}, train)
-    tried = tried.array("accuracy")[0, 0, :, :, 0]  # (rates, seeds)
-    best_plain.append(tried[tried.mean(axis=1).argmax()])
+    # the first seed chooses, and its run counts; the second repeats it
+    tried = [train(scale, False, seeds[0], lr, measured_at=[200]) for lr in rates]
+    scores = [run["held_out"] for run in tried]
+    place = 1  # where no rate teaches anything there is no best one
+    if max(scores) > 0.2:
+        place = rates.index(experiments.best(rates, scores))
+    again = train(scale, False, seeds[1], rates[place], measured_at=[200])
+    best_plain.append([tried[place]["accuracy"], again["accuracy"]])
+    print(f"without BatchNorm, scale {scale:g}: rate {rates[place]:g}, "
+          f"{scores[place]:.0%} of the images held out are right")
 best_plain = np.array(best_plain).T
+
+# %%
 by_rate = {"with BatchNorm, rate 1": at_rate_1,
-           "without, best of three rates": best_plain,
+           "without, its best rate": best_plain,
            "with BatchNorm, rate 0.01": accuracy[BN][::2].T}
 print("\ntraining accuracy after 200 steps, mean of 2 seeds")
 row("scale of the initial weights", decades, ".2g")
@@ -360,7 +372,7 @@ learn = {name: sum(values.mean(axis=0) >= LEARNS) for name, values in by_rate.it
 fig, ax = plotting.figure(size=(11, 6), title="At rate 1, "
                           f"{learn['with BatchNorm, rate 1']} of 5 scales learn with "
                           "BatchNorm;\nwithout, each at its best rate, "
-                          f"{learn['without, best of three rates']}")
+                          f"{learn['without, its best rate']}")
 for i, (name, values) in enumerate(by_rate.items()):
     plotting.band(decades, values, name, i, ax)
 ax.set(xscale="log", ylim=(0, 1.03), xlabel="scale of the initial weights",
@@ -369,8 +381,9 @@ plotting.legend(ax)
 lesson.show(fig, "rate")
 
 # %% [markdown]
-# So at scale 1 the plain network was not lost: its learning rate was wrong by a factor
-# of 100. At small scales none of its rates helps, because its output hardly depends on
+# So at scale 1 the plain network was not lost: its learning rate was hundreds of times
+# too large. (It memorises its 1,000 images, though: of those held out about half are
+# right.) At small scales none of its rates helps, because its output hardly depends on
 # the image. With BatchNorm the large rate mends the *small* edge as well.
 #
 # What we may say: at one given learning rate BatchNorm needs far less care with the
@@ -402,10 +415,10 @@ lesson.check("large edge moves: accuracy with BatchNorm at scale 1, rate 1 - rat
              at_rate_1.mean(axis=0)[0] - accuracy[BN][0].mean(), at_least=0.3)
 lesson.check("rate 1: lowest accuracy with BatchNorm over five scales",
              at_rate_1.mean(axis=0).min(), at_least=0.6)
-lesson.check("fair: accuracy without BatchNorm at scale 1, best of three rates",
+lesson.check("fair: accuracy without BatchNorm at scale 1, its best rate",
              best_plain.mean(axis=0)[0], at_least=0.5, on_default_data=True,
              claim=False)
-lesson.check("fair: accuracy without BatchNorm at scale 0.01, best of three rates",
+lesson.check("fair: accuracy without BatchNorm at scale 0.01, its best rate",
              best_plain.mean(axis=0)[2], at_most=0.3, claim=False)
 lesson.finish()
 

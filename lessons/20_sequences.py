@@ -165,8 +165,8 @@ gap = {kind: np.mean(batch_mode[kind] - eval_mode[kind]) for kind in models}
 # %%
 fig, ax = plotting.figure(
     size=(12, 6), title="Shared statistics: "
-    f"{np.median(batch_mode[SHARED]):.2f} in training mode, "
-    f"{np.median(eval_mode[SHARED]):.2f} in evaluation mode")
+    f"{np.median(batch_mode[SHARED]):.1f} in training mode, "
+    f"{np.median(eval_mode[SHARED]):.1f} in evaluation mode")
 for i, (name, values) in enumerate((("training mode", batch_mode),
                                     ("evaluation mode", eval_mode))):
     for place, kind in enumerate(values):
