@@ -197,10 +197,10 @@ print("best test accuracy on the way: "
 #
 # Less memory was only a means. The end is accuracy on images that the network has not
 # seen. So now 500 images with their true labels, few enough to overfit, in batches of
-# 50. Each network chooses its learning rate from a wide grid, from 0.1 to 4. It
-#     chooses on 1,000 *validation* images, after 150 steps, since a rate chosen on
-#     the test images would flatter the network that had more luck with them. Then eight
-#     fresh seeds of the best of each are compared on the test set.
+# 50. Each network chooses its learning rate from a wide grid, from 0.1 to 4. It chooses
+# on 1,000 *validation* images, after 150 steps, since a rate chosen on the test images
+# would flatter the network that had more luck with them. Then eight fresh seeds of the
+# best of each are compared on the test set.
 #
 # Predict: which one is ahead after 150 steps, and which after 300?
 
