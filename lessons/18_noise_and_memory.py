@@ -266,7 +266,8 @@ lesson.show(fig, "few_images")
 #    is small, and a plain network that stops early memorises no more.
 # 3. *Therefore BatchNorm generalises better.* We find a gain of one percentage
 #    point at most, which is one to three standard errors from zero. At usual batch
-#    sizes the noise is small, and BatchNorm speeds up all learning, memorising included.
+#    sizes the noise is small, and BatchNorm speeds up all learning, memorising
+#    included.
 #
 # Ioffe and Szegedy report for ImageNet that Dropout could be removed or reduced
 # (section 3.4). Their networks are larger and train for longer, and our small one
