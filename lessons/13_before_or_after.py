@@ -126,7 +126,7 @@ def wide(shape, rng):
     return 4 * initializers.glorot_normal(shape, rng)
 
 
-GRID, CARE = (0.03, 0.1, 0.3, 1.0, 3.0), {"relu": "he_normal", "sigmoid": wide}
+GRID, CARE = (0.1, 0.3, 1.0, 3.0, 10.0), {"relu": "he_normal", "sigmoid": wide}
 held_out, careful = split(x_train, y_train, 0.2, lesson.seed), {}
 for activation, initializer in CARE.items():
     build = partial(network, activation=activation, place=NONE, initializer=initializer)
