@@ -7,7 +7,7 @@
 # large that dependence is, and at which batch size BatchNorm stops helping. Whether the
 # noise is good for something, as most texts say, is the question of lesson 18.
 #
-# You need: lesson 4. Running time: 10 to 20 seconds.
+# You need: lesson 4. Running time: 10 to 15 seconds.
 
 # %%
 import os

@@ -126,13 +126,13 @@ def wide(shape, rng):
     return 4 * initializers.glorot_normal(shape, rng)
 
 
-GRID, CARE = (0.03, 0.1, 0.3, 1.0, 3.0), {"relu": "he_normal", "sigmoid": wide}
+GRID, CARE = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), {"relu": "he_normal", "sigmoid": wide}
 held_out, careful = split(x_train, y_train, 0.2, lesson.seed), {}
 for activation, initializer in CARE.items():
     build = partial(network, activation=activation, place=NONE, initializer=initializer)
-    scores = [experiments.run(build(lesson.seed), held_out, optimizer=optim.SGD(lr=lr),
-                              steps=100, batch_size=64, eval_steps=[100]).accuracy[-1]
-              for lr in GRID]
+    scores = [[experiments.run(build(seed), held_out, optimizer=optim.SGD(lr=lr),
+                               steps=100, batch_size=64, eval_steps=[100]).accuracy[-1]
+               for lr in GRID] for seed in lesson.seeds(2)]
     lr = experiments.best(GRID, np.nan_to_num(scores, nan=0.1), f"plain, {activation}")
     careful[activation] = experiments.compare(
         {NONE: build}, data, lr=lr, steps=100, batch_size=64, seeds=lesson.seeds(4),

@@ -263,9 +263,9 @@ lesson.show(fig, "few_images")
 #    learning. With groups of 4 a network needs several times as many steps to
 #    memorise half of the wrong labels, but it gets there. At equal fit the difference
 #    is small, and a plain network that stops early memorises no more.
-# 3. *Therefore BatchNorm generalises better.* We find a gain of about one percentage
-#    point after 150 steps, and of half a point after 300. At usual batch sizes the
-#    noise is small, and BatchNorm speeds up all learning, memorising included.
+# 3. *Therefore BatchNorm generalises better.* We find a gain, and a small one: half
+#    a percentage point to one. At usual batch sizes the noise is small, and BatchNorm
+#    speeds up all learning, memorising included.
 #
 # Ioffe and Szegedy report for ImageNet that Dropout could be removed or reduced
 # (section 3.4). Their networks are larger and train for longer, and our small one
@@ -286,7 +286,9 @@ lesson.check("300 steps: wrong labels memorised with groups of 4",
 lesson.check("95 % of the right labels: wrong ones, groups of 4 - plain, size",
              abs(wrong.mean), at_most=0.1, claim=False)
 lesson.check("95 % of the right labels: test accuracy, groups of 4 - plain, size",
-             abs(test.mean), at_most=0.04, claim=False)
+             abs(test.mean), at_most=0.025, claim=False)
+lesson.check("500 images, step 300: test accuracy without BatchNorm",
+             final[PLAIN][:, 1].mean(), at_least=0.75, claim=False)
 lesson.check("500 images, step 300: size of the difference in test accuracy",
              abs(gain[300].mean), at_most=0.015, claim=False)
 lesson.finish()

@@ -8,7 +8,7 @@
 # network has BatchNorm. What is different about sequences? We take the smallest network
 # that reads one, and measure.
 #
-# You need: lessons 4 and 11. Running time: 15 to 20 seconds.
+# You need: lessons 4 and 11. Running time: 10 to 15 seconds.
 
 # %%
 import os
