@@ -43,7 +43,8 @@ def test_the_second_program_looks_inside_the_model_of_the_first(tmp_path):
 
 def test_each_word_in_the_table_of_words_exists():
     """In minidl's column, what is called is in the package, or on a layer or a model."""
-    table = re.search(r"\| Keras \| PyTorch \| minidl \|\n\|[-|]+\n((?:\|.+\n)+)", README)[1]
+    words = (PROJECT / "minidl" / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"\| Keras \| PyTorch \| minidl \|\n\|[-|]+\n((?:\|.+\n)+)", words)[1]
     rows = table.splitlines()
     words = [word for row in rows for word in re.findall(r"`([^`]+)`", row.split("|")[3])]
     model = minidl.Sequential([minidl.Dense(2, input_shape=3)])
