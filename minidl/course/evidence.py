@@ -1,5 +1,4 @@
-"""What wrong numbers show: of which right ones they are made, with which factor, and where they
-part.
+"""What wrong numbers show: how they follow from the right ones, and where the two part.
 
 Every sentence states what was measured. None of them guesses: a factor is named, or a known mistake
 recognised, only if the numbers of all cases say so and no other name fits as well.
@@ -34,8 +33,9 @@ def tolerance(a, b):
 
 
 def distance(a, b):
-    """The largest difference of two arrays, relative to the largest entry of b; inf where one is
-    finite and the other is not, or where their shapes differ.
+    """The largest difference of two arrays, relative to the largest entry of b.
+
+    inf where one is finite and the other is not, or where their shapes differ.
     """
     if a.shape != b.shape:
         return np.inf
@@ -72,12 +72,11 @@ def first_wrong(name, got, right):
 
 
 def cause(name, got, right, known, terms, factors):
-    """Lines that say how the numbers of all cases follow from the right ones, [] if that is not
-    known.
+    """Lines that say how the numbers of all cases follow from the right ones.
 
-    got, right: an array per case. known, terms, factors: a dict per case, of other arrays that may
-    stand there; of the parts that the right result is the sum of; of numbers that may be
-    forgotten, or be there twice.
+    Returns [] if that is not known. got, right: an array per case. known, terms, factors: a dict
+    per case, of other arrays that may stand there; of the parts that the right result is the sum
+    of; of numbers that may be forgotten, or be there twice.
     """
     with np.errstate(all="ignore"):
         return (_known(name, got, right, known) or _shapes(name, got, right) or _single(got, right)
@@ -218,8 +217,9 @@ def _by_line(name, got, right):
 
 
 def _made_of(name, got, right, terms, factors, by_feature=False):
-    """In which shares are the parts in it, of which the right one is the sum? by_feature: in
-    shares that differ from column to column.
+    """Lines that say in which shares the parts, whose sum is right, are in the numbers.
+
+    by_feature: the shares may differ from column to column.
     """
     cases = [i for i, parts in enumerate(terms) if parts and got[i].shape == right[i].shape]
     if not cases:
@@ -397,8 +397,10 @@ def _powers(name, q):
 
 
 def normalised_by(y, x, gamma, beta, eps, means, variances):
-    """Lines: which mean and which variance y was made with, if it is gamma (x - mean) /
-    sqrt(variance + eps) + beta. means, variances: {words: (features,)} to choose from.
+    """Lines that say which mean and which variance y was made with.
+
+    y is taken to be gamma (x - mean) / sqrt(variance + eps) + beta. means, variances: {words:
+    (features,)} to choose from.
 
     Each column of y must be a straight line in x, whose slope and zero tell the two.
     """
@@ -419,8 +421,9 @@ def normalised_by(y, x, gamma, beta, eps, means, variances):
 
 
 def dependence(name, argument, got, got_halved, right, right_halved):
-    """A line, if halving an argument changes the right result and not this one, the other way
-    round, or by another factor; else None.
+    """A line on an argument whose halving changes this result otherwise than the right one.
+
+    It may change only one of the two, or both by different factors; else returns None.
     """
     if not got.shape == got_halved.shape == right.shape == right_halved.shape:
         return None

@@ -42,8 +42,9 @@ def exercises():
 
 
 def find_exercise(name):
-    """The file of an exercise, by its number or a part of its name; ValueError if none or several
-    match.
+    """The file of an exercise, by its number or a part of its name.
+
+    Raises ValueError if none or several match.
     """
     known = exercises()
     found = [path for path in known
@@ -55,9 +56,7 @@ def find_exercise(name):
 
 
 def exercise_of(file):
-    """The exercise that a student's file is a copy of, by its heading, or else by its name; None if
-    it is none.
-    """
+    """The exercise that a student's file is a copy of, by its heading or its name; else None."""
     heading = None
     try:
         if Path(file).stat().st_size <= MOST_FILE:
@@ -106,8 +105,9 @@ def loaded(path):
 # --- Running and judging --------------------------------------------------------------------------
 
 def check_file(file, exercise=None, seed=0):
-    """Run a student's file and judge it; returns a Report. exercise: the path of the exercise, by
-    default the one that the file is a copy of.
+    """Run a student's file and judge it; returns a Report.
+
+    exercise: the path of the exercise, by default the one that the file is a copy of.
     """
     file = Path(file).resolve()
     if not file.is_file():
@@ -137,8 +137,9 @@ def check_exercise(number, *functions, seed=0):
 
 
 def _run(exercise, file, seed):
-    """({play: {name: array} or the text of an error}, what was printed) of a student's process, or
-    (the reason why there is none, what was printed).
+    """(results, what was printed) of a student's process.
+
+    results: {play: {name: array} or the text of an error}, or the reason why there are none.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         out, log = Path(folder, "results.npz"), Path(folder, "printed.txt")
@@ -288,9 +289,9 @@ COLUMNS = ["student", "exercise", "file", "solved", "passed", "failed", "first t
 
 
 def grade(folder, csv):
-    """Check all copies in the folders of a class, one folder per student, and write a CSV file of
-    one row per student and exercise; returns the rows.
+    """Check the copies of a class, one folder per student; returns the rows of its table.
 
+    Writes a CSV file of one row per student and exercise.
     Each time the cases are drawn from a new seed, which is in the table.
     """
     folder = Path(folder)

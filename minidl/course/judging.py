@@ -25,8 +25,10 @@ class Check(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What came of a file: state is "solved", "not started yet" or "not solved"; checks a list of
-    Check; printed what it wrote on the terminal.
+    """The outcome of a file.
+
+    state: "solved", "not started yet" or "not solved". checks: a list of Check. printed: what it
+    wrote on the terminal.
     """
 
     state: str
@@ -60,8 +62,9 @@ def refused(text):
 
 
 def judge(exercise, seed, said, printed=""):
-    """A Report of what a student's functions returned. said: {play: {name: array} or the text of an
-    error}, or one text where nothing was played.
+    """A Report of what a student's functions returned.
+
+    said: {play: {name: array} or the text of an error}, or one text where nothing was played.
     """
     if isinstance(said, str):
         return refused(said)._replace(printed=printed)
@@ -245,9 +248,7 @@ class _Judge:
         return getattr(self.exercise, hook, lambda *_: [])(*rest)
 
     def _variant(self, output):
-        """The line of the first variant of the solution with the student's numbers, [] if there
-        is none.
-        """
+        """The line of the first variant of the solution with the student's numbers, else []."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for index, (words, _) in enumerate(variants(self.exercise)):
@@ -306,8 +307,9 @@ class _Judge:
         return list(filter(None, words))
 
     def _mistake(self, output, alone=True):
-        """The words of the only known mistake with the student's numbers, or None. output: None for
-        all of them.
+        """The words of the only known mistake with the student's numbers, or None.
+
+        output: the name of one result, None for all of them.
         """
         mutated = mistakes(self.exercise, self.seed)
         floats = output and all(run[output].dtype.kind == "f" for run in self.right.values())
@@ -320,17 +322,16 @@ class _Judge:
         return None
 
     def _all_wrong(self, made):
-        """Whether the student has wrong all that a mistake makes wrong; else its words say too
-        much.
-        """
+        """Whether the student has wrong all that a mistake makes wrong; its words claim it."""
         touched = [key for key in self.right[self.cases[0]] if key != "changed"
                    and not self._agree(made.get, key, self.right)]
         return not any(self._agree(self.right.get, key) for key in touched)
 
     def _agree(self, made, output, said=None):
-        """Whether results are those of a mistake in all cases, in one output or in all (None), with
-        numbers in at least one case. made: a function of the case. said: by default what the
-        student's functions returned.
+        """Whether results are those of a mistake in all cases, with numbers in at least one.
+
+        output: in one output, or in all (None). made: a function of the case. said: by default
+        what the student's functions returned.
         """
         numbers = False
         for name in self.cases:

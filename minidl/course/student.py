@@ -90,8 +90,9 @@ def load(path):
 
 
 def plays(exercise, seed):
-    """{name: arguments}: the cases, by number; the first one again, with each of its floating-point
-    arguments halved; and at last the first one again, as it was.
+    """{name: arguments}: the cases by number, and the first one again in several ways.
+
+    These are with each of its floating-point arguments halved, and at last as it was.
     """
     cases = exercise.cases(np.random.default_rng(seed))
     made = {str(i): case for i, case in enumerate(cases)}
